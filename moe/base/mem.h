@@ -1,0 +1,61 @@
+/* The ledger and the big mappings.
+ *
+ * Weights, KV cache, activations and staging live outside the heap, in regions: address space is
+ * reserved once and pages are committed from the ledger as they are needed, so that every large
+ * byte of the process has an owner and the token path allocates nothing.  The heap (jemalloc) only
+ * serves small objects.
+ *
+ * A region belongs to the caller, who serialises its calls; the ledger's counters are atomic. */
+#ifndef MOE_BASE_MEM_H
+#define MOE_BASE_MEM_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moe/base/err.h"
+
+enum mem_owner {
+    MEM_WEIGHTS, /* dense weights and experts, as laid out for the kernels */
+    MEM_KV,      /* sessions' KV slots and recurrent states */
+    MEM_ACT,     /* activation arena, control buffers and logits */
+    MEM_STAGING, /* bytes on their way from a file to their place */
+    MEM_OWNER_N,
+};
+
+struct ledger {
+    uint64_t budget;                       /* bytes; UINT64_MAX = no limit */
+    _Atomic uint64_t used[MEM_OWNER_N];    /* committed bytes, whole pages */
+    _Atomic uint64_t total, peak;
+};
+
+void ledger_init(struct ledger *l, uint64_t budget);
+const char *mem_owner_name(enum mem_owner owner);
+
+struct region {
+    void *base;       /* NULL while not reserved; aligned to 2 MiB when reserved >= 2 MiB */
+    size_t reserved;  /* bytes of address space from base */
+    size_t committed; /* bytes from base that may be touched; whole pages */
+    void *map;        /* the mapping as the system gave it */
+    size_t map_bytes;
+    enum mem_owner owner;
+    struct ledger *ledger;
+};
+
+/* Reserves address space; commits nothing.  ERR_MEMORY. */
+enum status region_reserve(struct region *r, struct ledger *l, enum mem_owner owner, size_t bytes,
+                           struct err *e);
+
+/* Makes at least `bytes` from base usable (zero-filled where new), charged to the ledger.
+ * ERR_BUDGET when the ledger forbids it, ERR_MEMORY when the system does; nothing changes then. */
+enum status region_commit(struct region *r, size_t bytes, struct err *e);
+
+/* Gives every page beyond `bytes` back to the system. */
+void region_trim(struct region *r, size_t bytes);
+
+/* Unmaps; r may be zero-initialised or already released. */
+void region_release(struct region *r);
+
+size_t mem_page_size(void);
+
+#endif

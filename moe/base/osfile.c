@@ -1,0 +1,156 @@
+/* See osfile.h. */
+#define _GNU_SOURCE
+#include "moe/base/osfile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static int sys_open(const char *path, int direct)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0));
+    return fd < 0 ? -errno : fd;
+}
+
+static int64_t sys_pread(int fd, void *buf, size_t n, uint64_t offset)
+{
+    ssize_t r = pread(fd, buf, n, (off_t)offset);
+    return r < 0 ? -errno : r;
+}
+
+static int sys_close(int fd) { return close(fd); }
+
+static void sys_drop(int fd, uint64_t offset, uint64_t n)
+{
+    (void)posix_fadvise(fd, (off_t)offset, (off_t)n, POSIX_FADV_DONTNEED);
+}
+
+const struct osfile_ops osfile_system = {sys_open, sys_pread, sys_close, sys_drop};
+
+enum status osfile_open(struct osfile *f, const char *path, int direct,
+                        const struct osfile_ops *ops, struct err *e)
+{
+    memset(f, 0, sizeof *f);
+    f->fd = -1;
+    f->ops = ops ? ops : &osfile_system;
+    int fd = f->ops->open(path, direct);
+    if (fd < 0 && direct) {
+        direct = 0;
+        fd = f->ops->open(path, 0);
+    }
+    if (fd < 0) return err_set(e, ERR_IO, "cannot open %s: %s", path, strerror(-fd));
+    struct stat st;
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
+        const char *why = S_ISDIR(st.st_mode) ? "it is a directory" : "it is not a regular file";
+        f->ops->close(fd);
+        return err_set(e, ERR_IO, "cannot read %s: %s", path, why);
+    }
+    f->path = strdup(path);
+    if (!f->path) {
+        f->ops->close(fd);
+        return err_set(e, ERR_MEMORY, "no memory to open %s", path);
+    }
+    f->fd = fd;
+    f->direct = direct;
+    f->size = (uint64_t)st.st_size;
+    return OK;
+}
+
+void osfile_close(struct osfile *f)
+{
+    if (f->path && f->fd >= 0) f->ops->close(f->fd);
+    free(f->path);
+    f->path = NULL;
+    f->fd = -1;
+}
+
+enum status osfile_read(const struct osfile *f, void *buf, size_t n, uint64_t offset, struct err *e)
+{
+    size_t done = 0;
+    while (done < n) {
+        int64_t r = f->ops->pread(f->fd, (char *)buf + done, n - done, offset + done);
+        if (r == -EINTR) continue;
+        if (r < 0)
+            return err_set_at(e, ERR_IO, offset + done, "cannot read %s at byte %llu: %s", f->path,
+                              (unsigned long long)(offset + done), strerror((int)-r));
+        if (r == 0) {
+            return err_set_at(e, ERR_IO, offset + done,
+                              "%s ends at byte %llu where more was promised: the file was "
+                              "truncated or changed",
+                              f->path, (unsigned long long)(offset + done));
+        }
+        done += (size_t)r;
+    }
+    return OK;
+}
+
+static void writer_free(struct osfile_writer *w)
+{
+    free(w->path);
+    free(w->aside);
+    memset(w, 0, sizeof *w);
+}
+
+enum status osfile_writer_open(struct osfile_writer *w, const char *path, struct err *e)
+{
+    memset(w, 0, sizeof *w);
+    struct stat st;
+    int in_place = !stat(path, &st) && !S_ISREG(st.st_mode);
+    size_t n = strlen(path) + sizeof ".part";
+    w->path = strdup(path);
+    w->aside = malloc(n);
+    if (!w->path || !w->aside) {
+        writer_free(w);
+        return err_set(e, ERR_MEMORY, "no memory to write %s", path);
+    }
+    (void)snprintf(w->aside, n, "%s%s", path, in_place ? "" : ".part");
+    w->fp = fopen(w->aside, "wb");
+    if (!w->fp) {
+        int code = errno;
+        writer_free(w);
+        return err_set(e, ERR_IO, "cannot write %s: %s", path, strerror(code));
+    }
+    return OK;
+}
+
+enum status osfile_writer_commit(struct osfile_writer *w, struct err *e)
+{
+    int in_place = !strcmp(w->path, w->aside);
+    errno = 0;
+    int bad = ferror(w->fp) || fflush(w->fp) || (!in_place && fsync(fileno(w->fp)));
+    int code = errno;
+    if (fclose(w->fp) && !bad) {
+        bad = 1;
+        code = errno;
+    }
+    w->fp = NULL;
+    if (!bad && !in_place && rename(w->aside, w->path)) {
+        bad = 1;
+        code = errno;
+    }
+    enum status s = OK;
+    if (bad) {
+        s = err_set(e, ERR_IO, "cannot write %s: %s", w->path, strerror(code ? code : EIO));
+        if (!in_place) (void)unlink(w->aside);
+    }
+    writer_free(w);
+    return s;
+}
+
+void osfile_writer_abort(struct osfile_writer *w)
+{
+    if (w->fp) (void)fclose(w->fp);
+    if (w->aside && strcmp(w->path, w->aside)) (void)unlink(w->aside);
+    writer_free(w);
+}
+
+double os_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}

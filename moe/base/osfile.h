@@ -1,0 +1,58 @@
+/* Files and the clock as structs of pointers, so that tests can fail the Nth read or freeze time.
+ *
+ * Owns an open file; a struct osfile may be read from several threads at once (reads carry their
+ * offset).  Writing goes through osfile_writer, which writes aside and renames at commit: a
+ * failed or abandoned write leaves no half-written file behind. */
+#ifndef MOE_BASE_OSFILE_H
+#define MOE_BASE_OSFILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "moe/base/err.h"
+
+struct osfile_ops {
+    int (*open)(const char *path, int direct);                           /* fd or -errno */
+    int64_t (*pread)(int fd, void *buf, size_t n, uint64_t offset);      /* bytes or -errno */
+    int (*close)(int fd);
+    void (*drop)(int fd, uint64_t offset, uint64_t n);                   /* give page cache back */
+};
+
+extern const struct osfile_ops osfile_system; /* the real thing */
+
+struct osfile {
+    const struct osfile_ops *ops;
+    int fd;        /* -1 = not open */
+    int direct;    /* opened without the page cache: offset, size and buffer in 4096s */
+    uint64_t size; /* bytes, at open */
+    char *path;    /* owned */
+};
+
+enum { OSFILE_ALIGN = 4096 };
+
+/* Opens for reading; direct asks for O_DIRECT and falls back to buffered where the file system
+ * refuses it (f->direct tells).  ERR_IO names the path and the reason.  ops NULL = the system's. */
+enum status osfile_open(struct osfile *f, const char *path, int direct,
+                        const struct osfile_ops *ops, struct err *e);
+void osfile_close(struct osfile *f);
+
+/* Reads exactly n bytes or fails with ERR_IO (end of file included: says where). */
+enum status osfile_read(const struct osfile *f, void *buf, size_t n, uint64_t offset,
+                        struct err *e);
+
+struct osfile_writer {
+    FILE *fp;
+    char *path, *aside; /* owned */
+};
+
+/* Creates "<path>.part"; write through fp with stdio, then commit (flush, sync, rename) or abort
+ * (unlink).  ERR_IO names the path and the reason.  "/dev/..." is written in place. */
+enum status osfile_writer_open(struct osfile_writer *w, const char *path, struct err *e);
+enum status osfile_writer_commit(struct osfile_writer *w, struct err *e);
+void osfile_writer_abort(struct osfile_writer *w);
+
+/* Monotonic seconds. */
+double os_seconds(void);
+
+#endif

@@ -1,0 +1,53 @@
+/* Products of weight tiles with prepared activation rows: the canonical arithmetic.
+ *
+ * A TILE is 16 rows of a weight matrix, interleaved so that one SIMD lane is one output row:
+ * there are no horizontal sums, and an output element is summed in one fixed order whatever the
+ * tier, the number of rows, the thread count or the batch (quant/README.md has the layouts and the
+ * order per type).  All tiers agree bit for bit.  Tiles have exactly the bytes of 16 GGUF rows; a
+ * matrix whose row count is no multiple of 16 ends in a tile padded with zero rows.
+ *
+ * Pure functions on the caller's memory; any thread. */
+#ifndef QUANT_MM_H
+#define QUANT_MM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moe/base/cpu.h"
+#include "quant/qtype.h"
+
+enum { TILE_ROWS = 16 };
+
+/* Bytes of one tile of a matrix with n_cols columns. */
+size_t tile_bytes(enum qtype type, int n_cols);
+
+/* Interleaves up to 16 GGUF rows (row_bytes apart) into one tile; rows beyond n_rows become 0. */
+void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t row_bytes,
+               void *tile);
+
+/* Reads row 0..15 of a tile back as floats: y[n_cols]. */
+void tile_row_f32(enum qtype type, int n_cols, const void *tile, int row, float *y);
+
+/* Bytes of a prepared activation row of n_cols elements; a multiple of 64.  Layout:
+ *   ACT_F32     float x[n]
+ *   ACT_Q8_32   int8 q[n] | float d[n/32]  | int32 s32[n/32]
+ *   ACT_Q8_256  int8 q[n] | float d[n/256] | int16 s16[n/16] | int16 s32[n/32]
+ * with q = round-to-nearest-even(x * (127/amax)), d = amax/127 (q = 0, d = 0 where amax is 0)
+ * and s16, s32 the sums of q over 16 and 32 neighbours. */
+size_t act_bytes(enum act_kind kind, int n_cols);
+
+struct mm_kernels {
+    /* Prepares one row; out is 64-byte aligned. */
+    void (*act[3])(int n_cols, const float *x, void *out);
+
+    /* y[r][0 .. 16*n_tiles) = tiles * x[r] for n_rows >= 1 prepared rows.  w points to n_tiles
+     * consecutive tiles, 64-byte aligned as are x[r]; every y[r] has room for 16*n_tiles floats.
+     * NULL for a type without kernels.  Index: enum qtype. */
+    void (*mm[QTYPE_ID_END])(int n_cols, int n_tiles, const void *w, int n_rows,
+                             const void *const *x, float *const *y);
+};
+
+/* The kernels of a tier: reference first, then overwritten tier by tier.  Valid forever. */
+const struct mm_kernels *mm_kernels(enum cpu_tier tier);
+
+#endif

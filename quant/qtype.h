@@ -1,0 +1,50 @@
+/* The table of weight types: what a GGUF tensor type is called, how it is cut into blocks, which
+ * activation format its product uses.  Ids are GGUF's.  Constant data; any thread.
+ *
+ * Only types with a row here can be opened; only those with `mm` kernels (quant/mm.h) can be
+ * multiplied.  Codecs of stacked weights get rows of their own. */
+#ifndef QUANT_QTYPE_H
+#define QUANT_QTYPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum qtype {
+    QTYPE_F32 = 0,
+    QTYPE_F16 = 1,
+    QTYPE_Q4_0 = 2,
+    QTYPE_Q8_0 = 8,
+    QTYPE_Q4_K = 12,
+    QTYPE_Q6_K = 14,
+    QTYPE_BF16 = 30,
+    QTYPE_ID_END = 64, /* ids are below this */
+};
+
+/* How a row of activations is prepared before it meets a weight (quant/README.md). */
+enum act_kind {
+    ACT_F32,   /* as it is */
+    ACT_Q8_32, /* int8 with one f32 scale per 32 */
+    ACT_Q8_256 /* int8 with one f32 scale per 256, sums per 16 and per 32 */
+};
+
+struct qtype_info {
+    enum qtype id;
+    const char *name;    /* "Q4_K", as GGUF tools spell it */
+    int block;           /* weights per block */
+    int block_bytes;     /* bytes per block */
+    enum act_kind act;
+};
+
+/* NULL when the id is not known. */
+const struct qtype_info *qtype_info(uint32_t id);
+
+/* NULL when no type has that name (case is ignored). */
+const struct qtype_info *qtype_by_name(const char *name);
+
+/* The i-th row of the table, NULL past its end. */
+const struct qtype_info *qtype_at(int i);
+
+/* Bytes of n weights; n is a multiple of the block. */
+size_t qtype_bytes(enum qtype type, uint64_t n);
+
+#endif
