@@ -1,15 +1,17 @@
 /* See thread.h.
  *
  * DESIGN.  A decode step is some hundred short parallel regions, so the cost of starting one
- * counts.  A region is announced by raising `epoch`; workers that spin see it within a cache miss,
- * sleepers are woken through a condition variable.  Tasks come from one atomic counter.  The caller
- * works too and then waits until `active` is zero, i.e. until no worker can still touch the
- * region's fields; a worker joins a region by raising `active` and re-checking the epoch, so one
- * that wakes up late simply finds no task left. */
+ * counts.  One 64-bit word holds the region's number and how many of its tasks are left; taking a
+ * task is a compare-and-swap on that word, so a worker that wakes up late can never take a task of
+ * a region it does not know.  Workers that spin see a new region within a cache miss, sleepers are
+ * woken through a condition variable.  The caller works too and then waits until `active` is zero,
+ * i.e. until the last task has ended.  Invariant: fn, arg and n_tasks only change while no task is
+ * left and no worker is active with one. */
 #include "moe/base/thread.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -32,65 +34,68 @@ struct pool {
     int n_started;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    _Atomic unsigned epoch;   /* raised when a region starts */
-    _Atomic int sleepers;     /* workers waiting on wake */
-    _Atomic int active;       /* workers inside a region */
+    _Atomic uint64_t word; /* region number << 32 | tasks left */
+    _Atomic int sleepers;  /* workers waiting on wake */
+    _Atomic int active;    /* workers that may hold a task */
     _Atomic int stop;
-    _Atomic int next;
     pool_fn *fn;
     void *arg;
-    _Atomic int n_tasks;
+    int n_tasks;
 };
 
-static void work(struct pool *p, int worker)
+static uint32_t region_of(uint64_t word) { return (uint32_t)(word >> 32); }
+
+/* Runs tasks of one region until none is left. */
+static void work(struct pool *p, uint32_t region, int worker)
 {
-    const int n = atomic_load_explicit(&p->n_tasks, memory_order_acquire);
-    for (;;) {
-        int task = atomic_fetch_add(&p->next, 1);
-        if (task >= n) return;
-        p->fn(p->arg, task, worker);
+    uint64_t word = atomic_load(&p->word);
+    while (region_of(word) == region && (uint32_t)word) {
+        if (!atomic_compare_exchange_weak(&p->word, &word, word - 1)) continue;
+        /* The task keeps the region open, so its fields are stable from here on. */
+        p->fn(p->arg, p->n_tasks - (int)(uint32_t)word, worker);
+        word = atomic_load(&p->word);
     }
 }
 
-static unsigned wait_epoch(struct pool *p, unsigned seen)
+static uint32_t wait_region(struct pool *p, uint32_t seen)
 {
     for (int i = 0; i < SPINS; i++) {
-        unsigned now = atomic_load_explicit(&p->epoch, memory_order_acquire);
+        uint32_t now = region_of(atomic_load_explicit(&p->word, memory_order_acquire));
         if (now != seen) return now;
         cpu_relax();
     }
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
-    while (atomic_load(&p->epoch) == seen) pthread_cond_wait(&p->wake, &p->lock);
+    while (region_of(atomic_load(&p->word)) == seen) pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->lock);
-    return atomic_load(&p->epoch);
+    return region_of(atomic_load(&p->word));
 }
 
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct pool *p = w->pool;
-    unsigned seen = 0;
+    uint32_t seen = 0;
     for (;;) {
-        seen = wait_epoch(p, seen);
+        seen = wait_region(p, seen);
         if (atomic_load(&p->stop)) return NULL;
         atomic_fetch_add(&p->active, 1);
-        /* The region may have ended since; only one that is still open has an even epoch's task
-         * counter below n_tasks, and the caller cannot change fn while active is above zero. */
-        if (atomic_load(&p->epoch) == seen) work(p, w->index);
+        work(p, seen, w->index);
         atomic_fetch_sub(&p->active, 1);
     }
 }
 
-static void raise_epoch(struct pool *p)
+static uint32_t open_region(struct pool *p, int n_tasks)
 {
-    atomic_fetch_add(&p->epoch, 1);
+    uint32_t region = region_of(atomic_load(&p->word)) + 1;
+    atomic_store(&p->word, (uint64_t)region << 32 | (uint32_t)n_tasks);
     if (atomic_load(&p->sleepers)) {
         pthread_mutex_lock(&p->lock);
         pthread_cond_broadcast(&p->wake);
         pthread_mutex_unlock(&p->lock);
     }
+    return region;
 }
 
 enum status pool_open(int n_threads, struct pool **out, struct err *e)
@@ -127,7 +132,7 @@ void pool_close(struct pool *p)
 {
     if (!p) return;
     atomic_store(&p->stop, 1);
-    raise_epoch(p);
+    (void)open_region(p, 0);
     for (int i = 0; i < p->n_started; i++) pthread_join(p->workers[i].thread, NULL);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
@@ -144,15 +149,9 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg, int n_tasks)
         for (int i = 0; i < n_tasks; i++) fn(arg, i, 0);
         return;
     }
-    /* A worker that came late for the last region may still be looking at the counter. */
-    while (atomic_load(&p->active)) cpu_relax();
     p->fn = fn;
     p->arg = arg;
-    atomic_store(&p->n_tasks, n_tasks);
-    atomic_store(&p->next, 0);
-    raise_epoch(p);
-    work(p, 0);
+    p->n_tasks = n_tasks;
+    work(p, open_region(p, n_tasks), 0);
     while (atomic_load(&p->active)) cpu_relax();
-    /* Closes the region for late workers: without tasks they leave fn and arg alone. */
-    atomic_store(&p->n_tasks, 0);
 }
