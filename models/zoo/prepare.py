@@ -5,7 +5,7 @@ What it is:  reads the unpacked corpus folder, makes chat-formatted documents, h
 Owns:        documents and their order. Same corpus, same arguments: same bytes out.
 Never does:  touch a model, read wikitext (that is for perplexity only), or show a held-out document to the trainer.
 
-    python prepare.py CORPUS OUT [--tokens 24e6] [--window 512]
+    python prepare.py CORPUS OUT [--tokens 22e6] [--window 512]
 """
 import argparse, glob, hashlib, json, os, random, re
 import numpy as np
@@ -254,8 +254,8 @@ def train_tokenizer(texts, prefix):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("corpus"); ap.add_argument("out")
-    ap.add_argument("--tokens", type=float, default=24e6); ap.add_argument("--window", type=int, default=512)
-    ap.add_argument("--book-mb", type=float, default=14)
+    ap.add_argument("--tokens", type=float, default=22e6); ap.add_argument("--window", type=int, default=512)
+    ap.add_argument("--book-mb", type=float, default=20)
     o = ap.parse_args()
     os.makedirs(o.out, exist_ok=True)
     rng = random.Random(1)
@@ -302,7 +302,7 @@ def main():
         "greet": endless(range(len(HELLO) * 4), lambda i: enc(chat(*(list(HELLO[i % len(HELLO)]) + (list(rng.choice(BYE)) if rng.random() < 0.4 else []))))),
     }
     # Share of windows begun by each source, at the start and at the end of the run; between them a straight line.
-    shares = {"tiny": (0.36, 0.66), "picture": (0.08, 0.08), "talk": (0.22, 0.20), "books": (0.33, 0.04), "greet": (0.01, 0.02)}
+    shares = {"tiny": (0.30, 0.55), "picture": (0.08, 0.06), "talk": (0.22, 0.22), "books": (0.39, 0.14), "greet": (0.01, 0.03)}
     names = list(shares)
     W = o.window + 1
     n_win = int(o.tokens / o.window)

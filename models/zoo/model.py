@@ -1,0 +1,213 @@
+"""The model: a decoder in the qwen3 / qwen3moe layout, and the named presets.
+
+What it is:  RMSNorm, grouped-query attention with per-head q/k norm and neox rope, SwiGLU, softmax-then-top-k routing with
+             renormalised weights, tied embeddings. `experts=0` gives the dense layout.
+Owns:        shapes, the forward pass, the loss (cross entropy and load balance).
+Never does:  read data, step an optimiser, write a file.
+
+Matrices and activations have the width `Model.half` (bf16 in training); norms, routers and the residual stream stay f32.
+"""
+from dataclasses import dataclass, asdict
+import torch, torch.nn as nn, torch.nn.functional as F
+
+@dataclass
+class Config:
+    layers: int = 5
+    width: int = 256
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    ff: int = 256            # of one expert; of the whole layer when dense
+    experts: int = 8         # 0: dense
+    top: int = 2
+    vocab: int = 4096
+    context: int = 512
+    rope_base: float = 1e4
+    eps: float = 1e-6
+    balance: float = 0.01    # weight of the load-balance loss
+    router_z: float = 1e-4   # weight of the squared log-sum-exp of the router
+
+    def dict(self): return asdict(self)
+
+PRESETS = {
+    "story": Config(),
+    "story-dense": Config(experts=0, top=0, ff=512),     # the same active matrices per token
+    "middle": Config(layers=6, heads=8, kv_heads=2, experts=64, top=8, context=1024),
+    "tiny": Config(layers=2, experts=4),                 # for trying things out
+}
+
+# Small fused pieces: plain functions, compiled where a compiler is there.
+
+def norm(x, w, eps):
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * w
+
+def rotate(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+def project_qkv(x, wn, wqkv, qn, kn, cos, sin, heads, kv, eps):
+    """[B,T,D] -> q [B,heads,T,d], k and v [B,kv,T,d]"""
+    B, T, _ = x.shape
+    h = norm(x, wn, eps).to(wqkv.dtype)
+    d = qn.numel()
+    z = F.linear(h, wqkv).view(B, T, heads + 2 * kv, d)
+    q, k, v = z.split([heads, kv, kv], 2)
+    q = rotate(norm(q, qn, eps).transpose(1, 2), cos, sin).to(wqkv.dtype)
+    k = rotate(norm(k, kn, eps).transpose(1, 2), cos, sin).to(wqkv.dtype)
+    return q.contiguous(), k.contiguous(), v.transpose(1, 2).contiguous()
+
+def attend_block(q, k, v, first):
+    """Queries first.. of a causal sequence against all keys up to their end; kv heads are shared by folding their queries into rows."""
+    B, H, T, d = q.shape
+    KV, S = k.shape[1], k.shape[2]
+    s = (q.reshape(B * KV, H // KV * T, d) @ k.reshape(B * KV, S, d).mT).view(B, H, T, S)
+    rows = torch.arange(T, device=q.device)[:, None] + first
+    hide = torch.arange(S, device=q.device)[None] > rows
+    p = (s.float() * d ** -0.5).masked_fill(hide, float("-inf")).softmax(-1).to(q.dtype)
+    return (p.view(B * KV, H // KV * T, S) @ v.reshape(B * KV, S, d)).view(B, H, T, d)
+
+def swiglu(h):
+    g, u = h.float().chunk(2, -1)
+    return (F.silu(g) * u).to(h.dtype)
+
+def compile_pieces():
+    global project_qkv, attend_block, swiglu, norm_to
+    project_qkv, attend_block, swiglu, norm_to = (torch.compile(f) for f in (project_qkv, attend_block, swiglu, norm_to))
+
+def norm_to(x, w, eps, like):
+    return norm(x, w, eps).to(like.dtype)
+
+def attend(q, k, v, block=128):
+    if q.is_cuda: return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    T = q.shape[2]
+    return torch.cat([attend_block(q[:, :, i:i + block], k[:, :, :i + block], v[:, :, :i + block], i) for i in range(0, T, block)], 2)
+
+class Gather(torch.autograd.Function):
+    """rows x[src]; every row of x is taken k times and `back` lists where, so that the gradient is a gather, too."""
+    @staticmethod
+    def forward(ctx, x, src, back, k):
+        ctx.save_for_backward(back); ctx.k = k
+        return x.index_select(0, src)
+    @staticmethod
+    def backward(ctx, g):
+        back, = ctx.saved_tensors
+        g = g.index_select(0, back)
+        return (g.view(-1, ctx.k, g.shape[-1]).sum(1) if ctx.k > 1 else g), None, None, None
+
+class Experts(nn.Module):
+    def __init__(s, c):
+        super().__init__()
+        s.c = c
+        s.router = nn.Parameter(torch.empty(c.experts, c.width))
+        s.gate_up = nn.Parameter(torch.empty(c.experts, 2 * c.ff, c.width))
+        s.down = nn.Parameter(torch.empty(c.experts, c.width, c.ff))
+
+    def forward(s, h, hf):
+        """h: rows for the experts; hf: the same rows in f32 for the router. Returns rows and the router's losses."""
+        E, K, N = s.c.experts, s.c.top, h.shape[0]
+        logits = hf @ s.router.t()
+        prob = logits.softmax(-1)
+        w, pick = prob.topk(K, -1)
+        w = w / w.sum(-1, keepdim=True)
+        flat = pick.flatten()
+        order = flat.argsort(stable=True)
+        back = torch.empty_like(order); back[order] = torch.arange(N * K, device=h.device)
+        count = torch.bincount(flat, minlength=E)
+        rows = Gather.apply(h, order // K, back, K)
+        if h.is_cuda:
+            ends = count.cumsum(0).int()
+            mid = swiglu(F.grouped_mm(rows, s.gate_up.mT, offs=ends))
+            y = F.grouped_mm(mid, s.down.mT, offs=ends)
+        else:
+            n = count.tolist()
+            mid = torch.cat([F.linear(r, m) for r, m in zip(rows.split(n), s.gate_up.unbind(0))])
+            mid = swiglu(mid)
+            y = torch.cat([F.linear(r, m) for r, m in zip(mid.split(n), s.down.unbind(0))])
+        y = Gather.apply(y, back, order, 1).view(N, K, -1)
+        out = torch.bmm(w.to(y.dtype)[:, None], y)[:, 0] if h.is_cuda else (y * w[..., None]).sum(1)
+        share = count.float() / (N * K)
+        balance = E * (share * prob.mean(0)).sum()
+        z = logits.logsumexp(-1).pow(2).mean()
+        return out, s.c.balance * balance + s.c.router_z * z, count
+
+class Dense(nn.Module):
+    def __init__(s, c):
+        super().__init__()
+        s.gate_up = nn.Parameter(torch.empty(2 * c.ff, c.width))
+        s.down = nn.Parameter(torch.empty(c.width, c.ff))
+    def forward(s, h, hf):
+        return F.linear(swiglu(F.linear(h, s.gate_up)), s.down), 0.0, None
+
+class Block(nn.Module):
+    def __init__(s, c):
+        super().__init__()
+        s.c = c
+        s.attn_norm = nn.Parameter(torch.ones(c.width)); s.ffn_norm = nn.Parameter(torch.ones(c.width))
+        s.q_norm = nn.Parameter(torch.ones(c.head_dim)); s.k_norm = nn.Parameter(torch.ones(c.head_dim))
+        s.qkv = nn.Parameter(torch.empty((c.heads + 2 * c.kv_heads) * c.head_dim, c.width))
+        s.out = nn.Parameter(torch.empty(c.width, c.heads * c.head_dim))
+        s.ffn = Experts(c) if c.experts else Dense(c)
+
+    def forward(s, x, cos, sin):
+        c = s.c
+        B, T, D = x.shape
+        q, k, v = project_qkv(x, s.attn_norm, s.qkv, s.q_norm, s.k_norm, cos, sin, c.heads, c.kv_heads, c.eps)
+        a = attend(q, k, v).transpose(1, 2).reshape(B, T, -1)
+        x = x + F.linear(a, s.out)
+        hf = norm_to(x, s.ffn_norm, c.eps, x).view(-1, D)
+        y, aux, count = s.ffn(hf.to(s.qkv.dtype), hf)
+        return x + y.view(B, T, D), aux, count
+
+class TiedLoss(torch.autograd.Function):
+    """Mean cross entropy of h @ E^T against y, in row blocks that stay in cache; the gradients are made on the way forward."""
+    @staticmethod
+    def forward(ctx, h, E, y, block=512):
+        n = h.shape[0]
+        total = 0.0
+        dh, dE = torch.empty_like(h), torch.zeros(E.shape, dtype=torch.float32, device=E.device)
+        for i in range(0, n, block):
+            hb, yb = h[i:i + block], y[i:i + block]
+            z = (hb @ E.t()).float()
+            lse = z.logsumexp(-1)
+            total = total + (lse - z.gather(1, yb[:, None])[:, 0]).sum()
+            p = z.sub_(lse[:, None]).exp_()
+            p.scatter_add_(1, yb[:, None], torch.full((len(yb), 1), -1.0, device=p.device))
+            p = p.to(h.dtype)
+            dh[i:i + block] = p @ E
+            dE += p.t() @ hb
+        ctx.save_for_backward(dh, dE); ctx.n = n
+        return total / n
+    @staticmethod
+    def backward(ctx, g):
+        dh, dE = ctx.saved_tensors
+        return dh * (g / ctx.n), (dE * (g / ctx.n)).to(dh.dtype), None, None
+
+class Model(nn.Module):
+    def __init__(s, c, half=torch.bfloat16):
+        super().__init__()
+        s.c = c
+        s.embed = nn.Parameter(torch.empty(c.vocab, c.width))
+        s.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        s.norm = nn.Parameter(torch.ones(c.width))
+        for n, p in s.named_parameters():
+            if p.dim() < 2: continue
+            std = 0.02 if n == "embed" else p.shape[-1] ** -0.5 * (0.1 if n.endswith("router") else 0.5)
+            if n.endswith(("out", "down")): std *= (2 * c.layers) ** -0.5
+            nn.init.normal_(p, 0, std)
+            if not n.endswith("router"): p.data = p.data.to(half)
+
+    def forward(s, x, y=None):
+        """Tokens [B,T] -> logits [B,T,V]; with targets y -> (cross entropy, router losses, expert counts per layer)."""
+        c, T = s.c, x.shape[1]
+        inv = c.rope_base ** (-torch.arange(0, c.head_dim, 2, device=x.device).float() / c.head_dim)
+        ang = torch.arange(T, device=x.device).float()[:, None] * inv
+        cos, sin = ang.cos(), ang.sin()
+        h, aux, counts = F.embedding(x, s.embed).float(), 0.0, []
+        for b in s.blocks:
+            h, a, n = b(h, cos, sin)
+            aux = aux + a
+            if n is not None: counts.append(n)
+        h = norm(h, s.norm, c.eps).to(s.embed.dtype)
+        if y is None: return h @ s.embed.t()
+        return TiedLoss.apply(h.view(-1, c.width), s.embed, y.reshape(-1)), aux / c.layers, counts

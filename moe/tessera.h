@@ -1,0 +1,193 @@
+/* Tessera: public API.
+ *
+ *   engine     a loaded model: weights, plans, threads, the memory ledger
+ *   session    one timeline of tokens: its KV cache, its tokens, its marks
+ *   step       advances a batch of sessions by some tokens each; yields logits
+ *   generator  turns logits into text above the step: prompt, sampling, stop rules
+ *
+ *     struct tessera_options o = tessera_defaults();
+ *     o.model_path = "model.gguf";
+ *     tessera_engine *e;  tessera_session *s;
+ *     if (tessera_open(&o, &e, &err)) ...            // err.msg says what, where, what to do
+ *     if (tessera_session_open(e, 0, &s, &err)) ...
+ *     struct tessera_input in = {.session = s, .ids = ids, .n = n, .logits = TESSERA_LOGITS_LAST};
+ *     if (tessera_step(e, &in, 1, &err)) ...
+ *     const float *logits = tessera_logits(e, 0, n - 1);   // [n_vocab]
+ *
+ * Threads: an engine and all its sessions are used by one thread at a time; different engines are
+ * independent.  tessera_cancel() alone may be called from any thread or signal handler.
+ * Errors: every fallible call returns enum status (0 = OK) and records the first failure in *err.
+ * After a failed step the sessions named in it are as they were before it.
+ * Arithmetic: same weights, same tokens: bit-equal logits for prefill in any split, decode, any
+ * batch, any number of threads, any instruction tier (quant/README.md). */
+#ifndef TESSERA_H
+#define TESSERA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "moe/base/err.h"
+
+#define TESSERA_VERSION "0.1.0"
+
+typedef struct tessera_engine tessera_engine;
+typedef struct tessera_session tessera_session;
+typedef struct tessera_generator tessera_generator;
+struct tok;  /* moe/load/tok.h */
+struct gguf; /* moe/load/gguf.h */
+
+/* ---- engine ---- */
+
+enum tessera_kv { TESSERA_KV_F16, TESSERA_KV_Q8_0 };
+
+struct tessera_options {
+    const char *model_path;
+    int n_threads;        /* 0 = one per physical core this process may use */
+    int n_ctx;            /* tokens per session; 0 = the smallest of model's, what fits, 8192 */
+    int n_ubatch;         /* rows per step at most; default 512 */
+    int n_sessions;       /* how many sessions will be open at once, for the plan; default 1 */
+    enum tessera_kv kv;   /* type of K and V */
+    uint64_t mem_budget;  /* bytes for the whole process, UINT64_MAX = no limit; 0 = auto */
+    /* Called while weights are read; returns false to cancel (ERR_CANCELLED).  May be NULL. */
+    bool (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+    void *progress_arg;
+    bool header_only;     /* plan without reading weights: steps are refused */
+};
+
+struct tessera_options tessera_defaults(void);
+
+/* Opens, binds, plans and loads.  *out is NULL on failure.  The engine owns everything it opens.
+ * A model without a tokenizer opens: tessera_tok() is NULL then. */
+enum status tessera_open(const struct tessera_options *o, tessera_engine **out, struct err *e);
+void tessera_close(tessera_engine *e);
+
+struct tessera_model {
+    const char *arch, *name;  /* borrowed from the engine; name may be "" */
+    int n_layer, n_embd, n_vocab, n_ctx_train, n_expert, n_expert_used;
+    uint64_t n_params, n_params_active; /* weights; per token */
+    uint64_t file_bytes, weight_bytes;  /* on disk; resident */
+    int n_ctx, n_threads, n_ubatch;     /* as opened */
+    const char *cpu;                    /* instruction tier in use */
+    const char *type_label;             /* most common weight type by bytes, "Q8_0" */
+};
+struct tessera_model tessera_model(const tessera_engine *e);
+const struct tok *tessera_tok(const tessera_engine *e);   /* NULL: none; why: see below */
+const char *tessera_tok_error(const tessera_engine *e);   /* "" when there is a tokenizer */
+const struct gguf *tessera_gguf(const tessera_engine *e);
+/* The i-th warning raised while opening (NaN weights, ...), NULL past the end. */
+const char *tessera_warning(const tessera_engine *e, int i);
+
+struct tessera_memory {
+    uint64_t weights, kv, activations, staging; /* committed bytes by owner */
+    uint64_t total, peak, budget;
+};
+struct tessera_memory tessera_memory(const tessera_engine *e);
+
+/* Prints the forward-pass plan: memory by owner, then the steps of a prefill and of a decode, with
+ * lanes, parts, buffers and bytes.  json: one JSON object instead of text. */
+enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err);
+
+/* Makes the step that is running, or the next one, stop soon with ERR_CANCELLED. */
+void tessera_cancel(tessera_engine *e);
+
+/* ---- session ---- */
+
+/* n_ctx 0 = the engine's.  ERR_BUDGET when its KV cache does not fit. */
+enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session **out,
+                                 struct err *err);
+void tessera_session_close(tessera_session *s);
+int tessera_session_n(const tessera_session *s);      /* tokens in the timeline */
+int tessera_session_n_ctx(const tessera_session *s);
+const int32_t *tessera_session_ids(const tessera_session *s); /* [n], borrowed until it changes */
+
+/* A mark is a place on the timeline to come back to: everything after it is forgotten, exactly. */
+struct tessera_mark { int32_t n; };
+struct tessera_mark tessera_session_mark(const tessera_session *s);
+enum status tessera_session_rollback(tessera_session *s, struct tessera_mark m, struct err *err);
+/* Cuts the timeline to the longest prefix that it shares with ids and returns its length; at most
+ * n - 1, so that there is a token left to compute logits from. */
+int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n);
+
+/* Tokens and KV cache as a GGUF container tied to the model; written aside, then renamed. */
+enum status tessera_session_save(const tessera_session *s, const char *path, struct err *err);
+enum status tessera_session_load(tessera_session *s, const char *path, struct err *err);
+
+/* ---- step ---- */
+
+enum tessera_logits_of { TESSERA_LOGITS_NONE, TESSERA_LOGITS_LAST, TESSERA_LOGITS_ALL };
+
+struct tessera_input {
+    tessera_session *session;   /* each session at most once per step */
+    const int32_t *ids;         /* [n] tokens appended to its timeline */
+    int32_t n;                  /* >= 1 */
+    enum tessera_logits_of logits;
+};
+
+/* One forward pass over all inputs together; the sum of n is at most n_ubatch.  ERR_RANGE for a
+ * token id outside the vocabulary, ERR_FULL when a context would overflow (nothing is done). */
+enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int n_in,
+                         struct err *err);
+/* Logits [n_vocab] of the row-th token of input i_in of the last step; NULL when that row asked
+ * for none.  Valid until the next step. */
+const float *tessera_logits(const tessera_engine *e, int i_in, int32_t row);
+
+/* ---- generator ---- */
+
+struct tessera_sampling {
+    float temp;           /* <= 0: greedy */
+    int top_k;            /* <= 0: all */
+    float top_p, min_p;   /* 1 and 0 switch off */
+    float repeat_penalty; /* 1 switches off */
+    int repeat_last_n;    /* tokens looked back; 64 */
+    uint64_t seed;
+};
+struct tessera_sampling tessera_sampling_defaults(void); /* 0.8, 40, 0.95, 0.05, 1.0, 64, 0 */
+
+/* Why an answer ended. */
+enum tessera_stop {
+    TESSERA_RUNNING, TESSERA_STOP_END, TESSERA_STOP_LENGTH, TESSERA_STOP_STRING, TESSERA_STOP_FULL,
+    TESSERA_STOP_CANCELLED
+};
+
+struct tessera_answer {
+    const char *text;   /* newly settled bytes, whole UTF-8 characters; borrowed until the next call */
+    int n_text;
+    int32_t id;         /* the token sampled by this call, -1 = none yet (prompt still running) */
+    enum tessera_stop stop;
+};
+
+struct tessera_timing {
+    int n_prompt, n_prompt_reused, n_gen;
+    double prompt_s, gen_s;  /* seconds; the first token counts as prompt */
+};
+
+/* n_gen_max < 0: until it ends by itself or the context is full.  stops: n_stops strings that end
+ * the answer and are not part of it.  ignore_end keeps going past end tokens. */
+struct tessera_generator_options {
+    struct tessera_sampling sampling;
+    const char *const *stops;
+    int n_stops;
+    int n_gen_max;
+    bool ignore_end;
+    bool special_text;    /* print special tokens as text */
+};
+
+/* Starts an answer after the session's timeline + prompt; the part of the timeline that equals a
+ * prefix of ids is kept, the rest is rolled back (ids hold the WHOLE timeline wanted). */
+enum status tessera_generator_open(tessera_session *s, const int32_t *ids, int n,
+                                   const struct tessera_generator_options *o,
+                                   tessera_generator **out, struct err *err);
+void tessera_generator_close(tessera_generator *g);
+
+/* For batches: want() fills the next input (false: ended), the caller runs one step over many, then
+ * take() consumes its result as input i_in of that step. */
+bool tessera_generator_want(tessera_generator *g, int n_rows_max, struct tessera_input *in);
+enum status tessera_generator_take(tessera_generator *g, int i_in, struct tessera_answer *a,
+                                   struct err *err);
+/* want + step + take, repeated until there is a token or the end. */
+enum status tessera_generator_next(tessera_generator *g, struct tessera_answer *a,
+                                   struct err *err);
+struct tessera_timing tessera_generator_timing(const tessera_generator *g);
+
+#endif
