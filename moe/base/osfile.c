@@ -12,8 +12,13 @@
 
 static int sys_open(const char *path, int direct)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0));
-    return fd < 0 ? -errno : fd;
+    /* O_NONBLOCK only so that a named pipe without a writer cannot hang us: it is refused below,
+     * and asynchronous reads of real files must not see the flag. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (direct ? O_DIRECT : 0));
+    if (fd < 0) return -errno;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0) (void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    return fd;
 }
 
 static int64_t sys_pread(int fd, void *buf, size_t n, uint64_t offset)
@@ -29,7 +34,21 @@ static void sys_drop(int fd, uint64_t offset, uint64_t n)
     (void)posix_fadvise(fd, (off_t)offset, (off_t)n, POSIX_FADV_DONTNEED);
 }
 
-const struct osfile_ops osfile_system = {sys_open, sys_pread, sys_close, sys_drop};
+static int64_t sys_size(int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st)) return -errno;
+    if (S_ISDIR(st.st_mode)) return -EISDIR;
+    return S_ISREG(st.st_mode) ? (int64_t)st.st_size : -EINVAL;
+}
+
+const struct osfile_ops osfile_system = {sys_open, sys_pread, sys_close, sys_drop, sys_size};
+
+static const char *size_reason(int64_t code)
+{
+    if (code == -EISDIR) return "it is a directory";
+    return code == -EINVAL ? "it is not a regular file" : strerror((int)-code);
+}
 
 enum status osfile_open(struct osfile *f, const char *path, int direct,
                         const struct osfile_ops *ops, struct err *e)
@@ -43,11 +62,10 @@ enum status osfile_open(struct osfile *f, const char *path, int direct,
         fd = f->ops->open(path, 0);
     }
     if (fd < 0) return err_set(e, ERR_IO, "cannot open %s: %s", path, strerror(-fd));
-    struct stat st;
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        const char *why = S_ISDIR(st.st_mode) ? "it is a directory" : "it is not a regular file";
+    int64_t size = f->ops->size ? f->ops->size(fd) : sys_size(fd);
+    if (size < 0) {
         f->ops->close(fd);
-        return err_set(e, ERR_IO, "cannot read %s: %s", path, why);
+        return err_set(e, ERR_IO, "cannot read %s: %s", path, size_reason(size));
     }
     f->path = strdup(path);
     if (!f->path) {
@@ -56,7 +74,7 @@ enum status osfile_open(struct osfile *f, const char *path, int direct,
     }
     f->fd = fd;
     f->direct = direct;
-    f->size = (uint64_t)st.st_size;
+    f->size = (uint64_t)size;
     return OK;
 }
 

@@ -1,0 +1,240 @@
+/* What the subcommands share: the command table, option parsing, opening a model, output, signals.
+ *
+ * A command is `int cmd_foo(int argc, char **argv)` with argv[0] = "foo"; it returns the exit code.
+ * The shape of every command:
+ *
+ *     int cmd_foo(int argc, char **argv)
+ *     {
+ *         struct foo_args own = {.depth = 3};
+ *         static const struct cli_flag flags[] = {
+ *             {"-r --repetitions", "N", "how often (default 5)", CLI_INT,
+ *              offsetof(struct foo_args, reps), 1, 1000},
+ *             {0}};
+ *         struct cli_args a = cli_defaults();
+ *         struct cli_spec spec = {.name = "foo", .groups = CLI_MODEL, .own = flags, .own_base = &own};
+ *         int rc = cli_parse(&spec, argc, argv, &a);
+ *         if (rc != CLI_GO_ON) return rc;                    // --help printed, or a usage error
+ *         tessera_engine *e;
+ *         if ((rc = cli_open_engine(&a, &e))) return rc;     // message printed, 1, 3 or 130
+ *         ...
+ *         if (step fails) { tessera_close(e); return cli_fail(&err); }
+ *         tessera_close(e);
+ *         return CLI_OK;
+ *     }
+ *
+ * Results go to stdout (printf is fine: main checks the stream at the end), everything else to
+ * stderr.  Not thread-safe; no state but what the SIGINT handler needs (cli/ui.c). */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "moe/tessera.h"
+
+/* ---- exit codes and commands (main.c) ---- */
+
+enum {
+    CLI_OK = 0,
+    CLI_ERROR = 1,       /* something went wrong while running */
+    CLI_USAGE = 2,       /* wrong before any file was opened */
+    CLI_BUDGET = 3,      /* does not fit the memory budget */
+    CLI_INTERRUPTED = 130,
+    CLI_GO_ON = -1,      /* cli_parse: nothing to report, go on */
+};
+
+struct cli_command {
+    const char *name;
+    const char *args; /* "-m F -p TEXT [-n N]" */
+    const char *help; /* one line */
+    int (*fn)(int argc, char **argv);
+};
+
+int cmd_chat(int argc, char **argv);
+int cmd_run(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_logits(int argc, char **argv);
+int cmd_perplexity(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+
+/* The row of a command, NULL when there is none. */
+const struct cli_command *cli_command(const char *name);
+
+/* ---- options (args.c) ---- */
+
+enum { CLI_STOPS = 16, CLI_POS = 8 };
+
+/* Values of the common flags.  What a command does not list in its groups keeps its default. */
+struct cli_args {
+    /* CLI_MODEL */
+    const char *model;        /* -m */
+    int threads;              /* -t; 0 = automatic */
+    int ctx;                  /* -c; 0 = automatic */
+    int batch, ubatch;        /* -b, -ub; after parsing ubatch is the smaller of the two */
+    int kv_k, kv_v;           /* -ctk, -ctv: enum tessera_kv; equal after parsing */
+    uint64_t mem;             /* --mem; bytes, 0 = automatic */
+    uint64_t vram;            /* --vram; bytes, 0 = automatic */
+    const char *pack;         /* --pack */
+    bool analyze, deterministic, verbose;
+    /* CLI_PROMPT */
+    const char *prompt;       /* -p; "-" = stdin */
+    const char *file;         /* -f */
+    bool escape;              /* \n, \t ... in -p, -sys and stops become what they mean */
+    /* CLI_GENERATE */
+    int n_predict;            /* -n; -1 = until it ends, -2 = until the context is full */
+    int64_t seed;             /* -s; -1 = a random one */
+    float temp, top_p, min_p, repeat_penalty;
+    int top_k, repeat_last_n;
+    bool ignore_eos, special; /* special: print special tokens as text */
+    const char *stops[CLI_STOPS];
+    int n_stops;
+    /* CLI_SYSTEM */
+    const char *system;       /* -sys */
+    /* CLI_OUTPUT */
+    const char *output;       /* -o */
+    /* CLI_JSON */
+    bool json;                /* --json */
+    /* positional arguments */
+    const char *pos[CLI_POS];
+    int n_pos;
+    /* set by the command before cli_open_engine, not by flags */
+    int n_sessions;           /* default 1 */
+    bool header_only;         /* plan without reading the weights */
+    bool quiet_open;          /* no model line on stderr (warnings and errors stay) */
+};
+
+struct cli_args cli_defaults(void);
+
+enum cli_group {
+    CLI_MODEL = 1,     /* -m -t -c -b -ub -ctk -ctv --mem --vram ... and llama.cpp's device flags */
+    CLI_PROMPT = 2,    /* -p -f -e --no-escape */
+    CLI_GENERATE = 4,  /* -n -s --temp ... -r */
+    CLI_SYSTEM = 8,    /* -sys */
+    CLI_OUTPUT = 16,   /* -o */
+    CLI_JSON = 32,     /* --json */
+    CLI_THREADS = 64,  /* -t alone, for a command without a model */
+};
+
+enum cli_kind {
+    CLI_STR,      /* const char * */
+    CLI_INT,      /* int in lo..hi */
+    CLI_I64,      /* int64_t in lo..hi */
+    CLI_F32,      /* float in lo..hi */
+    CLI_TRUE,     /* bool, no argument: true */
+    CLI_FALSE,    /* bool, no argument: false */
+    CLI_SIZE,     /* uint64_t bytes: 8G 8GiB 8192M 50% auto (0) */
+    CLI_KVTYPE,   /* int, an enum tessera_kv: f16 q8_0 */
+    CLI_STOP,     /* appended to stops (common table only) */
+    CLI_NOTE,     /* accepted and ignored: help is the line that says what happens instead;
+                     arg "[X]" = takes an argument only when the next word is on, off, auto, 0, 1 */
+};
+
+struct cli_flag {
+    const char *names; /* "-m --model", separated by blanks; NULL ends a table */
+    const char *arg;   /* "FILE"; NULL = takes no argument */
+    const char *help;  /* NULL = accepted, but not listed by --help */
+    enum cli_kind kind;
+    size_t offset;     /* of the value, in struct cli_args or below own_base */
+    double lo, hi;     /* both 0 = any */
+};
+
+struct cli_spec {
+    const char *name;           /* as in the command table */
+    unsigned groups;            /* or of enum cli_group */
+    const struct cli_flag *own; /* flags of this command only; they hide common ones; may be NULL */
+    void *own_base;
+    int min_pos, max_pos;       /* positional arguments */
+    bool model_pos;             /* the first positional argument is the model when -m is absent */
+    bool model_optional;        /* do not insist on -m */
+    const char *footer;         /* printed below the flags by --help; may be NULL */
+};
+
+/* Parses; a note or an error goes to stderr, --help to stdout.  CLI_GO_ON, or the exit code. */
+int cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_args *a);
+
+/* Prints "tessera CMD: message" and a pointer to --help; returns CLI_USAGE. */
+int cli_usage(const char *cmd, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* `8G` `8GiB` `8192M` `1.5G` `512K` `4096` (bytes) `8GB` (powers of ten) `50%` `auto` (0). */
+bool cli_parse_size(const char *text, uint64_t *out);
+/* Whole text is one number in lo..hi. */
+bool cli_parse_int(const char *text, int64_t lo, int64_t hi, int64_t *out);
+bool cli_parse_float(const char *text, double lo, double hi, double *out);
+/* "1,2,3" (blanks and line ends allowed) to a malloc'd array; false and a message in why. */
+bool cli_parse_ids(const char *text, int32_t **out, int *n, char *why, size_t cap);
+/* The name in list (NULL-ended) that is nearest to word, NULL when none is near. */
+const char *cli_nearest(const char *word, const char *const *list);
+/* Turns \n \r \t \\ \" \' \xHH into bytes, in place; returns the new length. */
+size_t cli_unescape(char *s);
+
+/* ---- models, prompts, text (open.c) ---- */
+
+/* Options as tessera_open wants them. */
+struct tessera_options cli_engine_options(const struct cli_args *a);
+
+/* Opens the model of a->model with a progress bar (only when stderr is a terminal), prints its
+ * warnings and one line about it.  0, or the exit code after printing the message. */
+int cli_open_engine(const struct cli_args *a, tessera_engine **out);
+
+/* The one line: name, architecture, context, memory. */
+void cli_print_model(const tessera_engine *e, const struct cli_args *a);
+
+/* Prints "tessera: message" with a hint and returns the exit code that belongs to the error. */
+int cli_fail(const struct err *e);
+int cli_exit_code(enum status s);
+
+/* The prompt of -p (escapes resolved), -p - (stdin) or -f FILE, malloc'd, terminated, any bytes.
+ * ERR_USAGE when none is given, ERR_IO otherwise. */
+enum status cli_read_prompt(const struct cli_args *a, char **text, size_t *n, struct err *e);
+/* A whole file ("-" = stdin), malloc'd and terminated. */
+enum status cli_read_file(const char *path, char **text, size_t *n, struct err *e);
+/* Encodes to a malloc'd array; flags of tok_encode. */
+enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned flags,
+                       int32_t **ids, int *n_ids, struct err *e);
+
+/* Sampling options of the flags; resolves a random seed into a->seed first. */
+struct tessera_sampling cli_sampling(struct cli_args *a);
+
+/* ---- terminal, output, signals (ui.c) ---- */
+
+bool cli_tty(FILE *f);
+/* Escape sequences for stderr: "" when it is no terminal, TERM is dumb or NO_COLOR is set. */
+const char *cli_dim(void);
+const char *cli_bold(void);
+const char *cli_plain(void);
+/* "35 MiB", "6.2 GiB". */
+const char *cli_bytes(uint64_t n, char buf[24]);
+/* "8.1 M", "30.5 B". */
+const char *cli_count(uint64_t n, char buf[24]);
+void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* Writes a progress line with bytes over itself on stderr; for tessera_options.progress.  Draws
+ * only on a terminal; returns false after SIGINT. */
+struct cli_progress {
+    const char *label;
+    double started, drawn;
+    bool shown;
+};
+bool cli_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+void cli_progress_end(struct cli_progress *p);
+
+/* Writes to stdout and flushes.  False when nobody can read it any more: stop, then return
+ * cli_finish_stdout(rc). */
+bool cli_out(const void *bytes, size_t n);
+/* Flushes stdout: rc when all was written; CLI_OK when the reader closed the pipe (quietly);
+ * CLI_ERROR with a message when the disk is full or the like. */
+int cli_finish_stdout(int rc);
+
+/* SIGINT: from cli_catch_interrupts() on it sets a flag and cancels the engine named by
+ * cli_interrupt_target (NULL = none); the third in a row without an answer ends the process. */
+void cli_catch_interrupts(void);
+void cli_interrupt_target(tessera_engine *e);
+bool cli_interrupted(void);
+void cli_clear_interrupt(void);
+
+#endif

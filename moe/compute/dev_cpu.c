@@ -1,0 +1,485 @@
+/* The CPU device: runs ops with the kernels of quant/ and elem.h on a thread pool.
+ *
+ * Owns nothing but its own small struct; allocates nothing while ops run.  It decides only how an
+ * op is cut into tasks, which never changes a result: every output element is computed whole by one
+ * kernel call (fixed arithmetic).
+ *
+ * DESIGN.  A product is cut into tasks of some neighbouring tiles times at most ROW_BLOCK rows.
+ * Tasks that share tiles are neighbours, so in prefill a group of tiles stays in L2 while the rows
+ * pass over it; in decode a task is a stretch of some hundred KiB that is read once, in order.
+ * Experts run expert-major: gate and up of one group of tiles in the same task, then the
+ * activations are prepared, then down, then each row sums its slots in router order. */
+#include "moe/compute/dev.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "quant/codec.h"
+
+enum {
+    ROW_BLOCK = 128,       /* rows per task of a product */
+    ATTN_ROWS = 16,        /* query rows per task of attention */
+    ELEM_ROWS = 8,         /* rows per task of an elementwise op */
+    USED_MAX = 64,         /* experts per token at most */
+    TASK_BYTES = 96 << 10, /* weight bytes of a decode task: short enough to balance two cores */
+};
+
+struct dev {
+    struct pool *pool;
+    const struct mm_kernels *mm;
+    const struct elem_kernels *el;
+    dev_fence n_done;
+};
+
+/* Everything a task needs to know. */
+struct job {
+    const struct dev *d;
+    const struct op *op;
+    const struct dev_bind *b;
+    int n_rows;
+    /* products */
+    int group[OP_IO];     /* tiles per task */
+    int n_groups[OP_IO];
+    int n_row_blocks;
+    struct experts *ex;
+};
+
+static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static uint64_t round64(uint64_t n) { return (n + 63) & ~(uint64_t)63; }
+
+static char *row_of(const struct dev_bind *b, int buf, int row)
+{
+    return b->buf[buf].base + (uint64_t)b->buf[buf].stride * (uint64_t)row;
+}
+
+static float *frow(const struct dev_bind *b, int buf, int row)
+{
+    return (float *)(void *)row_of(b, buf, row);
+}
+
+static int n_rows_of(const struct op *op, const struct dev_bind *b)
+{
+    return op->rows == ROWS_OUT ? b->n_out : b->n_rows;
+}
+
+/* The batch row behind row r of an op's row set. */
+static const struct dev_row *batch_row(const struct op *op, const struct dev_bind *b, int r)
+{
+    return &b->row[op->rows == ROWS_OUT ? b->out_row[r] : r];
+}
+
+static int n_tiles(const struct dev_weight *w) { return ceil_div(w->n_rows, TILE_ROWS); }
+
+/* ---- elementwise: tasks of ELEM_ROWS rows ---- */
+
+static void embed_row(const struct dev_weight *w, int32_t id, float *y)
+{
+    if (w->tiles) {
+        const char *t = (const char *)w->data + (size_t)(id / TILE_ROWS) *
+                                                    tile_bytes(w->type, w->n_cols);
+        tile_row_f32(w->type, w->n_cols, t, id % TILE_ROWS, y);
+    } else {
+        const char *p = (const char *)w->data + qtype_bytes(w->type, (uint64_t)w->n_cols) *
+                                                    (uint64_t)id;
+        codec_decode(w->type, p, y, w->n_cols);
+    }
+}
+
+/* cos then sin of pos * scale * base^(-2i/n_rot), in double: one table per step, not per layer. */
+static void rope_row(const struct rope_params *p, int32_t pos, float *cs)
+{
+    const int half = p->n_rot / 2;
+    for (int i = 0; i < half; i++) {
+        double theta = (double)pos * (double)p->scale *
+                       pow((double)p->base, -2.0 * i / (double)p->n_rot);
+        cs[i] = (float)cos(theta);
+        cs[half + i] = (float)sin(theta);
+    }
+}
+
+static void kv_put_row(const struct job *j, int r)
+{
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const struct dev_row *row = batch_row(op, b, r);
+    const int dk = op->p.attn.dk, dv = op->p.attn.dv;
+    const size_t head = attn_head_bytes(b->kv_type, dk, dv);
+    char *page = b->kv_base[row->session] + b->kv_offset[op->kv_slot] +
+                 b->kv_page_bytes * (uint64_t)(row->pos / KV_PAGE);
+    const float *k = frow(b, op->in[0], r), *v = frow(b, op->in[1], r);
+    for (int h = 0; h < op->p.attn.n_kv_heads; h++)
+        j->d->el->kv_put[b->kv_type](dk, dv, k + h * dk, v + h * dv, page + (size_t)h * head,
+                                     row->pos % KV_PAGE);
+}
+
+static void elem_row(const struct job *j, int r)
+{
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const struct elem_kernels *el = j->d->el;
+    const int width = op->out[0] >= 0 ? b->buf[op->out[0]].width : 0;
+    switch (op->code) {
+    case OP_EMBED: {
+        embed_row(&b->weight[op->weight[0]], batch_row(op, b, r)->id, frow(b, op->out[0], r));
+        break;
+    }
+    case OP_ROPE_TABLE:
+        rope_row(&op->p.rope.rope, batch_row(op, b, r)->pos, frow(b, op->out[0], r));
+        break;
+    case OP_RMS_NORM:
+        el->rms_norm(width, frow(b, op->in[0], r), b->weight[op->weight[0]].data, op->p.head.eps,
+                     frow(b, op->out[0], r));
+        break;
+    case OP_HEAD_NORM:
+        for (int h = 0; h < op->p.head.n_heads; h++) {
+            float *x = frow(b, op->out[0], r) + h * op->p.head.dim;
+            el->rms_norm(op->p.head.dim, x, b->weight[op->weight[0]].data, op->p.head.eps, x);
+        }
+        break;
+    case OP_PREPARE:
+        j->d->mm->act[op->p.prepare.kind](width, frow(b, op->in[0], r), row_of(b, op->out[0], r));
+        break;
+    case OP_ROPE:
+        for (int h = 0; h < op->p.rope.n_heads; h++) {
+            float *x = frow(b, op->out[0], r) + h * op->p.rope.dim;
+            const float *cs = frow(b, op->in[1], r);
+            (op->p.rope.rope.neox ? el->rope_neox : el->rope_norm)(op->p.rope.rope.n_rot, cs, x);
+        }
+        break;
+    case OP_KV_PUT: kv_put_row(j, r); break;
+    case OP_ADD: el->add(width, frow(b, op->in[0], r), frow(b, op->out[0], r)); break;
+    case OP_ADD_BIAS:
+        el->add(width, b->weight[op->weight[0]].data, frow(b, op->out[0], r));
+        break;
+    case OP_SELECT:
+        memcpy(row_of(b, op->out[0], r), row_of(b, op->in[0], b->out_row[r]),
+               b->buf[op->out[0]].stride);
+        break;
+    case OP_SWIGLU:
+        el->swiglu(width, frow(b, op->in[0], r), frow(b, op->in[1], r), frow(b, op->out[0], r));
+        break;
+    case OP_MATMUL:
+    case OP_ATTENTION:
+    case OP_ROUTE:
+    case OP_EXPERTS:
+    case OP_CODE_N: ASSERT(!"not an elementwise op"); break;
+    }
+}
+
+static void elem_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    const int end = (task + 1) * ELEM_ROWS < j->n_rows ? (task + 1) * ELEM_ROWS : j->n_rows;
+    for (int r = task * ELEM_ROWS; r < end; r++) elem_row(j, r);
+}
+
+/* ---- products ---- */
+
+/* Tiles per task: about TASK_BYTES of weights. */
+static int tile_group(const struct dev_weight *w)
+{
+    int g = (int)(TASK_BYTES / tile_bytes(w->type, w->n_cols));
+    g &= ~1; /* kernels take tiles in pairs */
+    return g < 2 ? 2 : g > n_tiles(w) ? n_tiles(w) : g;
+}
+
+static void matmul_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const int block = task % j->n_row_blocks;
+    int g = task / j->n_row_blocks, i = 0;
+    while (g >= j->n_groups[i]) g -= j->n_groups[i++];
+    const struct dev_weight *w = &b->weight[op->weight[i]];
+    const int t0 = g * j->group[i];
+    const int nt = n_tiles(w) - t0 < j->group[i] ? n_tiles(w) - t0 : j->group[i];
+    const int r0 = block * ROW_BLOCK;
+    const int nr = j->n_rows - r0 < ROW_BLOCK ? j->n_rows - r0 : ROW_BLOCK;
+    const void *x[ROW_BLOCK];
+    float *y[ROW_BLOCK];
+    for (int r = 0; r < nr; r++) {
+        x[r] = row_of(b, op->in[0], r0 + r);
+        y[r] = frow(b, op->out[i], r0 + r) + t0 * TILE_ROWS;
+    }
+    const char *data = (const char *)w->data + (size_t)t0 * tile_bytes(w->type, w->n_cols);
+    j->d->mm->mm[w->type](w->n_cols, nt, data, nr, x, y);
+}
+
+static void run_matmul(struct job *j)
+{
+    int n = 0;
+    j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK);
+    for (int i = 0; i < OP_IO && j->op->weight[i] >= 0; i++) {
+        const struct dev_weight *w = &j->b->weight[j->op->weight[i]];
+        j->group[i] = tile_group(w);
+        j->n_groups[i] = ceil_div(n_tiles(w), j->group[i]);
+        n += j->n_groups[i];
+    }
+    pool_run(j->d->pool, matmul_task, j, n * j->n_row_blocks);
+}
+
+/* ---- attention: a task is some query rows against one KV head ---- */
+
+static void attn_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const int n_kv = op->p.attn.n_kv_heads, n_q = op->p.attn.n_q_heads / n_kv;
+    const int dk = op->p.attn.dk, dv = op->p.attn.dv, h = task % n_kv;
+    const int r0 = task / n_kv * ATTN_ROWS;
+    const int nr = j->n_rows - r0 < ATTN_ROWS ? j->n_rows - r0 : ATTN_ROWS;
+    const size_t head = attn_head_bytes(b->kv_type, dk, dv);
+    struct attn_row rows[ATTN_ROWS];
+    for (int r = 0; r < nr; r++) {
+        const struct dev_row *row = batch_row(op, b, r0 + r);
+        const int window = op->p.attn.window;
+        rows[r] = (struct attn_row){
+            .q = frow(b, op->in[0], r0 + r) + h * n_q * dk,
+            .out = frow(b, op->out[0], r0 + r) + h * n_q * dv,
+            .kv = b->kv_base[row->session] + b->kv_offset[op->kv_slot] + (size_t)h * head,
+            .page_stride = b->kv_page_bytes,
+            .first = window > 0 && row->pos >= window ? row->pos - window + 1 : 0,
+            .last = row->pos,
+        };
+    }
+    j->d->el->attn[b->kv_type](dk, dv, n_q, op->p.attn.scale, nr, rows);
+}
+
+/* ---- experts ---- */
+
+/* Scratch of OP_EXPERTS, all in expert-major pair order c = 0 .. n_pairs-1. */
+struct experts {
+    const struct dev_route *rt;
+    const struct dev_weight *wg, *wu, *wd;
+    int n_pairs, n_embd, n_ff;
+    enum act_kind kind;   /* what down wants */
+    uint64_t ff_stride, prep_stride, out_stride;
+    char *gate, *up, *prep, *out;
+    int32_t *place;       /* [n_pairs] c of pair r*n_used + s */
+    int32_t *task_first;  /* [n_active + 1] first task of an active expert */
+    int n_groups;         /* tile groups of the product being run */
+    int group;
+};
+
+uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind)
+{
+    const uint64_t ff = round64(sizeof(float) * (uint64_t)n_ff);
+    const uint64_t embd = round64(sizeof(float) * (uint64_t)n_embd);
+    const uint64_t per = 2 * ff + round64(act_bytes(down_kind, n_ff)) + embd;
+    return (uint64_t)n_pairs * per + 2 * round64(sizeof(int32_t) * (uint64_t)(n_pairs + 1));
+}
+
+static void experts_layout(struct experts *x, char *p)
+{
+    const uint64_t n = (uint64_t)x->n_pairs;
+    x->ff_stride = round64(sizeof(float) * (uint64_t)x->n_ff);
+    x->prep_stride = round64(act_bytes(x->kind, x->n_ff));
+    x->out_stride = round64(sizeof(float) * (uint64_t)x->n_embd);
+    x->gate = p;
+    x->up = x->gate + n * x->ff_stride;
+    x->prep = x->up + n * x->ff_stride;
+    x->out = x->prep + n * x->prep_stride;
+    x->place = (int32_t *)(void *)(x->out + n * x->out_stride);
+    x->task_first = (int32_t *)(void *)((char *)x->place + round64(sizeof(int32_t) * (n + 1)));
+}
+
+/* Numbers the tasks: groups of tiles times blocks of rows, expert by expert. */
+static int experts_tasks(struct experts *x, const struct dev_weight *w)
+{
+    const struct dev_route *rt = x->rt;
+    x->group = tile_group(w);
+    x->n_groups = ceil_div(n_tiles(w), x->group);
+    int n = 0;
+    for (int a = 0; a < rt->n_active; a++) {
+        x->task_first[a] = n;
+        n += x->n_groups * ceil_div(rt->first[a + 1] - rt->first[a], ROW_BLOCK);
+    }
+    x->task_first[rt->n_active] = n;
+    return n;
+}
+
+struct piece {
+    int a;        /* active expert */
+    int t0, nt;   /* tiles */
+    int c0, nr;   /* pairs in expert-major order */
+};
+
+static struct piece experts_piece(const struct experts *x, const struct dev_weight *w, int task)
+{
+    int lo = 0, hi = x->rt->n_active - 1;
+    while (lo < hi) {
+        int mid = (lo + hi + 1) / 2;
+        if (x->task_first[mid] <= task) lo = mid;
+        else hi = mid - 1;
+    }
+    const int n = x->rt->first[lo + 1] - x->rt->first[lo];
+    const int blocks = ceil_div(n, ROW_BLOCK), local = task - x->task_first[lo];
+    struct piece p = {.a = lo, .t0 = local / blocks * x->group};
+    p.nt = n_tiles(w) - p.t0 < x->group ? n_tiles(w) - p.t0 : x->group;
+    const int r0 = local % blocks * ROW_BLOCK;
+    p.c0 = x->rt->first[lo] + r0;
+    p.nr = n - r0 < ROW_BLOCK ? n - r0 : ROW_BLOCK;
+    return p;
+}
+
+static float *pair_row(char *base, uint64_t stride, int c)
+{
+    return (float *)(void *)(base + stride * (uint64_t)c);
+}
+
+static void gate_up_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    struct experts *x = j->ex;
+    const struct piece p = experts_piece(x, x->wg, task);
+    const void *in[ROW_BLOCK];
+    float *gate[ROW_BLOCK], *up[ROW_BLOCK];
+    for (int r = 0; r < p.nr; r++) {
+        in[r] = row_of(j->b, j->op->in[0], x->rt->pair[p.c0 + r] / x->rt->n_used);
+        gate[r] = pair_row(x->gate, x->ff_stride, p.c0 + r) + p.t0 * TILE_ROWS;
+        up[r] = pair_row(x->up, x->ff_stride, p.c0 + r) + p.t0 * TILE_ROWS;
+    }
+    const size_t gb = tile_bytes(x->wg->type, x->n_embd), ub = tile_bytes(x->wu->type, x->n_embd);
+    j->d->mm->mm[x->wg->type](x->n_embd, p.nt,
+                              (const char *)x->rt->gate[p.a] + (size_t)p.t0 * gb, p.nr, in, gate);
+    j->d->mm->mm[x->wu->type](x->n_embd, p.nt, (const char *)x->rt->up[p.a] + (size_t)p.t0 * ub,
+                              p.nr, in, up);
+}
+
+static void act_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    struct experts *x = j->ex;
+    const int end = (task + 1) * ELEM_ROWS < x->n_pairs ? (task + 1) * ELEM_ROWS : x->n_pairs;
+    for (int c = task * ELEM_ROWS; c < end; c++) {
+        float *g = pair_row(x->gate, x->ff_stride, c);
+        j->d->el->swiglu(x->n_ff, g, pair_row(x->up, x->ff_stride, c), g);
+        j->d->mm->act[x->kind](x->n_ff, g, x->prep + x->prep_stride * (uint64_t)c);
+    }
+}
+
+static void down_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    struct experts *x = j->ex;
+    const struct piece p = experts_piece(x, x->wd, task);
+    const void *in[ROW_BLOCK];
+    float *out[ROW_BLOCK];
+    for (int r = 0; r < p.nr; r++) {
+        in[r] = x->prep + x->prep_stride * (uint64_t)(p.c0 + r);
+        out[r] = pair_row(x->out, x->out_stride, p.c0 + r) + p.t0 * TILE_ROWS;
+    }
+    const size_t db = tile_bytes(x->wd->type, x->n_ff);
+    j->d->mm->mm[x->wd->type](x->n_ff, p.nt, (const char *)x->rt->down[p.a] + (size_t)p.t0 * db,
+                              p.nr, in, out);
+}
+
+static void combine_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    const struct experts *x = j->ex;
+    const int k = x->rt->n_used;
+    const int end = (task + 1) * ELEM_ROWS < j->n_rows ? (task + 1) * ELEM_ROWS : j->n_rows;
+    for (int r = task * ELEM_ROWS; r < end; r++) {
+        const float *slot[USED_MAX];
+        for (int s = 0; s < k; s++)
+            slot[s] = pair_row(x->out, x->out_stride, x->place[r * k + s]);
+        j->d->el->combine(x->n_embd, k, x->rt->w + (size_t)r * (size_t)k, slot,
+                          frow(j->b, j->op->out[0], r));
+    }
+}
+
+static void run_experts(struct job *j)
+{
+    const struct dev_bind *b = j->b;
+    const struct dev_weight *w[OP_IO];
+    for (int i = 0; i < OP_IO; i++) w[i] = &b->weight[j->op->weight[i]];
+    struct experts x = {
+        .rt = b->route, .wg = w[0], .wu = w[1], .wd = w[2],
+        .n_pairs = b->route->n_rows * b->route->n_used,
+        .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows,
+        .kind = qtype_info(w[2]->type)->act,
+    };
+    ASSERT(x.rt->n_used <= USED_MAX && x.rt->n_rows == j->n_rows);
+    experts_layout(&x, b->scratch);
+    for (int c = 0; c < x.n_pairs; c++) x.place[x.rt->pair[c]] = c;
+    j->ex = &x;
+    pool_run(j->d->pool, gate_up_task, j, experts_tasks(&x, x.wg));
+    pool_run(j->d->pool, act_task, j, ceil_div(x.n_pairs, ELEM_ROWS));
+    pool_run(j->d->pool, down_task, j, experts_tasks(&x, x.wd));
+    pool_run(j->d->pool, combine_task, j, ceil_div(j->n_rows, ELEM_ROWS));
+}
+
+/* ---- the interface ---- */
+
+static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
+{
+    struct job j = {.d = d, .op = op, .b = b, .n_rows = n_rows_of(op, b)};
+    if (j.n_rows == 0) return;
+    switch (op->code) {
+    case OP_MATMUL: run_matmul(&j); break;
+    case OP_ATTENTION:
+        pool_run(d->pool, attn_task, &j, ceil_div(j.n_rows, ATTN_ROWS) * op->p.attn.n_kv_heads);
+        break;
+    case OP_EXPERTS: run_experts(&j); break;
+    case OP_ROUTE: ASSERT(!"routing is the executor's"); break;
+    case OP_EMBED:
+    case OP_ROPE_TABLE:
+    case OP_RMS_NORM:
+    case OP_HEAD_NORM:
+    case OP_PREPARE:
+    case OP_ROPE:
+    case OP_KV_PUT:
+    case OP_ADD:
+    case OP_ADD_BIAS:
+    case OP_SELECT:
+    case OP_SWIGLU: pool_run(d->pool, elem_task, &j, ceil_div(j.n_rows, ELEM_ROWS)); break;
+    case OP_CODE_N: break;
+    }
+}
+
+static bool cpu_supports(const struct dev *d, const struct op *op)
+{
+    (void)d;
+    return op->code != OP_ROUTE;
+}
+
+static dev_fence cpu_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)
+{
+    for (int i = 0; i < n; i++) run_op(d, &ops[i], b);
+    return ++d->n_done;
+}
+
+static void cpu_wait(struct dev *d, dev_fence f) { ASSERT(f <= d->n_done); }
+
+static void cpu_close(struct dev *d) { free(d); }
+
+enum status dev_cpu_open(struct pool *pool, enum cpu_tier tier, struct dev **out, struct err *e)
+{
+    struct dev *d = calloc(1, sizeof *d);
+    *out = d;
+    if (!d) return err_set(e, ERR_MEMORY, "no memory for the CPU device");
+    d->pool = pool;
+    d->mm = mm_kernels(tier);
+    d->el = elem_kernels(tier);
+    return OK;
+}
+
+const struct dev_api *dev_cpu_api(void)
+{
+    static const struct dev_api api = {
+        .abi = DEV_ABI, .size = sizeof(struct dev_api), .name = "cpu", .own_memory = false,
+        .supports = cpu_supports, .submit = cpu_submit, .wait = cpu_wait, .close = cpu_close,
+    };
+    return &api;
+}

@@ -1,0 +1,94 @@
+/* Private to the elem_* and attn_* files: the constants of exp, its vector forms, the tiers' tables.
+ *
+ * Owns nothing.  Never include it outside moe/compute: elem.h is the interface.
+ *
+ * exp.  n = round(x / ln 2) by adding 1.5 * 2^23, whose low mantissa bits then are n; r = x - n ln 2
+ * in two fused steps, the first of which is exact; p = 1 + r + r^2 (...), degree 6, relative error
+ * 3.2e-9 before rounding; the result is p with n added to its exponent field.  p * 2^n is a normal
+ * number wherever it is used, so that addition rounds nothing and every tier agrees.
+ *   x > EXP_HI            +inf      (exp would pass FLT_MAX)
+ *   x < EXP_LO            +0        (exp would be subnormal: always flushed)
+ *   NaN                   the quiet NaN 0x7fc00000 */
+#ifndef MOE_COMPUTE_ELEM_INT_H
+#define MOE_COMPUTE_ELEM_INT_H
+
+#include "moe/compute/elem.h"
+
+#define EXP_HI 0x1.62e42ep+6f
+#define EXP_LO -0x1.5d589ep+6f
+#define EXP_LOG2E 0x1.715476p+0f
+#define EXP_MAGIC 0x1.8p+23f
+#define EXP_LN2_HI 0x1.62e43p-1f
+#define EXP_LN2_LO -0x1.05c61p-29f
+#define EXP_C2 0x1.fffffcp-2f
+#define EXP_C3 0x1.555492p-3f
+#define EXP_C4 0x1.5558bp-5f
+#define EXP_C5 0x1.12398ep-7f
+#define EXP_C6 0x1.6a4d6p-10f
+#define EXP_NAN 0x7fc00000u
+
+enum { Q8_BLOCK = 32 };
+
+#if defined(__x86_64__)
+extern const struct elem_kernels elem_table_avx2, elem_table_avx512;
+
+/* Index: enum kv_type.  In attn_avx2.c and attn_avx512.c. */
+typedef void attn_fn(int dk, int dv, int n_q, float scale, int n_rows, const struct attn_row *rows);
+attn_fn attn_f16_avx2, attn_q8_avx2, attn_f16_avx512, attn_q8_avx512;
+#endif
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+
+static inline __m256 elem_exp256(__m256 x)
+{
+    const __m256 magic = _mm256_set1_ps(EXP_MAGIC), one = _mm256_set1_ps(1.0f);
+    __m256 t = _mm256_fmadd_ps(x, _mm256_set1_ps(EXP_LOG2E), magic);
+    __m256 n = _mm256_sub_ps(t, magic);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(EXP_LN2_HI), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(EXP_LN2_LO), r);
+    __m256 p = _mm256_set1_ps(EXP_C6);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C2));
+    p = _mm256_fmadd_ps(p, r, one);
+    p = _mm256_fmadd_ps(p, r, one);
+    __m256 y = _mm256_castsi256_ps(_mm256_add_epi32(
+        _mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+    y = _mm256_blendv_ps(y, _mm256_set1_ps(__builtin_inff()),
+                         _mm256_cmp_ps(x, _mm256_set1_ps(EXP_HI), _CMP_GT_OQ));
+    y = _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(EXP_LO), _CMP_LT_OQ), y);
+    return _mm256_blendv_ps(y, _mm256_castsi256_ps(_mm256_set1_epi32(EXP_NAN)),
+                            _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+static inline __m512 elem_exp512(__m512 x)
+{
+    const __m512 magic = _mm512_set1_ps(EXP_MAGIC), one = _mm512_set1_ps(1.0f);
+    __m512 t = _mm512_fmadd_ps(x, _mm512_set1_ps(EXP_LOG2E), magic);
+    __m512 n = _mm512_sub_ps(t, magic);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(EXP_LN2_HI), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(EXP_LN2_LO), r);
+    __m512 p = _mm512_set1_ps(EXP_C6);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_C5));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_C4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_C3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_C2));
+    p = _mm512_fmadd_ps(p, r, one);
+    p = _mm512_fmadd_ps(p, r, one);
+    __m512i y = _mm512_add_epi32(_mm512_castps_si512(p),
+                                 _mm512_slli_epi32(_mm512_castps_si512(t), 23));
+    y = _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_HI), _CMP_GT_OQ),
+                              _mm512_set1_epi32(0x7f800000));
+    /* Not less than EXP_LO, or NaN: everything else becomes +0. */
+    y = _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_LO), _CMP_NLT_UQ), y);
+    y = _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
+                              _mm512_set1_epi32(EXP_NAN));
+    return _mm512_castsi512_ps(y);
+}
+#endif
+
+#endif

@@ -1,0 +1,22 @@
+/* Routers: who computes what.  Pure functions on the caller's arrays: no I/O, no threads, no
+ * allocation.  Router arithmetic is f32, in the order written here. */
+#ifndef ROUTING_ROUTE_H
+#define ROUTING_ROUTE_H
+
+#include "moe/compute/elem.h"
+#include "moe/compute/op.h"
+
+/* Token choice for one row: scores = softmax (or sigmoid) of the logits over all experts, the
+ * n_used best are chosen (ties: the lower id first), their weights are the scores, divided by
+ * their sum in slot order if p->normalise, times p->scale.
+ * logits [n_expert] are overwritten by the scores; id, w: [n_used], best first. */
+void route_token_choice(const struct route_params *p, const struct elem_kernels *el, float *logits,
+                        int32_t *id, float *w);
+
+/* The same routes the other way round, expert-major.  id: [n_rows * n_used].  Out: the used experts
+ * rising in expert[], their pairs (row * n_used + slot, rising) in pair[first[a] .. first[a+1]).
+ * count: [n_expert] scratch.  Returns the number of used experts. */
+int route_group(const int32_t *id, int n_rows, int n_used, int n_expert, int32_t *count,
+                int32_t *expert, int32_t *first, int32_t *pair);
+
+#endif
