@@ -12,10 +12,11 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <strings.h>
+
+#include "moe/base/machine.h"
 
 #define AT(field) offsetof(struct cli_args, field)
-#define U32_MAX 4294967295.0
 
 /* ---- the tables ---- */
 
@@ -46,7 +47,6 @@ static const struct cli_flag model_flags[] = {
      0},
     {"--deterministic", NULL, "refuse lossy or reordered arithmetic (always so on the CPU)",
      CLI_TRUE, AT(deterministic), 0, 0},
-    {"-v --verbose", NULL, NULL, CLI_TRUE, AT(verbose), 0, 0},
     {0}};
 
 static const struct cli_flag threads_flags[] = {
@@ -56,7 +56,8 @@ static const struct cli_flag threads_flags[] = {
 
 static const struct cli_flag prompt_flags[] = {
     {"-p --prompt", "TEXT", "the prompt; - reads standard input", CLI_STR, AT(prompt), 0, 0},
-    {"-f --file", "FILE", "the prompt is in FILE, its bytes as they are", CLI_STR, AT(file), 0, 0},
+    {"-f --file", "FILE", "the prompt is in FILE, less one line end at its end", CLI_STR, AT(file),
+     0, 0},
     {"-e --escape", NULL, "resolve \\n \\t \\\" \\\\ \\xHH on the command line", CLI_TRUE,
      AT(escape), 0, 0},
     {"--no-escape", NULL, "keep backslashes as they are", CLI_FALSE, AT(escape), 0, 0},
@@ -238,48 +239,13 @@ bool cli_parse_float(const char *text, double lo, double hi, double *out)
     return true;
 }
 
-/* The number in a one-line file such as memory.max; UINT64_MAX when it has none. */
-static uint64_t number_in(const char *path)
-{
-    unsigned long long v;
-    FILE *f = fopen(path, "re");
-    if (!f) return UINT64_MAX;
-    int ok = fscanf(f, "%llu", &v) == 1;
-    (void)fclose(f);
-    return ok ? v : UINT64_MAX;
-}
-
-/* The smallest memory.max from this process's cgroup (v2) up to the root. */
-static uint64_t cgroup_limit(void)
-{
-    char line[PATH_MAX], path[PATH_MAX + 64];
-    uint64_t limit = UINT64_MAX;
-    FILE *f = fopen("/proc/self/cgroup", "re");
-    if (!f) return limit;
-    while (fgets(line, sizeof line, f)) {
-        if (strncmp(line, "0::", 3)) continue;
-        line[strcspn(line, "\n")] = 0;
-        for (char *dir = line + 3;;) {
-            (void)snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.max", dir);
-            uint64_t v = number_in(path);
-            if (v < limit) limit = v;
-            char *slash = strrchr(dir, '/');
-            if (!slash) break;
-            *slash = 0;
-        }
-    }
-    (void)fclose(f);
-    uint64_t v1 = number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes");
-    return v1 < limit ? v1 : limit;
-}
-
 /* What 100 % means: physical memory or the cgroup's limit. */
 static uint64_t memory_whole(void)
 {
-    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    uint64_t phys = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
-    uint64_t limit = cgroup_limit();
-    return limit < phys ? limit : phys;
+    struct machine m;
+    memset(&m, 0, sizeof m);
+    machine_memory(&m, NULL);
+    return m.cgroup_limit < m.ram_bytes ? m.cgroup_limit : m.ram_bytes;
 }
 
 /* The factor of a unit, 0 when there is no such unit. */
@@ -444,7 +410,7 @@ static int unknown_flag(const struct cli_spec *spec, const char *arg)
 
 /* ---- setting a value ---- */
 
-/* "42" without a trailing ".000000"; infinite ends of a range become words. */
+/* "42", not "42.000000". */
 static const char *bound(double v, char buf[32])
 {
     (void)snprintf(buf, 32, "%.10g", v);
@@ -659,7 +625,7 @@ int cli_parse(const struct cli_spec *spec, int argc, char **argv, struct cli_arg
         } else if (flags && arg[0] == '-' && arg[1]) {
             rc = parse_flag(spec, argc, argv, &i, a);
         } else if (a->n_pos >= spec->max_pos || a->n_pos == CLI_POS) {
-            rc = cli_usage(spec->name, "unexpected '%s'; every argument here follows its flag", arg);
+            rc = cli_usage(spec->name, "'%s' belongs to no flag", arg);
         } else {
             a->pos[a->n_pos++] = arg;
         }

@@ -11,7 +11,8 @@
  *              offsetof(struct foo_args, reps), 1, 1000},
  *             {0}};
  *         struct cli_args a = cli_defaults();
- *         struct cli_spec spec = {.name = "foo", .groups = CLI_MODEL, .own = flags, .own_base = &own};
+ *         struct cli_spec spec = {
+ *             .name = "foo", .groups = CLI_MODEL, .own = flags, .own_base = &own};
  *         int rc = cli_parse(&spec, argc, argv, &a);
  *         if (rc != CLI_GO_ON) return rc;                    // --help printed, or a usage error
  *         tessera_engine *e;
@@ -80,7 +81,7 @@ struct cli_args {
     uint64_t mem;             /* --mem; bytes, 0 = automatic */
     uint64_t vram;            /* --vram; bytes, 0 = automatic */
     const char *pack;         /* --pack */
-    bool analyze, deterministic, verbose;
+    bool analyze, deterministic;
     /* CLI_PROMPT */
     const char *prompt;       /* -p; "-" = stdin */
     const char *file;         /* -f */
@@ -106,6 +107,7 @@ struct cli_args {
     int n_sessions;           /* default 1 */
     bool header_only;         /* plan without reading the weights */
     bool quiet_open;          /* no model line on stderr (warnings and errors stay) */
+    bool raw_text;            /* -f and -p - keep their last line end (llama.cpp drops one) */
 };
 
 struct cli_args cli_defaults(void);
@@ -189,7 +191,8 @@ int cli_fail(const struct err *e);
 int cli_exit_code(enum status s);
 
 /* The prompt of -p (escapes resolved), -p - (stdin) or -f FILE, malloc'd, terminated, any bytes.
- * ERR_USAGE when none is given, ERR_IO otherwise. */
+ * One line end at the end of a file or of stdin is dropped unless a->raw_text.  ERR_USAGE when
+ * none is given, ERR_IO otherwise. */
 enum status cli_read_prompt(const struct cli_args *a, char **text, size_t *n, struct err *e);
 /* A whole file ("-" = stdin), malloc'd and terminated. */
 enum status cli_read_file(const char *path, char **text, size_t *n, struct err *e);
@@ -197,8 +200,9 @@ enum status cli_read_file(const char *path, char **text, size_t *n, struct err *
 enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned flags,
                        int32_t **ids, int *n_ids, struct err *e);
 
-/* Sampling options of the flags; resolves a random seed into a->seed first. */
-struct tessera_sampling cli_sampling(struct cli_args *a);
+/* Sampling options of the flags; resolves a random seed into a->seed first.  n_ctx is what
+ * --repeat-last-n -1 means. */
+struct tessera_sampling cli_sampling(struct cli_args *a, int n_ctx);
 
 /* ---- terminal, output, signals (ui.c) ---- */
 

@@ -169,7 +169,8 @@ static void search_affine(const float *x, float *scale, float *min)
     if (!(hi > lo)) return;
     float best = INFINITY;
     for (int k = -12; k <= 24; k++) {
-        float s, m, err = fit_affine(x, (15.0f + 0.15f * (float)k) / (hi - lo), lo, &s, &m);
+        float s = 0, m = 0;
+        float err = fit_affine(x, (15.0f + 0.15f * (float)k) / (hi - lo), lo, &s, &m);
         if (!(err < best) || !(s >= 0)) continue;
         best = err;
         *scale = s;

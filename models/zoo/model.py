@@ -190,6 +190,7 @@ class Model(nn.Module):
         s.embed = nn.Parameter(torch.empty(c.vocab, c.width))
         s.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         s.norm = nn.Parameter(torch.ones(c.width))
+        s.untied = None          # an output matrix of its own: only in files read back for comparison
         for n, p in s.named_parameters():
             if p.dim() < 2: continue
             std = 0.02 if n == "embed" else p.shape[-1] ** -0.5 * (0.1 if n.endswith("router") else 0.5)
@@ -209,5 +210,5 @@ class Model(nn.Module):
             aux = aux + a
             if n is not None: counts.append(n)
         h = norm(h, s.norm, c.eps).to(s.embed.dtype)
-        if y is None: return h @ s.embed.t()
+        if y is None: return h @ (s.embed if s.untied is None else s.untied).t()
         return TiedLoss.apply(h.view(-1, c.width), s.embed, y.reshape(-1)), aux / c.layers, counts

@@ -133,7 +133,7 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
             z = torch.from_numpy(np.stack([stream[sched.window(k)] for k in part]).astype(np.int64)).to(device)
             loss, aux, n = net(z[:, :-1], z[:, 1:])
             ((loss + aux) * (len(part) / batch)).backward()
-            loss_sum += loss.item() * len(part) / batch; aux_sum += float(aux) * len(part) / batch
+            loss_sum += loss.item() * len(part) / batch; aux_sum += (aux.item() if n else 0.0) * len(part) / batch
             if n: counts = torch.stack(n).float() if counts is None else counts + torch.stack(n)
         low = 1.0
         if counts is not None:
@@ -170,7 +170,7 @@ def main():
     ap.add_argument("--tokens", type=float, help="length of the run; default: the whole stream once")
     ap.add_argument("--schedule", help="schedule.json of another run, to see exactly its data")
     ap.add_argument("--procs", type=int, default=2); ap.add_argument("--batch", type=int, default=8192); ap.add_argument("--micro", type=int, default=2048)
-    ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=3e-3); ap.add_argument("--decay", type=float, default=0.1)
+    ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=4e-3); ap.add_argument("--decay", type=float, default=0.1)
     ap.add_argument("--warm", type=int, default=60, help="steps"); ap.add_argument("--eval-every", type=int, default=200)
     ap.add_argument("--save-every", type=float, default=240, help="seconds"); ap.add_argument("--eager", action="store_true")
     o = ap.parse_args()

@@ -519,7 +519,8 @@ enum status machine_measure_disk(const char *path, double *gb_per_s, double *ran
     if (!s) {
         j.buf = mem;
         *gb_per_s = disk_pass(pool, &j, f.size < DISK_BLOCK ? OSFILE_ALIGN : DISK_BLOCK, false);
-        *random_gb_per_s = disk_pass(pool, &j, f.size < DISK_SMALL ? OSFILE_ALIGN : DISK_SMALL, true);
+        size_t small = f.size < DISK_SMALL ? OSFILE_ALIGN : DISK_SMALL;
+        *random_gb_per_s = disk_pass(pool, &j, small, true);
         if (atomic_load(&j.failed)) s = err_set(e, ERR_IO, "cannot read %s while measuring", path);
         pool_close(pool);
     }

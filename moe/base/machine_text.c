@@ -213,7 +213,7 @@ enum status machine_read(struct machine *m, const char *path, struct err *e)
         while (len && strchr("\r\n\t ", line[len - 1])) line[--len] = 0;
         const char *why = parse_line(m, line);
         if (why)
-            s = err_set(e, ERR_FORMAT, "%s line %d: \"%.40s\" %s (tessera doctor -o FILE writes one)",
+            s = err_set(e, ERR_FORMAT, "%s line %d: \"%.40s\" %s (doctor -o FILE writes one)",
                         path, n, line, why);
     }
     if (!s && ferror(f)) s = err_set(e, ERR_IO, "cannot read %s: %s", path, strerror(errno));

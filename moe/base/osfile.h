@@ -17,7 +17,7 @@ struct osfile_ops {
     int64_t (*pread)(int fd, void *buf, size_t n, uint64_t offset);      /* bytes or -errno */
     int (*close)(int fd);
     void (*drop)(int fd, uint64_t offset, uint64_t n);                   /* give page cache back */
-    int64_t (*size)(int fd); /* bytes or -errno; -EISDIR, -EINVAL: not a regular file.  NULL: fstat */
+    int64_t (*size)(int fd); /* bytes or -errno (-EISDIR, -EINVAL: no regular file); NULL: fstat */
 };
 
 extern const struct osfile_ops osfile_system; /* the real thing */

@@ -193,14 +193,14 @@ static int compare_refs(const void *pa, const void *pb)
     return c ? c : (a->at > b->at) - (a->at < b->at);
 }
 
-static struct ref *find_ref(const struct ref *v, uint64_t n, const char *name)
+static const struct ref *find_ref(const struct ref *v, uint64_t n, const char *name)
 {
     struct gguf_str want = {name, strlen(name)};
     uint64_t lo = 0, hi = n;
     while (lo < hi) {
         uint64_t mid = lo + (hi - lo) / 2;
         int c = compare_names(want, v[mid].name);
-        if (!c) return (struct ref *)&v[mid];
+        if (!c) return &v[mid];
         if (c < 0)
             hi = mid;
         else
@@ -627,7 +627,7 @@ static const char *magic_hint(const uint8_t *p, uint64_t n)
     static const struct {
         const char *start, *hint;
     } known[] = {
-        {"version https://git-lfs", "this is a Git LFS pointer: fetch the file itself (git lfs pull)"},
+        {"version https://git-lfs", "this is a Git LFS pointer: run git lfs pull"},
         {"<", "this looks like a web page: download the file itself"},
         {"{", "this looks like JSON: give the .gguf file"},
         {"PK", "this is a PyTorch or zip file: convert it to GGUF"},

@@ -1,0 +1,476 @@
+/* Writes GGUF models with random weights, of any size: for benchmarks (gigabytes at disk speed) and
+ * for tests (a few kilobytes).  Architectures llama (dense and Mixtral), qwen3moe, olmoe.
+ *
+ * DESIGN.  Weights are drawn as valid blocks of their format, not quantised from floats: random
+ * codes and a scale such that the weights have the standard deviation 1/sqrt(columns), which keeps
+ * activations finite.  A tensor of up to GEN_POOL bytes is drawn block by block; a larger one is
+ * cut from a pool of that many random bytes at random block offsets, so that rows differ and the
+ * disk is the limit.  One seed gives one file, byte for byte.
+ *
+ * Header only (static functions), because tests and benches link one source each.  Never used by
+ * the runtime. */
+#ifndef BENCH_GEN_H
+#define BENCH_GEN_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/base/err.h"
+#include "moe/base/f16.h"
+#include "moe/base/rng.h"
+#include "moe/load/gguf.h"
+#include "quant/qtype.h"
+
+#define GEN_SQRT12 3.4641016f
+
+enum { GEN_POOL = 4 << 20, GEN_TENSORS = 16384, GEN_POOLS = 16 };
+
+/* A weight type, or the mixture of llama-quantize's Q4_K_M. */
+enum { GEN_Q4_K_M = 1000 };
+
+struct gen_spec {
+    const char *arch; /* "qwen3moe", "olmoe", "llama" */
+    const char *name; /* general.name */
+    int n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff; /* n_ff: of one expert */
+    int n_expert, n_expert_used; /* 0 = dense (llama only) */
+    int n_ctx;
+    float rope_base, rms_eps;
+    unsigned type;     /* enum qtype or GEN_Q4_K_M */
+    bool tied;         /* no output.weight */
+    const char *vocab; /* GGUF whose tokenizer is copied; NULL = no tokenizer, n_vocab ids */
+    int n_vocab;
+    uint64_t seed;
+};
+
+/* The 8-layer model of the speed comparison, without a vocabulary. */
+static inline struct gen_spec gen_defaults(void)
+{
+    return (struct gen_spec){
+        .arch = "qwen3moe", .name = "random weights", .n_layer = 8, .n_embd = 2048, .n_head = 32,
+        .n_head_kv = 4, .head_dim = 128, .n_ff = 768, .n_expert = 128, .n_expert_used = 8,
+        .n_ctx = 32768, .rope_base = 1e6f, .rms_eps = 1e-6f, .type = QTYPE_Q8_0, .n_vocab = 256,
+        .seed = 1,
+    };
+}
+
+/* A few tens of kilobytes in F32: two layers, 64 wide (256 wide where a type needs it). */
+static inline struct gen_spec gen_tiny(const char *arch, enum qtype type)
+{
+    struct gen_spec g = gen_defaults();
+    bool wide = qtype_info(type) && qtype_info(type)->block > 64;
+    g.arch = arch;
+    g.name = "tiny";
+    g.type = type;
+    g.n_layer = 2;
+    g.n_embd = wide ? 256 : 64;
+    g.n_head = 4;
+    g.n_head_kv = strcmp(arch, "olmoe") ? 2 : 4;
+    g.head_dim = wide ? 64 : 16;
+    g.n_ff = wide ? 256 : 64;
+    g.n_expert = 8;
+    g.n_expert_used = 2;
+    g.n_ctx = 256;
+    g.n_vocab = 96;
+    return g;
+}
+
+/* ---- random blocks ---- */
+
+/* About normal, standard deviation 1: the sum of four uniform numbers. */
+static float gen_normal(struct rng *r)
+{
+    uint64_t u = rng_u64(r);
+    float sum = 0;
+    for (int i = 0; i < 4; i++, u >>= 16) sum += (float)(u & 0xffff) * 0x1p-16f;
+    return (sum - 2.0f) * (GEN_SQRT12 / 2.0f);
+}
+
+static void gen_bytes(struct rng *r, unsigned char *p, size_t n)
+{
+    for (; n >= 8; n -= 8, p += 8) {
+        uint64_t u = rng_u64(r);
+        memcpy(p, &u, 8);
+    }
+    uint64_t u = rng_u64(r);
+    memcpy(p, &u, n);
+}
+
+static void gen_half(unsigned char *p, float x)
+{
+    uint16_t h = f16_from_f32(x);
+    memcpy(p, &h, 2);
+}
+
+/* 12 bytes with eight 6-bit scales and the same eight as minima (the packing of Q4_K). */
+static void gen_scales_k4(struct rng *r, unsigned char *p)
+{
+    unsigned s[8];
+    for (int i = 0; i < 8; i++) s[i] = 32 + rng_below(r, 32);
+    for (int i = 0; i < 4; i++) {
+        p[i] = p[i + 4] = (unsigned char)(s[i] | (s[i + 4] >> 4) << 6);
+        p[i + 8] = (unsigned char)((s[i + 4] & 15) | (s[i + 4] & 15) << 4);
+    }
+}
+
+/* Random codes have a fixed spread: the block's scale is sigma over it, varied by a fifth. */
+static float gen_scale(struct rng *r, float sigma, float spread)
+{
+    return sigma / spread * rng_range(r, 0.8f, 1.2f);
+}
+
+/* One block with weights of standard deviation sigma; false for a type without a generator. */
+static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char *p)
+{
+    float x = 0;
+    uint16_t h;
+    switch (type) {
+    case QTYPE_F32:
+        x = sigma * gen_normal(r);
+        memcpy(p, &x, 4);
+        return true;
+    case QTYPE_F16:
+        gen_half(p, sigma * gen_normal(r));
+        return true;
+    case QTYPE_BF16:
+        h = bf16_from_f32(sigma * gen_normal(r));
+        memcpy(p, &h, 2);
+        return true;
+    case QTYPE_Q8_0: /* half d, int8 q[32] */
+        gen_bytes(r, p + 2, 32);
+        for (int i = 2; i < 34; i++) p[i] = p[i] == 128 ? 0 : p[i]; /* encoders never say -128 */
+        gen_half(p, gen_scale(r, sigma, 256 / GEN_SQRT12));
+        return true;
+    case QTYPE_Q4_0: /* half d, 4-bit q[32] less 8 */
+        gen_bytes(r, p + 2, 16);
+        gen_half(p, gen_scale(r, sigma, 16 / GEN_SQRT12));
+        return true;
+    case QTYPE_Q4_K: /* half d, dmin, scales[12], 4-bit q[256]; dmin = 7.5 d centres the codes */
+        gen_scales_k4(r, p + 4);
+        gen_bytes(r, p + 16, 128);
+        x = gen_scale(r, sigma, 16 / GEN_SQRT12 * 48);
+        gen_half(p, x);
+        gen_half(p + 2, 7.5f * x);
+        return true;
+    case QTYPE_Q6_K: /* low[128], high[64], int8 scales[16], half d */
+        gen_bytes(r, p, 192);
+        for (int i = 0; i < 16; i++) p[192 + i] = (unsigned char)(64 + rng_below(r, 64));
+        gen_half(p + 208, gen_scale(r, sigma, 64 / GEN_SQRT12 * 96));
+        return true;
+    case QTYPE_ID_END: break;
+    }
+    return false;
+}
+
+/* ---- what is in the file ---- */
+
+struct gen_tensor {
+    char name[48];
+    enum qtype type;
+    int n_dims;
+    uint64_t dim[3], bytes;
+    float sigma, mean;
+};
+
+struct gen_model {
+    struct gen_spec spec;
+    int n_tensors;
+    struct gen_tensor *tensor; /* [GEN_TENSORS] */
+    bool fell_back;            /* a tensor's columns do not fit its type: it is Q8_0 or F16 */
+};
+
+/* llama-quantize gives the first and last eighth and every third layer between more bits. */
+static bool gen_more_bits(int layer, int n_layer)
+{
+    return layer < n_layer / 8 || layer >= 7 * n_layer / 8 || (layer - n_layer / 8) % 3 == 2;
+}
+
+/* The type of a matrix: what was asked for, as llama-quantize's mixtures have it. */
+static enum qtype gen_type(const struct gen_spec *g, const char *name, int layer)
+{
+    bool mixed = g->type == GEN_Q4_K_M || g->type == QTYPE_Q4_K || g->type == QTYPE_Q4_0;
+    if (mixed && !strcmp(name, "output")) return QTYPE_Q6_K;
+    if (g->type != GEN_Q4_K_M) return (enum qtype)g->type;
+    bool heavy = !strcmp(name, "attn_v") || !strncmp(name, "ffn_down", 8);
+    return heavy && gen_more_bits(layer, g->n_layer) ? QTYPE_Q6_K : QTYPE_Q4_K;
+}
+
+static void gen_add(struct gen_model *m, const char *name, int layer, struct gen_tensor t)
+{
+    ASSERT(m->n_tensors < GEN_TENSORS);
+    if (layer < 0)
+        (void)snprintf(t.name, sizeof t.name, "%s.weight", name);
+    else
+        (void)snprintf(t.name, sizeof t.name, "blk.%d.%s.weight", layer, name);
+    uint64_t n = 1;
+    for (int i = 0; i < t.n_dims; i++) n *= t.dim[i];
+    t.bytes = qtype_bytes(t.type, n);
+    m->tensor[m->n_tensors++] = t;
+}
+
+/* 1 / sqrt(n) by Newton's method: a test that includes this header needs no libm. */
+static float gen_spread(int n)
+{
+    float x = 1;
+    for (int i = 0; i < 40; i++) x = 0.5f * (x + 1.0f / ((float)n * x));
+    return x;
+}
+
+/* A matrix of `out` rows of `in` columns, or n_expert of them when experts > 0. */
+static void gen_matrix(struct gen_model *m, const char *name, int layer, int in, int out,
+                       int experts)
+{
+    enum qtype type = gen_type(&m->spec, name, layer);
+    if (in % qtype_info(type)->block) {
+        type = in % 32 ? QTYPE_F16 : QTYPE_Q8_0;
+        m->fell_back = true;
+    }
+    struct gen_tensor t = {.type = type, .n_dims = experts ? 3 : 2,
+                           .dim = {(uint64_t)in, (uint64_t)out, (uint64_t)experts},
+                           .sigma = gen_spread(in)};
+    gen_add(m, name, layer, t);
+}
+
+static void gen_norm(struct gen_model *m, const char *name, int layer, int n)
+{
+    gen_add(m, name, layer, (struct gen_tensor){.type = QTYPE_F32, .n_dims = 1,
+                                                .dim = {(uint64_t)n}, .sigma = 0.1f, .mean = 1});
+}
+
+static void gen_layer(struct gen_model *m, int l)
+{
+    const struct gen_spec *g = &m->spec;
+    int q = g->n_head * g->head_dim, kv = g->n_head_kv * g->head_dim, n = g->n_expert;
+    bool olmoe = !strcmp(g->arch, "olmoe"), qwen = !strcmp(g->arch, "qwen3moe");
+    gen_norm(m, "attn_norm", l, g->n_embd);
+    gen_matrix(m, "attn_q", l, g->n_embd, q, 0);
+    gen_matrix(m, "attn_k", l, g->n_embd, kv, 0);
+    gen_matrix(m, "attn_v", l, g->n_embd, kv, 0);
+    gen_matrix(m, "attn_output", l, q, g->n_embd, 0);
+    if (olmoe || qwen) {
+        gen_norm(m, "attn_q_norm", l, olmoe ? q : g->head_dim);
+        gen_norm(m, "attn_k_norm", l, olmoe ? kv : g->head_dim);
+    }
+    gen_norm(m, "ffn_norm", l, g->n_embd);
+    if (n) {
+        /* The router stays F32; twice the spread gives it clear preferences. */
+        gen_add(m, "ffn_gate_inp", l,
+                (struct gen_tensor){.type = QTYPE_F32, .n_dims = 2,
+                                    .dim = {(uint64_t)g->n_embd, (uint64_t)n},
+                                    .sigma = 2 * gen_spread(g->n_embd)});
+    }
+    gen_matrix(m, n ? "ffn_gate_exps" : "ffn_gate", l, g->n_embd, g->n_ff, n);
+    gen_matrix(m, n ? "ffn_up_exps" : "ffn_up", l, g->n_embd, g->n_ff, n);
+    gen_matrix(m, n ? "ffn_down_exps" : "ffn_down", l, g->n_ff, g->n_embd, n);
+}
+
+static void gen_tensors(struct gen_model *m)
+{
+    const struct gen_spec *g = &m->spec;
+    gen_norm(m, "output_norm", -1, g->n_embd);
+    gen_matrix(m, "token_embd", -1, g->n_embd, g->n_vocab, 0);
+    if (!g->tied) gen_matrix(m, "output", -1, g->n_embd, g->n_vocab, 0);
+    for (int l = 0; l < g->n_layer; l++) gen_layer(m, l);
+}
+
+/* ---- checks and keys ---- */
+
+static enum status gen_check(const struct gen_spec *g, struct err *e)
+{
+    struct rng r;
+    unsigned char block[512];
+    bool olmoe = !strcmp(g->arch, "olmoe"), llama = !strcmp(g->arch, "llama");
+    rng_seed(&r, 0);
+    if (!llama && !olmoe && strcmp(g->arch, "qwen3moe"))
+        return err_set(e, ERR_USAGE, "cannot generate %s; known: qwen3moe olmoe llama", g->arch);
+    if (g->type != GEN_Q4_K_M &&
+        (!qtype_info(g->type) || !gen_block(&r, (enum qtype)g->type, 1, block)))
+        return err_set(e, ERR_USAGE, "cannot generate weights of type %u", g->type);
+    if (!llama && !g->n_expert)
+        return err_set(e, ERR_USAGE, "%s needs experts", g->arch);
+    if (g->n_expert && (g->n_expert_used < 1 || g->n_expert_used > g->n_expert))
+        return err_set(e, ERR_USAGE, "%d of %d experts cannot be used", g->n_expert_used,
+                       g->n_expert);
+    if (g->n_layer < 1 || g->n_embd < 1 || g->n_ff < 1 || g->head_dim < 2 || g->n_vocab < 1 ||
+        g->n_head < 1 || g->n_head_kv < 1 || g->n_head % g->n_head_kv || g->head_dim % 2)
+        return err_set(e, ERR_USAGE, "a size is not positive, or heads do not divide");
+    if (olmoe && (g->n_head != g->n_head_kv || g->n_head * g->head_dim != g->n_embd))
+        return err_set(e, ERR_USAGE, "olmoe needs as many KV heads as heads, filling embd");
+    if (g->n_layer > (GEN_TENSORS - 3) / 13)
+        return err_set(e, ERR_USAGE, "too many layers");
+    return OK;
+}
+
+static const char *gen_key(char buf[96], const struct gen_spec *g, const char *key)
+{
+    (void)snprintf(buf, 96, "%s.%s", g->arch, key);
+    return buf;
+}
+
+/* llama.cpp's file_type number; its bench prints it. */
+static uint32_t gen_file_type(unsigned type)
+{
+    switch (type) {
+    case QTYPE_F32: return 0;
+    case QTYPE_F16: return 1;
+    case QTYPE_Q4_0: return 2;
+    case QTYPE_Q8_0: return 7;
+    case QTYPE_Q6_K: return 18;
+    case QTYPE_BF16: return 32;
+    default: return 15;
+    }
+}
+
+static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const struct gguf *vocab)
+{
+    char k[96];
+    gguf_put_str(w, "general.architecture", g->arch);
+    gguf_put_str(w, "general.name", g->name);
+    gguf_put_u32(w, "general.file_type", gen_file_type(g->type));
+    gguf_put_u32(w, "general.quantization_version", 2);
+    const struct { const char *key; int value; } u32s[] = {
+        {"vocab_size", g->n_vocab}, {"context_length", g->n_ctx}, {"embedding_length", g->n_embd},
+        {"block_count", g->n_layer}, {"feed_forward_length", g->n_ff},
+        {"attention.head_count", g->n_head}, {"attention.head_count_kv", g->n_head_kv},
+        {"attention.key_length", g->head_dim}, {"attention.value_length", g->head_dim},
+        {"rope.dimension_count", g->head_dim},
+    };
+    for (size_t i = 0; i < sizeof u32s / sizeof *u32s; i++)
+        gguf_put_u32(w, gen_key(k, g, u32s[i].key), (uint32_t)u32s[i].value);
+    gguf_put_f32(w, gen_key(k, g, "attention.layer_norm_rms_epsilon"), g->rms_eps);
+    gguf_put_f32(w, gen_key(k, g, "rope.freq_base"), g->rope_base);
+    if (g->n_expert) {
+        gguf_put_u32(w, gen_key(k, g, "expert_count"), (uint32_t)g->n_expert);
+        gguf_put_u32(w, gen_key(k, g, "expert_used_count"), (uint32_t)g->n_expert_used);
+    }
+    if (!strcmp(g->arch, "qwen3moe"))
+        gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);
+    if (!vocab) gguf_put_str(w, "tokenizer.ggml.model", "no_vocab");
+    for (uint64_t i = 0; vocab && i < gguf_n_kv(vocab); i++) {
+        const struct gguf_kv *kv = gguf_kv_at(vocab, i);
+        if (kv->key.n > 10 && !memcmp(kv->key.s, "tokenizer.", 10)) gguf_put_kv(w, kv);
+    }
+}
+
+/* ---- data ---- */
+
+struct gen_pool {
+    enum qtype type;
+    float sigma;
+    unsigned char *data; /* [GEN_POOL], whole blocks from the start */
+};
+
+struct gen_pools {
+    struct rng rng;
+    int n;
+    struct gen_pool pool[GEN_POOLS];
+};
+
+static void gen_fill(struct rng *r, const struct gen_tensor *t, unsigned char *to, uint64_t bytes)
+{
+    size_t step = (size_t)qtype_info(t->type)->block_bytes;
+    for (uint64_t at = 0; at + step <= bytes; at += step) {
+        (void)gen_block(r, t->type, t->sigma, to + at);
+        if (t->mean != 0) { /* norms are F32 */
+            float x;
+            memcpy(&x, to + at, 4);
+            x += t->mean;
+            memcpy(to + at, &x, 4);
+        }
+    }
+}
+
+/* The pool of this type and spread, drawn when it is first asked for; NULL without memory. */
+static const struct gen_pool *gen_pool_of(struct gen_pools *p, const struct gen_tensor *t)
+{
+    for (int i = 0; i < p->n; i++)
+        if (p->pool[i].type == t->type && !(p->pool[i].sigma < t->sigma) &&
+            !(p->pool[i].sigma > t->sigma))
+            return &p->pool[i];
+    struct gen_pool *q = &p->pool[p->n < GEN_POOLS ? p->n : GEN_POOLS - 1];
+    if (!q->data) q->data = malloc(GEN_POOL);
+    if (!q->data) return NULL;
+    if (p->n < GEN_POOLS) p->n++;
+    q->type = t->type;
+    q->sigma = t->sigma;
+    gen_fill(&p->rng, t, q->data, GEN_POOL);
+    return q;
+}
+
+static enum status gen_data(struct gguf_writer *w, struct gen_pools *p, const struct gen_tensor *t,
+                            unsigned char *small, struct err *e)
+{
+    if (t->bytes <= GEN_POOL) {
+        gen_fill(&p->rng, t, small, t->bytes);
+        return gguf_writer_data(w, small, t->bytes, e);
+    }
+    const struct gen_pool *q = gen_pool_of(p, t);
+    if (!q) return err_set(e, ERR_MEMORY, "no memory for random weights");
+    uint64_t step = (uint64_t)qtype_info(t->type)->block_bytes, n_blocks = GEN_POOL / step;
+    for (uint64_t left = t->bytes; left;) {
+        uint64_t at = rng_u64(&p->rng) % n_blocks * step;
+        uint64_t n = n_blocks * step - at;
+        if (n > left) n = left;
+        enum status s = gguf_writer_data(w, q->data + at, n, e);
+        if (s) return s;
+        left -= n;
+    }
+    return OK;
+}
+
+static enum status gen_write_all(struct gguf_writer *w, struct gen_model *m, const char *path,
+                                 struct err *e)
+{
+    struct gen_pools *pools = calloc(1, sizeof *pools);
+    unsigned char *small = malloc(GEN_POOL);
+    enum status s = pools && small ? OK : err_set(e, ERR_MEMORY, "no memory for random weights");
+    for (int i = 0; i < m->n_tensors; i++) {
+        const struct gen_tensor *t = &m->tensor[i];
+        gguf_put_tensor(w, t->name, (uint32_t)t->type, t->n_dims, t->dim, t->bytes);
+    }
+    if (!s) s = gguf_writer_begin(w, path, e);
+    if (!s) rng_seed(&pools->rng, m->spec.seed);
+    for (int i = 0; i < m->n_tensors && !s; i++) s = gen_data(w, pools, &m->tensor[i], small, e);
+    if (!s) s = gguf_writer_end(w, e);
+    for (int i = 0; pools && i < pools->n; i++) free(pools->pool[i].data);
+    free(pools);
+    free(small);
+    return s;
+}
+
+/* Writes the model; fell_back (may be NULL) tells if some matrix had to take another type because
+ * its columns are no multiple of the type's block. */
+static enum status gen_write(const struct gen_spec *spec, const char *path, bool *fell_back,
+                             struct err *e)
+{
+    struct gen_model m = {.spec = *spec};
+    struct gguf *vocab = NULL;
+    struct gguf_writer *w = NULL;
+    enum status s = OK;
+    if (spec->vocab) s = gguf_open(spec->vocab, NULL, &vocab, e);
+    if (!s && vocab) {
+        const struct gguf_kv *kv = gguf_find(vocab, "tokenizer.ggml.tokens");
+        if (kv && kv->value.type == GGUF_ARRAY && kv->value.n && kv->value.n < 1 << 24)
+            m.spec.n_vocab = (int)kv->value.n;
+        else
+            s = err_set(e, ERR_MISSING, "%s has no tokenizer.ggml.tokens", spec->vocab);
+    }
+    if (!s) s = gen_check(&m.spec, e);
+    if (!s) {
+        m.tensor = calloc(GEN_TENSORS, sizeof *m.tensor);
+        w = gguf_writer_new();
+        if (!w || !m.tensor) s = err_set(e, ERR_MEMORY, "no memory to describe the model");
+    }
+    if (!s) {
+        gen_tensors(&m);
+        gen_keys(w, &m.spec, vocab);
+        s = gen_write_all(w, &m, path, e);
+    }
+    if (fell_back) *fell_back = m.fell_back;
+    if (w) gguf_writer_close(w);
+    free(m.tensor);
+    if (vocab) gguf_close(vocab);
+    return s;
+}
+
+#endif

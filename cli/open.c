@@ -1,0 +1,196 @@
+/* From flags to an open engine, from prompts to ids: the part of a command that every command
+ * shares.  Owns nothing between calls. */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include "moe/load/tok.h"
+
+/* ---- errors ---- */
+
+int cli_exit_code(enum status s)
+{
+    switch (s) {
+    case OK: return CLI_OK;
+    case ERR_BUDGET: return CLI_BUDGET;
+    case ERR_CANCELLED: return CLI_INTERRUPTED;
+    case ERR_USAGE: return CLI_USAGE;
+    default: return CLI_ERROR;
+    }
+}
+
+int cli_fail(const struct err *e)
+{
+    const char *msg = e->msg[0] ? e->msg : err_name(e->code);
+    if (e->code == ERR_CANCELLED) msg = "interrupted";
+    fprintf(stderr, "tessera: %s\n", msg);
+    return e->code == OK ? CLI_ERROR : cli_exit_code(e->code);
+}
+
+/* ---- opening ---- */
+
+struct tessera_options cli_engine_options(const struct cli_args *a)
+{
+    struct tessera_options o = tessera_defaults();
+    o.model_path = a->model;
+    o.n_threads = a->threads;
+    o.n_ctx = a->ctx;
+    o.n_ubatch = a->ubatch;
+    o.n_sessions = a->n_sessions;
+    o.kv = (enum tessera_kv)a->kv_k;
+    o.mem_budget = a->mem;
+    o.header_only = a->header_only;
+    return o;
+}
+
+void cli_print_model(const tessera_engine *e, const struct cli_args *a)
+{
+    struct tessera_model m = tessera_model(e);
+    struct tessera_memory mem = tessera_memory(e);
+    char params[24], total[24], budget[24];
+    fprintf(stderr, "%s%s%s: %s, %s parameters", cli_bold(), m.name && *m.name ? m.name : a->model,
+            cli_plain(), m.arch, cli_count(m.n_params, params));
+    if (m.n_expert > 0) fprintf(stderr, ", %d of %d experts", m.n_expert_used, m.n_expert);
+    fprintf(stderr, ", %s; context %d", m.type_label, m.n_ctx);
+    if (m.n_ctx < m.n_ctx_train) fprintf(stderr, " of %d", m.n_ctx_train);
+    fprintf(stderr, "; memory %s", cli_bytes(mem.total, total));
+    if (mem.budget != UINT64_MAX)
+        fprintf(stderr, " of %s%s", cli_bytes(mem.budget, budget), a->mem ? "" : " (auto)");
+    fprintf(stderr, "; %d thread%s, %s\n", m.n_threads, m.n_threads == 1 ? "" : "s", m.cpu);
+}
+
+/* What the system's own words would not say. */
+static enum status check_path(const char *path, struct err *err)
+{
+    struct stat st;
+    if (stat(path, &st)) return err_set(err, ERR_IO, "cannot open %s: %s", path, strerror(errno));
+    if (S_ISDIR(st.st_mode))
+        return err_set(err, ERR_IO, "%s is a directory; -m names one GGUF file", path);
+    if (!S_ISREG(st.st_mode))
+        return err_set(err, ERR_IO, "%s is not a regular file; -m names one GGUF file", path);
+    return OK;
+}
+
+int cli_open_engine(const struct cli_args *a, tessera_engine **out)
+{
+    struct err err;
+    struct cli_progress bar = {.label = "reading"};
+    struct tessera_options o = cli_engine_options(a);
+    err_clear(&err);
+    *out = NULL;
+    if (check_path(a->model, &err)) return cli_fail(&err);
+    cli_catch_interrupts();
+    o.progress = cli_progress;
+    o.progress_arg = &bar;
+    enum status s = tessera_open(&o, out, &err);
+    cli_progress_end(&bar);
+    if (s) return cli_fail(&err);
+    const char *w;
+    for (int i = 0; (w = tessera_warning(*out, i)); i++) cli_warn("%s", w);
+    if (!a->quiet_open) cli_print_model(*out, a);
+    return CLI_OK;
+}
+
+/* ---- text ---- */
+
+enum status cli_read_file(const char *path, char **text, size_t *n, struct err *e)
+{
+    bool in = !strcmp(path, "-");
+    const char *name = in ? "standard input" : path;
+    *text = NULL;
+    *n = 0;
+    FILE *f = in ? stdin : fopen(path, "re");
+    if (!f) return err_set(e, ERR_IO, "cannot open %s: %s", path, strerror(errno));
+    size_t cap = 0;
+    char *buf = NULL;
+    enum status s = OK;
+    while (!s) {
+        if (cap - *n < 4096) {
+            cap = cap * 2 + 8192;
+            char *more = realloc(buf, cap);
+            if (!more) {
+                s = err_set(e, ERR_MEMORY, "no memory to read %s", name);
+                break;
+            }
+            buf = more;
+        }
+        size_t got = fread(buf + *n, 1, cap - *n - 1, f);
+        *n += got;
+        if (ferror(f))
+            s = errno == EINTR && cli_interrupted()
+                    ? err_set(e, ERR_CANCELLED, "interrupted")
+                    : err_set(e, ERR_IO, "cannot read %s: %s", name, strerror(errno));
+        if (feof(f)) break;
+    }
+    if (!in) (void)fclose(f);
+    if (s) {
+        free(buf);
+        *n = 0;
+        return s;
+    }
+    buf[*n] = 0;
+    *text = buf;
+    return OK;
+}
+
+enum status cli_read_prompt(const struct cli_args *a, char **text, size_t *n, struct err *e)
+{
+    const char *path = a->file ? a->file : a->prompt && !strcmp(a->prompt, "-") ? "-" : NULL;
+    *text = NULL;
+    *n = 0;
+    if (path) {
+        enum status s = cli_read_file(path, text, n, e);
+        if (!s && !a->raw_text && *n && (*text)[*n - 1] == '\n') (*text)[--*n] = 0;
+        return s;
+    }
+    if (!a->prompt) return err_set(e, ERR_USAGE, "no prompt: give -p TEXT, -p - or -f FILE");
+    *text = strdup(a->prompt);
+    if (!*text) return err_set(e, ERR_MEMORY, "no memory for the prompt");
+    *n = a->escape ? cli_unescape(*text) : strlen(*text);
+    return OK;
+}
+
+enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned flags,
+                       int32_t **ids, int *n_ids, struct err *e)
+{
+    int64_t cap = (int64_t)n + 16; /* nearly always enough */
+    *n_ids = 0;
+    *ids = NULL;
+    for (;;) {
+        int32_t *more = realloc(*ids, (size_t)cap * sizeof **ids);
+        int64_t got = -1;
+        if (more) {
+            *ids = more;
+            got = tok_encode(t, text, n, flags, *ids, cap);
+        }
+        if (got < 0 || got > INT32_MAX) {
+            free(*ids);
+            *ids = NULL;
+            return err_set(e, ERR_MEMORY, "no memory for %zu bytes of text", n);
+        }
+        *n_ids = (int)got;
+        if (got <= cap) return OK;
+        cap = got;
+    }
+}
+
+/* ---- sampling ---- */
+
+struct tessera_sampling cli_sampling(struct cli_args *a, int n_ctx)
+{
+    uint32_t seed;
+    if (a->seed < 0) {
+        if (getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = 1;
+        a->seed = seed & 0x7fffffff;
+    }
+    return (struct tessera_sampling){
+        .temp = a->temp, .top_k = a->top_k, .top_p = a->top_p, .min_p = a->min_p,
+        .repeat_penalty = a->repeat_penalty,
+        .repeat_last_n = a->repeat_last_n < 0 ? n_ctx : a->repeat_last_n,
+        .seed = (uint64_t)a->seed,
+    };
+}

@@ -1,0 +1,157 @@
+/* The terminal: colours, progress, byte counts, output that notices a closed pipe, and SIGINT.
+ *
+ * Owns the only mutable globals of the program besides the log sink and the CPU mask: what the
+ * SIGINT handler reads and writes. */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "moe/base/osfile.h"
+
+/* ---- terminal ---- */
+
+bool cli_tty(FILE *f) { return isatty(fileno(f)) == 1; }
+
+static bool colours(void)
+{
+    const char *term = getenv("TERM"), *no = getenv("NO_COLOR");
+    return cli_tty(stderr) && !(no && *no) && term && strcmp(term, "dumb");
+}
+
+const char *cli_dim(void) { return colours() ? "\033[2m" : ""; }
+const char *cli_bold(void) { return colours() ? "\033[1m" : ""; }
+const char *cli_plain(void) { return colours() ? "\033[0m" : ""; }
+
+/* Three digits and a unit, from a factor and unit names. */
+static const char *scaled(double v, double factor, const char *const *units, char buf[24])
+{
+    int u = 0;
+    while (v >= factor * 0.9995 && units[u + 1]) {
+        v /= factor;
+        u++;
+    }
+    (void)snprintf(buf, 24, u && v < 9.95 ? "%.1f%s" : "%.0f%s", v, units[u]);
+    return buf;
+}
+
+const char *cli_bytes(uint64_t n, char buf[24])
+{
+    static const char *const units[] = {" B", " KiB", " MiB", " GiB", " TiB", " PiB", NULL};
+    return scaled((double)n, 1024, units, buf);
+}
+
+const char *cli_count(uint64_t n, char buf[24])
+{
+    static const char *const units[] = {"", " K", " M", " B", " T", NULL};
+    return scaled((double)n, 1000, units, buf);
+}
+
+void cli_warn(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    fprintf(stderr, "tessera: warning: ");
+    vfprintf(stderr, fmt, ap);
+    fprintf(stderr, "\n");
+    va_end(ap);
+}
+
+/* ---- progress ---- */
+
+bool cli_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
+{
+    struct cli_progress *p = arg;
+    if (!cli_tty(stderr)) return !cli_interrupted();
+    double now = os_seconds();
+    if (!p->started) p->started = p->drawn = now;
+    if (now - p->drawn < 0.1) return !cli_interrupted();
+    enum { WIDTH = 30 };
+    char bar[WIDTH + 1], done[24], total[24], rate[24];
+    double part = total_bytes ? (double)done_bytes / (double)total_bytes : 0;
+    int filled = part >= 1 ? WIDTH : (int)(part * WIDTH);
+    memset(bar, ' ', WIDTH);
+    memset(bar, '=', (size_t)filled);
+    if (filled < WIDTH) bar[filled] = '>';
+    bar[WIDTH] = 0;
+    cli_bytes(done_bytes, done);
+    cli_bytes(total_bytes, total);
+    cli_bytes((uint64_t)((double)done_bytes / (now - p->started)), rate);
+    fprintf(stderr, "\r%s [%s] %s of %s, %s/s \033[K", p->label, bar, done, total, rate);
+    p->drawn = now;
+    p->shown = true;
+    return !cli_interrupted();
+}
+
+void cli_progress_end(struct cli_progress *p)
+{
+    if (p->shown) fprintf(stderr, "\r\033[K");
+    p->shown = false;
+}
+
+/* ---- stdout ---- */
+
+/* Has the reader of stdout gone? */
+static bool reader_gone(void)
+{
+    struct pollfd p = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    return poll(&p, 1, 0) == 1 && p.revents & POLLERR;
+}
+
+bool cli_out(const void *bytes, size_t n)
+{
+    if (ferror(stdout)) return false;
+    return fwrite(bytes, 1, n, stdout) == n && !fflush(stdout);
+}
+
+int cli_finish_stdout(int rc)
+{
+    bool bad = ferror(stdout);
+    int code = bad ? errno : 0;
+    errno = 0;
+    if (fflush(stdout)) {
+        bad = true;
+        code = errno;
+    }
+    if (!bad) return rc;
+    clearerr(stdout); /* said once */
+    if (code == EPIPE || reader_gone()) return rc == CLI_ERROR ? CLI_OK : rc;
+    fprintf(stderr, "tessera: cannot write to standard output%s%s\n", code ? ": " : "",
+            code ? strerror(code) : "");
+    return rc == CLI_OK ? CLI_ERROR : rc;
+}
+
+/* ---- SIGINT ---- */
+
+static volatile sig_atomic_t interrupts;
+static _Atomic(tessera_engine *) target;
+
+static void on_interrupt(int sig)
+{
+    (void)sig;
+    int saved = errno;
+    tessera_engine *e = atomic_load(&target);
+    if (++interrupts >= 3) _exit(CLI_INTERRUPTED);
+    if (e) tessera_cancel(e);
+    errno = saved;
+}
+
+void cli_catch_interrupts(void)
+{
+    struct sigaction sa;
+    memset(&sa, 0, sizeof sa);
+    sa.sa_handler = on_interrupt;
+    sa.sa_flags = SA_RESTART; /* whoever waits for input uses poll(), which ends all the same */
+    (void)sigemptyset(&sa.sa_mask);
+    (void)sigaction(SIGINT, &sa, NULL);
+}
+
+void cli_interrupt_target(tessera_engine *e) { atomic_store(&target, e); }
+bool cli_interrupted(void) { return interrupts > 0; }
+void cli_clear_interrupt(void) { interrupts = 0; }

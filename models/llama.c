@@ -1,0 +1,23 @@
+/* llama: the dense Llama family and Mixtral, which differs by its experts alone.
+ * Keys llama.*; rotary pairs are neighbours (the converter permutes Q and K). */
+#include "models/arch.h"
+
+static enum status hparams(const struct gguf *g, struct hparams *h, struct err *e)
+{
+    enum status s = hparams_common(g, "llama", h, e);
+    if (!s && gguf_find_tensor(g, "rope_freqs.weight"))
+        s = err_set(e, ERR_UNSUPPORTED, "%s: rope_freqs.weight (Llama 3.1 scaling) is not supported "
+                    "yet", gguf_path(g, 0));
+    return s;
+}
+
+static void describe(struct build *b, const struct hparams *h)
+{
+    const struct block_style style = {
+        .qk_norm = QK_NORM_NONE,
+        .route = {h->n_expert, h->n_expert_used, ROUTE_SOFTMAX, 1, 1.0f},
+    };
+    block_model(b, h, &style);
+}
+
+const struct arch arch_llama = {"llama", "Llama (dense) and Mixtral", hparams, describe};

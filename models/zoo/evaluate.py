@@ -1,0 +1,70 @@
+"""How good is a model: held-out loss, routing, samples.
+
+What it is:  measures an exported GGUF (the file users get), in f32: loss, perplexity and bits per byte of the three held-out sets,
+             how evenly every layer uses its experts, and on request a few answers; or compares logits with a reference file.
+Owns:        the numbers in README.md.
+Never does:  train, or read anything that was trained on.
+
+    python evaluate.py MODEL.gguf DATA                     the tables
+    python evaluate.py MODEL.gguf DATA --say "..." "..."   answers, temperature 0.7
+    python evaluate.py MODEL.gguf --logits IDS REFERENCE   largest difference from f32 logits of another implementation
+"""
+import argparse, math
+import numpy as np, sentencepiece as spm, torch
+import export
+
+@torch.no_grad()
+def held_out(net, sp, data, limit):
+    T, E = net.c.context, net.c.experts
+    used = torch.zeros(net.c.layers, max(E, 1))
+    print("| held-out | tokens | loss | perplexity | bits per byte |\n|---|---|---|---|---|")
+    for name in ("stories", "dialogues", "books"):
+        ids = np.load(f"{data}/held-{name}.npy").astype(np.int64)
+        n = min(limit, (len(ids) - 1) // T)
+        total, size = 0.0, len(sp.decode(ids[:n * T + 1].tolist()).encode())
+        for k in range(n):
+            z = torch.from_numpy(ids[k * T:k * T + T + 1])[None]
+            loss, _, counts = net(z[:, :-1], z[:, 1:])
+            total += loss.item()
+            if counts: used += torch.stack(counts)
+        loss = total / n
+        print(f"| {name} | {n * T} | {loss:.4f} | {math.exp(loss):.2f} | {loss * n * T / math.log(2) / size:.3f} |", flush=True)
+    if E:
+        f = used / used.sum(-1, keepdim=True)
+        h = -(f * (f + 1e-12).log()).sum(-1) / math.log(E)
+        print("\n| layer | routing entropy / uniform | most used | least used |\n|---|---|---|---|")
+        for i in range(len(h)): print(f"| {i} | {h[i] * 100:.1f} % | {f[i].max() * 100:.1f} % | {f[i].min() * 100:.1f} % |")
+
+@torch.no_grad()
+def say(net, sp, asks, temp, seed, limit=400):
+    end = sp.piece_to_id("<|im_end|>")
+    g = torch.Generator().manual_seed(seed)
+    for ask in asks:
+        ids = sp.encode(f"<|im_start|>user\n{ask}<|im_end|>\n<|im_start|>assistant\n")
+        start = len(ids)
+        while len(ids) < start + limit:
+            z = net(torch.tensor([ids[-net.c.context:]]))[0, -1]
+            ids.append(int(z.argmax()) if temp == 0 else int(torch.multinomial((z / temp).softmax(-1), 1, generator=g)))
+            if ids[-1] == end: break
+        print(f"\n> {ask}\n{sp.decode(ids[start:])}\n[{len(ids) - start} tokens, {'ended' if ids[-1] == end else 'cut'}]", flush=True)
+
+@torch.no_grad()
+def compare(net, ids, reference):
+    x = torch.tensor([[int(i) for i in open(ids).read().replace(",", " ").split()]])
+    ref = torch.from_numpy(np.fromfile(reference, np.float32)).view(x.shape[1], -1)
+    got = net(x)[0]
+    print(f"largest difference {(got - ref).abs().max():.2e}, normalised squared error {((got - ref) ** 2).sum() / (ref ** 2).sum():.2e}")
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    ap.add_argument("model"); ap.add_argument("data", nargs="?")
+    ap.add_argument("--say", nargs="+"); ap.add_argument("--temp", type=float, default=0.7); ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--logits", nargs=2); ap.add_argument("--windows", type=int, default=10**9); ap.add_argument("--threads", type=int, default=2)
+    o = ap.parse_args()
+    torch.set_num_threads(o.threads)
+    net = export.read(o.model)
+    if o.logits: compare(net, *o.logits)
+    else:
+        sp = spm.SentencePieceProcessor(model_file=o.data + "/tokenizer.model")
+        if o.say: say(net, sp, o.say, o.temp, o.seed)
+        else: held_out(net, sp, o.data, o.windows)

@@ -1,0 +1,237 @@
+/* The driver of vectorised attention: attn_avx2.c and attn_avx512.c each include it once, behind
+ * their own inner kernels.  Private to the two.
+ *
+ * Owns no state; scratch is on the stack (about 45 KiB), whatever dk and dv are.  Never allocates.
+ *
+ * DESIGN.  Consecutive rows on the same pages are flattened into vectors (row, query head), TILE at
+ * a time.  For every page: the scores of all active vectors, their softmax step, then the values.
+ *   - Few vectors (decode): the inner kernels read the page as it is stored, once, and are bound
+ *     by memory.
+ *   - Many vectors (prefill): a piece of the page (64 x 64 values) is converted to float once and
+ *     serves the whole tile from the first-level cache; the kernels are bound by multiply-adds.
+ * The pieces cut dk and dv, never a sum's order: scores continue through memory from piece to
+ * piece, and every output element of a vector only ever sees its own positions in rising order.  So
+ * a row's result does not depend on its neighbours.  Positions outside a row's range are not
+ * multiplied by zero but left out, as a page may hold anything there; vectors of one group whose
+ * ranges differ (the last page of a prompt, the edge of a window) share the common part only.
+ *
+ * The including file provides GROUP_F32, GROUP_DIRECT and
+ *   to_f32(kind, n, src, dst)                                   n a multiple of 16
+ *   qk_group(kind, nq, q, d0, n_d, k, kd, first, s)             s[nq][64] (+)= q . k
+ *   soften(s, lo, hi, scale, m, l)                              s -> e; returns c
+ *   scale_by(n, x, w, y)                                        y[64] = x * w
+ *   pv_group(kind, nq, e, c, v, ld, n_col, lo, hi, o, c0)       o = o * c + e v
+ *   finish(dv, o, l)                                            o /= l */
+#ifndef MOE_COMPUTE_ATTN_BODY_H
+#define MOE_COMPUTE_ATTN_BODY_H
+
+enum { TILE = 48, PIECE = 64 };
+
+struct tile {
+    int n;                /* vectors */
+    int32_t first[TILE];  /* positions each sees, inclusive */
+    int32_t last[TILE];
+    float m[TILE], l[TILE];
+    const float *q[TILE]; /* [dk] */
+    float *o[TILE];       /* [dv] */
+};
+
+/* The vectors that see a page, packed. */
+struct active {
+    int n;
+    int at[TILE]; /* index in the tile */
+    int lo[TILE]; /* positions of the page, inclusive */
+    int hi[TILE];
+    float c[TILE];
+    const float *q[TILE];
+    float *o[TILE];
+};
+
+static int min_int(int a, int b) { return a < b ? a : b; }
+static int max_int(int a, int b) { return a > b ? a : b; }
+
+static void collect(const struct tile *t, int32_t page, struct active *a)
+{
+    const int32_t base = page * KV_PAGE;
+    a->n = 0;
+    for (int i = 0; i < t->n; i++) {
+        const int lo = max_int(t->first[i] - base, 0);
+        const int hi = min_int(t->last[i] - base, KV_PAGE - 1);
+        if (lo > hi) continue;
+        a->at[a->n] = i;
+        a->lo[a->n] = lo;
+        a->hi[a->n] = hi;
+        a->q[a->n] = t->q[i];
+        a->o[a->n] = t->o[i];
+        a->n++;
+    }
+}
+
+/* One piece of K for all active vectors. */
+static void qk_all(enum kind kind, const struct active *a, int d0, int n_d, const void *k,
+                   const uint16_t *kd, float *s)
+{
+    const int group = kind == SRC_F32 ? GROUP_F32 : GROUP_DIRECT;
+    for (int g = 0; g < a->n; g += group)
+        qk_group(kind, min_int(group, a->n - g), a->q + g, d0, n_d, k, kd, d0 == 0,
+                 s + g * KV_PAGE);
+}
+
+/* One piece of V for all active vectors; e is [n][e_step]. */
+static void pv_all(enum kind kind, const struct active *a, const float *e, const void *v, size_t ld,
+                   int c0, int n_col)
+{
+    static const float ones[TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                     1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                     1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const int group = kind == SRC_F32 ? GROUP_F32 : GROUP_DIRECT;
+    for (int g = 0; g < a->n; g += group) {
+        const int nq = min_int(group, a->n - g);
+        int lo = a->lo[g], hi = a->hi[g], all_lo = lo, all_hi = hi;
+        for (int i = g + 1; i < g + nq; i++) {
+            lo = max_int(lo, a->lo[i]);
+            hi = min_int(hi, a->hi[i]);
+            all_lo = min_int(all_lo, a->lo[i]);
+            all_hi = max_int(all_hi, a->hi[i]);
+        }
+        const float *eg = e + g * KV_PAGE;
+        if (lo == all_lo && hi == all_hi) {
+            pv_group(kind, nq, eg, a->c + g, v, ld, n_col, lo, hi, a->o + g, c0);
+            continue;
+        }
+        /* Alone up to the common part (or all the way when there is none), together, alone. */
+        if (lo > hi) lo = KV_PAGE, hi = KV_PAGE - 1;
+        for (int i = 0; i < nq; i++)
+            pv_group(kind, 1, eg + i * KV_PAGE, a->c + g + i, v, ld, n_col, a->lo[g + i],
+                     min_int(lo - 1, a->hi[g + i]), a->o + g + i, c0);
+        if (lo > hi) continue;
+        pv_group(kind, nq, eg, ones, v, ld, n_col, lo, hi, a->o + g, c0);
+        for (int i = 0; i < nq; i++)
+            if (a->hi[g + i] > hi)
+                pv_group(kind, 1, eg + i * KV_PAGE, ones, v, ld, n_col, hi + 1, a->hi[g + i],
+                         a->o + g + i, c0);
+    }
+}
+
+static void soften_all(struct tile *t, struct active *a, float scale, float *s)
+{
+    for (int i = 0; i < a->n; i++) {
+        const int at = a->at[i];
+        a->c[i] = soften(s + i * KV_PAGE, a->lo[i], a->hi[i], scale, t->m + at, t->l + at);
+    }
+}
+
+static void page_f16(int dk, int dv, float scale, const char *page, struct tile *t,
+                     struct active *a)
+{
+    _Alignas(64) float s[TILE * KV_PAGE];
+    _Alignas(64) float piece[PIECE * KV_PAGE];
+    const uint16_t *k = (const uint16_t *)page;             /* [dk][64] */
+    const uint16_t *v = k + (size_t)dk * KV_PAGE;           /* [64][dv] */
+    if (a->n <= GROUP_DIRECT) {
+        qk_all(SRC_F16, a, 0, dk, k, NULL, s);
+        soften_all(t, a, scale, s);
+        pv_all(SRC_F16, a, s, v, (size_t)dv, 0, dv);
+        return;
+    }
+    for (int d0 = 0; d0 < dk; d0 += PIECE) {
+        const int n_d = min_int(PIECE, dk - d0);
+        to_f32(SRC_F16, n_d * KV_PAGE, k + (size_t)d0 * KV_PAGE, piece);
+        qk_all(SRC_F32, a, d0, n_d, piece, NULL, s);
+    }
+    soften_all(t, a, scale, s);
+    for (int c0 = 0; c0 < dv; c0 += PIECE) {
+        const int n_col = min_int(PIECE, dv - c0);
+        for (size_t p = 0; p < KV_PAGE; p++)
+            to_f32(SRC_F16, n_col, v + p * (size_t)dv + (size_t)c0, piece + p * PIECE);
+        pv_all(SRC_F32, a, s, piece, PIECE, c0, n_col);
+    }
+}
+
+static void page_q8(int dk, int dv, float scale, const char *page, struct tile *t,
+                    struct active *a)
+{
+    _Alignas(64) float s[TILE * KV_PAGE];
+    _Alignas(64) float w[TILE * KV_PAGE]; /* e * d of a block */
+    _Alignas(64) float piece[Q8_BLOCK * KV_PAGE];
+    _Alignas(64) uint16_t half[KV_PAGE];
+    _Alignas(64) float d[KV_PAGE];
+    const size_t kb = (size_t)dk / Q8_BLOCK, vb = (size_t)dv / Q8_BLOCK;
+    const uint16_t *kd = (const uint16_t *)page;                       /* [dk/32][64] */
+    const int8_t *k = (const int8_t *)(kd + kb * KV_PAGE);             /* [dk][64] */
+    const uint16_t *vd = (const uint16_t *)(k + (size_t)dk * KV_PAGE); /* [64][dv/32] */
+    const int8_t *v = (const int8_t *)(vd + vb * KV_PAGE);             /* [64][dv] */
+    const int direct = a->n <= GROUP_DIRECT;
+    for (size_t b = 0; b < kb; b++) {
+        const int8_t *kp = k + b * Q8_BLOCK * KV_PAGE;
+        if (!direct) to_f32(SRC_I8, Q8_BLOCK * KV_PAGE, kp, piece);
+        qk_all(direct ? SRC_I8 : SRC_F32, a, (int)b * Q8_BLOCK, Q8_BLOCK,
+               direct ? (const void *)kp : piece, kd + b * KV_PAGE, s);
+    }
+    soften_all(t, a, scale, s);
+    for (size_t b = 0; b < vb; b++) {
+        for (size_t p = 0; p < KV_PAGE; p++) half[p] = vd[p * vb + b];
+        to_f32(SRC_F16, KV_PAGE, half, d);
+        for (int i = 0; i < a->n; i++) scale_by(s + i * KV_PAGE, d, w + i * KV_PAGE);
+        const int8_t *vp = v + b * Q8_BLOCK;
+        const int c0 = (int)b * Q8_BLOCK;
+        if (direct) {
+            pv_all(SRC_I8, a, w, vp, (size_t)dv, c0, Q8_BLOCK);
+            continue;
+        }
+        for (size_t p = 0; p < KV_PAGE; p++)
+            to_f32(SRC_I8, Q8_BLOCK, vp + p * (size_t)dv, piece + p * Q8_BLOCK);
+        pv_all(SRC_F32, a, w, piece, Q8_BLOCK, c0, Q8_BLOCK);
+    }
+}
+
+static void run_tile(enum kv_type type, int dk, int dv, float scale, const char *kv,
+                     size_t page_stride, struct tile *t)
+{
+    int32_t first = t->first[0], last = t->last[0];
+    for (int i = 0; i < t->n; i++) {
+        first = min_int(first, t->first[i]);
+        last = max_int(last, t->last[i]);
+        t->m[i] = -INFINITY;
+        t->l[i] = 0.0f;
+        for (int d = 0; d < dv; d++) t->o[i][d] = 0.0f;
+    }
+    for (int32_t page = first / KV_PAGE; page <= last / KV_PAGE; page++) {
+        struct active a;
+        collect(t, page, &a);
+        if (!a.n) continue;
+        const char *p = kv + (size_t)page * page_stride;
+        if (type == KV_F16)
+            page_f16(dk, dv, scale, p, t, &a);
+        else
+            page_q8(dk, dv, scale, p, t, &a);
+    }
+    for (int i = 0; i < t->n; i++) finish(dv, t->o[i], t->l[i]);
+}
+
+static void attn_rows(enum kv_type type, int dk, int dv, int n_q, float scale, int n_rows,
+                      const struct attn_row *rows)
+{
+    struct tile t;
+    for (int r = 0; r < n_rows;) {
+        const char *kv = rows[r].kv;
+        const size_t stride = rows[r].page_stride;
+        t.n = 0;
+        for (; r < n_rows && rows[r].kv == kv && rows[r].page_stride == stride; r++) {
+            for (size_t h = 0; h < (size_t)n_q; h++) {
+                if (t.n == TILE) {
+                    run_tile(type, dk, dv, scale, kv, stride, &t);
+                    t.n = 0;
+                }
+                t.q[t.n] = rows[r].q + h * (size_t)dk;
+                t.o[t.n] = rows[r].out + h * (size_t)dv;
+                t.first[t.n] = rows[r].first;
+                t.last[t.n] = rows[r].last;
+                t.n++;
+            }
+        }
+        if (t.n) run_tile(type, dk, dv, scale, kv, stride, &t);
+    }
+}
+
+#endif

@@ -1,0 +1,355 @@
+/* See build.h. */
+#include "moe/plan/build.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void build_init(struct build *b, struct weights *ws, struct err *e)
+{
+    memset(b, 0, sizeof *b);
+    b->ws = ws;
+    b->err = e;
+    b->at_layer = -1;
+    b->n_buf = 1;
+}
+
+void build_free(struct build *b)
+{
+    free(b->op);
+    free(b->buf);
+    free(b->slot);
+    free(b->layer);
+    memset(b, 0, sizeof *b);
+}
+
+/* Makes room for element n of a growing list of `size`-byte elements. */
+static bool reserve(struct build *b, void *list, int n, int *cap, size_t size)
+{
+    if (b->err->code) return false;
+    if (n < *cap) return true;
+    int want = *cap ? 2 * *cap : 64;
+    void **p = list;
+    void *grown = realloc(*p, size * (size_t)want);
+    if (!grown) {
+        err_set(b->err, ERR_MEMORY, "no memory for the description of the model");
+        return false;
+    }
+    *p = grown;
+    *cap = want;
+    return true;
+}
+
+static void format_name(char *out, size_t cap, const char *name, int layer)
+{
+    const char *at = strstr(name, "%d");
+    if (at)
+        (void)snprintf(out, cap, "%.*s%d%s", (int)(at - name), name, layer, at + 2);
+    else
+        (void)snprintf(out, cap, "%s", name);
+}
+
+static int bind(struct build *b, const char *name, int layer, struct weight_shape s)
+{
+    char full[96];
+    if (b->err->code) return 0;
+    format_name(full, sizeof full, name, layer);
+    int w = weights_bind(b->ws, s, full, b->err);
+    return w < 0 ? 0 : w;
+}
+
+int build_tiles(struct build *b, const char *name, int layer, int n_cols, int n_rows, int n_mats)
+{
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats});
+}
+
+int build_rows(struct build *b, const char *name, int n_cols, int n_rows)
+{
+    return bind(b, name, 0, (struct weight_shape){WEIGHT_ROWS, n_cols, n_rows, 1});
+}
+
+int build_vector(struct build *b, const char *name, int layer, int n)
+{
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, 1, 1});
+}
+
+bool build_has(const struct build *b, const char *name, int layer)
+{
+    char full[96];
+    format_name(full, sizeof full, name, layer);
+    return weights_has(b->ws, full);
+}
+
+void build_layer(struct build *b, int logical, int physical, int kv_slot)
+{
+    if (!reserve(b, &b->layer, b->n_layer, &b->cap_layer, sizeof *b->layer)) return;
+    b->layer[b->n_layer++] = (struct layer_ref){logical, physical, kv_slot, b->rows};
+    b->at_layer = logical;
+}
+
+int build_kv_slot(struct build *b, struct kv_slot slot)
+{
+    if (!reserve(b, &b->slot, b->n_slot, &b->cap_slot, sizeof *b->slot)) return 0;
+    b->slot[b->n_slot] = slot;
+    return b->n_slot++;
+}
+
+static int new_buf(struct build *b, const char *name, enum buf_kind kind, int width)
+{
+    if (!reserve(b, &b->buf, b->n_buf, &b->cap_buf, sizeof *b->buf)) return 0;
+    struct buf *f = &b->buf[b->n_buf];
+    memset(f, 0, sizeof *f);
+    (void)snprintf(f->name, sizeof f->name, "%s", name);
+    f->kind = kind;
+    f->rows = b->rows;
+    f->width = width;
+    f->first = f->last = b->n_op;
+    return b->n_buf++;
+}
+
+/* Appends an op with no operands. */
+static struct op *new_op(struct build *b, enum op_code code, const char *name)
+{
+    if (!reserve(b, &b->op, b->n_op, &b->cap_op, sizeof *b->op)) return &b->ignored;
+    struct op *op = &b->op[b->n_op++];
+    memset(op, 0, sizeof *op);
+    op->code = code;
+    op->lane = LANE_CPU;
+    op->rows = b->rows;
+    op->layer = b->at_layer;
+    op->kv_slot = -1;
+    for (int i = 0; i < OP_IO; i++) op->in[i] = op->out[i] = op->weight[i] = -1;
+    (void)snprintf(op->name, sizeof op->name, "%s", name);
+    return op;
+}
+
+/* The op just appended touches buffer x. */
+static int touch(struct build *b, int x)
+{
+    if (!b->err->code) b->buf[x].last = b->n_op - 1;
+    return x;
+}
+
+static int width_of(const struct build *b, int x) { return b->err->code ? 0 : b->buf[x].width; }
+
+static const struct weight *weight_of(const struct build *b, int w)
+{
+    static const struct weight none = {.n_cols = 0};
+    return b->err->code ? &none : &b->ws->at[w];
+}
+
+int build_embed(struct build *b, int weight)
+{
+    int x = new_buf(b, "x", BUF_F32, weight_of(b, weight)->n_cols);
+    struct op *op = new_op(b, OP_EMBED, "token_embd");
+    op->weight[0] = weight;
+    op->out[0] = touch(b, x);
+    return x;
+}
+
+int build_rope_table(struct build *b, struct rope_params p)
+{
+    int x = new_buf(b, "rope", BUF_F32, p.n_rot);
+    struct op *op = new_op(b, OP_ROPE_TABLE, "rope");
+    op->p.rope.rope = p;
+    op->out[0] = touch(b, x);
+    return x;
+}
+
+int build_norm(struct build *b, const char *name, int in, int weight, float eps)
+{
+    int x = new_buf(b, name, BUF_F32, width_of(b, in));
+    struct op *op = new_op(b, OP_RMS_NORM, name);
+    op->p.head.eps = eps;
+    op->weight[0] = weight;
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, x);
+    return x;
+}
+
+/* The form of `in` that weights of a kind take; a step is added the first time. */
+static int prepared(struct build *b, int in, enum act_kind kind)
+{
+    static const char *const names[3] = {"", ".q8", ".q8k"};
+    if (b->err->code || kind == ACT_F32) return in;
+    if (b->buf[in].prepared[kind]) return b->buf[in].prepared[kind];
+    char name[28];
+    (void)snprintf(name, sizeof name, "%s%s", b->buf[in].name, names[kind]);
+    int x = new_buf(b, name, BUF_ACT, width_of(b, in));
+    if (b->err->code) return 0;
+    b->buf[x].act = kind;
+    b->buf[x].rows = b->buf[in].rows;
+    b->buf[in].prepared[kind] = x;
+    struct op *op = new_op(b, OP_PREPARE, b->buf[in].name);
+    op->p.prepare.kind = kind;
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, x);
+    return x;
+}
+
+static enum act_kind act_of(const struct build *b, int weight)
+{
+    const struct qtype_info *t = qtype_info(weight_of(b, weight)->type);
+    return t ? t->act : ACT_F32;
+}
+
+void build_linears(struct build *b, const char *name, int in, int n, const int *weight, int *out)
+{
+    for (int i = 0; i < n; i++) out[i] = 0;
+    for (int i = 0, done = 0; done < n && !b->err->code; i = 0) {
+        while (out[i]) i++;
+        const enum act_kind kind = act_of(b, weight[i]);
+        int x = prepared(b, in, kind);
+        const int at = b->n_op;
+        int k = 0, w[OP_IO], o[OP_IO];
+        for (int j = i; j < n; j++) {
+            if (out[j] || act_of(b, weight[j]) != kind) continue;
+            w[k] = weight[j];
+            o[k++] = out[j] = new_buf(b, name, BUF_F32, weight_of(b, weight[j])->n_rows);
+            done++;
+        }
+        struct op *op = new_op(b, OP_MATMUL, name);
+        ASSERT(b->err->code || b->n_op == at + 1);
+        op->in[0] = touch(b, x);
+        for (int j = 0; j < k; j++) {
+            op->weight[j] = w[j];
+            op->out[j] = touch(b, o[j]);
+        }
+    }
+}
+
+int build_linear(struct build *b, const char *name, int in, int weight)
+{
+    int out;
+    build_linears(b, name, in, 1, &weight, &out);
+    return out;
+}
+
+int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window)
+{
+    if (b->err->code) return 0;
+    const struct kv_slot *s = &b->slot[kv_slot];
+    int x = new_buf(b, "attn", BUF_F32, n_q_heads * s->dv);
+    struct op *op = new_op(b, OP_ATTENTION, "attention");
+    op->kv_slot = kv_slot;
+    op->p.attn.n_q_heads = n_q_heads;
+    op->p.attn.n_kv_heads = s->n_heads;
+    op->p.attn.dk = s->dk;
+    op->p.attn.dv = s->dv;
+    op->p.attn.scale = scale;
+    op->p.attn.window = window;
+    op->in[0] = touch(b, q);
+    op->out[0] = touch(b, x);
+    return x;
+}
+
+int build_select(struct build *b, const char *name, int in)
+{
+    int x = new_buf(b, name, BUF_F32, width_of(b, in));
+    struct op *op = new_op(b, OP_SELECT, name);
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, x);
+    return x;
+}
+
+int build_swiglu(struct build *b, int gate, int up)
+{
+    int x = new_buf(b, "ffn_act", BUF_F32, width_of(b, gate));
+    struct op *op = new_op(b, OP_SWIGLU, "ffn_act");
+    op->in[0] = touch(b, gate);
+    op->in[1] = touch(b, up);
+    op->out[0] = touch(b, x);
+    return x;
+}
+
+int build_experts(struct build *b, int in, int logits, struct route_params p, int gate, int up,
+                  int down)
+{
+    int route = new_buf(b, "route", BUF_ROUTE, p.n_expert);
+    struct op *op = new_op(b, OP_ROUTE, "ffn_route");
+    op->p.moe.route = p;
+    op->in[0] = touch(b, logits);
+    op->out[0] = touch(b, route);
+    if (!b->err->code && act_of(b, gate) != act_of(b, up))
+        err_set(b->err, ERR_UNSUPPORTED,
+                "%s and %s have types with different activation formats: requantise the file",
+                weight_of(b, gate)->name, weight_of(b, up)->name);
+    int x = prepared(b, in, act_of(b, gate));
+    int scratch = new_buf(b, "pairs", BUF_SCRATCH, width_of(b, in));
+    int y = new_buf(b, "ffn_out", BUF_F32, width_of(b, in));
+    op = new_op(b, OP_EXPERTS, "ffn_experts");
+    if (b->err->code) return 0;
+    struct buf *r = &b->buf[route], *s = &b->buf[scratch];
+    r->n_used = s->n_used = p.n_used;
+    r->n_expert = s->n_expert = p.n_expert;
+    s->n_ff = op->p.moe.n_ff = weight_of(b, gate)->n_rows;
+    s->down = act_of(b, down);
+    op->p.moe.route = p;
+    op->weight[0] = gate;
+    op->weight[1] = up;
+    op->weight[2] = down;
+    op->in[0] = touch(b, x);
+    op->in[1] = touch(b, route);
+    op->in[2] = touch(b, scratch);
+    op->out[0] = touch(b, y);
+    return y;
+}
+
+int build_logits(struct build *b, int in, int weight)
+{
+    int out = build_linear(b, "output", in, weight);
+    if (!b->err->code) {
+        b->buf[out].kind = BUF_LOGITS;
+        b->n_vocab = b->buf[out].width;
+    }
+    return out;
+}
+
+void build_head_norm(struct build *b, const char *name, int x, int weight, int n_heads, int dim,
+                     float eps)
+{
+    struct op *op = new_op(b, OP_HEAD_NORM, name);
+    op->p.head.n_heads = n_heads;
+    op->p.head.dim = dim;
+    op->p.head.eps = eps;
+    op->weight[0] = weight;
+    op->in[0] = op->out[0] = touch(b, x);
+}
+
+void build_rope(struct build *b, const char *name, int x, int table, int n_heads, int dim,
+                struct rope_params p)
+{
+    struct op *op = new_op(b, OP_ROPE, name);
+    op->p.rope.n_heads = n_heads;
+    op->p.rope.dim = dim;
+    op->p.rope.rope = p;
+    op->in[0] = op->out[0] = touch(b, x);
+    op->in[1] = touch(b, table);
+}
+
+void build_kv_put(struct build *b, int k, int v, int kv_slot)
+{
+    if (b->err->code) return;
+    struct op *op = new_op(b, OP_KV_PUT, "kv_put");
+    op->kv_slot = kv_slot;
+    op->p.attn.n_kv_heads = b->slot[kv_slot].n_heads;
+    op->p.attn.dk = b->slot[kv_slot].dk;
+    op->p.attn.dv = b->slot[kv_slot].dv;
+    op->in[0] = touch(b, k);
+    op->in[1] = touch(b, v);
+}
+
+void build_add(struct build *b, const char *name, int in, int into)
+{
+    struct op *op = new_op(b, OP_ADD, name);
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, into);
+    for (int i = 0; i < 3 && !b->err->code; i++) b->buf[into].prepared[i] = 0;
+}
+
+void build_bias(struct build *b, const char *name, int into, int weight)
+{
+    struct op *op = new_op(b, OP_ADD_BIAS, name);
+    op->weight[0] = weight;
+    op->in[0] = op->out[0] = touch(b, into);
+}

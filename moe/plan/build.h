@@ -1,0 +1,95 @@
+/* Describing a forward pass: what an architecture file calls.
+ *
+ * A description is the list of ops of one pass over symbolic rows, with the weights they use, the
+ * buffers between them and the KV slots they append to.  It says nothing about row counts, memory
+ * or devices: the planner (plan.h) does.  Errors stick: after the first one every call is harmless
+ * and returns 0, and the caller checks b->err once at the end.
+ *
+ * One thread.  The description owns its lists; it borrows the weight views it adds to. */
+#ifndef MOE_PLAN_BUILD_H
+#define MOE_PLAN_BUILD_H
+
+#include "moe/base/err.h"
+#include "moe/compute/op.h"
+#include "moe/load/weights.h"
+
+enum buf_kind {
+    BUF_F32,     /* [rows][width] floats */
+    BUF_ACT,     /* [rows] prepared activation rows of width elements */
+    BUF_ROUTE,   /* control: routes of all rows, both ways, and pinned pointers */
+    BUF_SCRATCH, /* the inside of the experts' macro-step */
+    BUF_LOGITS,  /* [rows][width] floats outside the arena: they outlive the step */
+};
+
+struct buf {
+    char name[20];
+    enum buf_kind kind;
+    enum op_rows rows;
+    enum act_kind act;   /* BUF_ACT */
+    int width;
+    int n_used, n_expert, n_ff; /* BUF_ROUTE, BUF_SCRATCH */
+    enum act_kind down;         /* BUF_SCRATCH */
+    int first, last;     /* ops that touch it */
+    int prepared[3];     /* BUF_F32: its BUF_ACT per activation format, 0 = not yet */
+};
+
+/* A row of the layer program: logical layer -> physical weights, KV slot, row set. */
+struct layer_ref {
+    int logical, physical, kv_slot;
+    enum op_rows rows;
+};
+
+struct build {
+    struct weights *ws;
+    struct op *op;
+    int n_op, cap_op;
+    struct buf *buf; /* index 0 is never used: 0 means none */
+    int n_buf, cap_buf;
+    struct kv_slot *slot;
+    int n_slot, cap_slot;
+    struct layer_ref *layer;
+    int n_layer, cap_layer;
+    enum op_rows rows; /* of the ops that come next */
+    int at_layer;
+    int n_vocab;
+    struct err *err;
+    struct op ignored; /* where ops go after an error; never read */
+};
+
+void build_init(struct build *b, struct weights *ws, struct err *e);
+void build_free(struct build *b);
+
+/* Binds a tensor: shape as columns x rows (x experts).  The name may hold one %d for the layer. */
+int build_tiles(struct build *b, const char *name, int layer, int n_cols, int n_rows, int n_mats);
+int build_rows(struct build *b, const char *name, int n_cols, int n_rows);
+int build_vector(struct build *b, const char *name, int layer, int n);
+bool build_has(const struct build *b, const char *name, int layer);
+
+/* Opens a logical layer; ops that follow belong to it. Adds its row to the layer program. */
+void build_layer(struct build *b, int logical, int physical, int kv_slot);
+int build_kv_slot(struct build *b, struct kv_slot slot);
+
+/* Each returns the buffer that holds the result. */
+int build_embed(struct build *b, int weight);
+int build_rope_table(struct build *b, struct rope_params p);
+int build_norm(struct build *b, const char *name, int in, int weight, float eps);
+int build_linear(struct build *b, const char *name, int in, int weight);
+/* Up to three products of the same input in one step; out[n].  Weights whose activation formats
+ * differ become steps of their own. */
+void build_linears(struct build *b, const char *name, int in, int n, const int *weight, int *out);
+int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window);
+int build_select(struct build *b, const char *name, int in);
+int build_swiglu(struct build *b, int gate, int up);
+int build_experts(struct build *b, int in, int logits, struct route_params p, int gate, int up,
+                  int down);
+int build_logits(struct build *b, int in, int weight);
+/* In place. */
+void build_head_norm(struct build *b, const char *name, int x, int weight, int n_heads, int dim,
+                     float eps);
+void build_rope(struct build *b, const char *name, int x, int table, int n_heads, int dim,
+                struct rope_params p);
+void build_kv_put(struct build *b, int k, int v, int kv_slot);
+void build_add(struct build *b, const char *name, int in, int into);
+void build_bias(struct build *b, const char *name, int into, int weight);
+
+#endif

@@ -1,0 +1,249 @@
+/* EXPLAIN: a plan as text and as JSON.  Owns nothing; prints only.  The text is what golden files
+ * compare, so it holds nothing that changes from run to run. */
+#include <cjson/cJSON.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/plan/plan.h"
+
+static const char *human(char *buf, size_t cap, uint64_t bytes)
+{
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double v = (double)bytes;
+    int u = 0;
+    while (v >= 1024 && u < 4) {
+        v /= 1024;
+        u++;
+    }
+    (void)snprintf(buf, cap, u == 0 ? "%.0f %s" : "%.2f %s", v, unit[u]);
+    return buf;
+}
+
+static const char *count(char *buf, size_t cap, uint64_t n)
+{
+    static const char *const unit[] = {"", "K", "M", "G", "T"};
+    double v = (double)n;
+    int u = 0;
+    while (v >= 1000 && u < 4) {
+        v /= 1000;
+        u++;
+    }
+    (void)snprintf(buf, cap, u == 0 ? "%.0f%s" : "%.2f%s", v, unit[u]);
+    return buf;
+}
+
+static const char *lane_name(enum op_lane lane)
+{
+    static const char *const names[LANE_N] = {"cpu", "dev", "copy", "disk"};
+    return names[lane];
+}
+
+static void put_buf(const struct plan *p, int i, char *out, size_t cap)
+{
+    const struct buf *f = &p->model->buf[i];
+    switch (f->kind) {
+    case BUF_F32:
+    case BUF_ACT:
+    case BUF_LOGITS: (void)snprintf(out, cap, "%s[%d]", f->name, f->width); return;
+    case BUF_ROUTE: (void)snprintf(out, cap, "%s[%d of %d]", f->name, f->n_used, f->n_expert); return;
+    case BUF_SCRATCH: (void)snprintf(out, cap, "%s", f->name); return;
+    }
+}
+
+static void put_bufs(const struct plan *p, const int *list, char *out, size_t cap)
+{
+    size_t n = 0;
+    out[0] = 0;
+    for (int i = 0; i < OP_IO && list[i] >= 0; i++) {
+        char one[64];
+        put_buf(p, list[i], one, sizeof one);
+        int k = snprintf(out + n, cap - n, "%s%s", i ? " " : "", one);
+        if (k < 0 || (size_t)k >= cap - n) return;
+        n += (size_t)k;
+    }
+}
+
+static void put_weights(const struct plan *p, const struct op *op, char *out, size_t cap)
+{
+    size_t n = 0;
+    out[0] = 0;
+    for (int i = 0; i < OP_IO && op->weight[i] >= 0; i++) {
+        const struct weight *w = &p->model->ws->at[op->weight[i]];
+        const char *type = qtype_info(w->type)->name;
+        int k = w->n_mats > 1
+                    ? snprintf(out + n, cap - n, "%s%s %dx%dx%d", i ? " " : "", type, w->n_cols,
+                               w->n_rows, w->n_mats)
+                    : snprintf(out + n, cap - n, "%s%s %dx%d", i ? " " : "", type, w->n_cols,
+                               w->n_rows);
+        if (k < 0 || (size_t)k >= cap - n) return;
+        n += (size_t)k;
+    }
+}
+
+/* One step as a line, the same for every layer that does the same. */
+static void step_line(const struct plan *p, int i, char *out, size_t cap)
+{
+    const struct op *op = &p->model->op[i];
+    const struct plan_step *s = &p->step[i];
+    char in[160], o[160], w[160], b[32], m[32], io[336];
+    put_bufs(p, op->in, in, sizeof in);
+    put_bufs(p, op->out, o, sizeof o);
+    put_weights(p, op, w, sizeof w);
+    (void)snprintf(io, sizeof io, "%s%s%s", in, in[0] && o[0] ? " -> " : o[0] ? "-> " : "", o);
+    (void)snprintf(out, cap, "  %-5s %-10s %-12s %-4s %-48s %-38s %11s %9s", lane_name(op->lane),
+                   op_name(op->code), op->name, op->rows == ROWS_OUT ? "out" : "all", io, w,
+                   s->weight_bytes ? human(b, sizeof b, s->weight_bytes) : "-",
+                   s->macs ? count(m, sizeof m, s->macs) : "-");
+    for (size_t n = strlen(out); n && out[n - 1] == ' ';) out[--n] = 0;
+}
+
+/* First op past the layer that starts at op i. */
+static int layer_end(const struct plan *p, int i)
+{
+    const int layer = p->model->op[i].layer;
+    while (i < p->model->n_op && p->model->op[i].layer == layer) i++;
+    return i;
+}
+
+static bool same_steps(const struct plan *p, int a, int b, int n)
+{
+    char x[640], y[640];
+    for (int i = 0; i < n; i++) {
+        step_line(p, a + i, x, sizeof x);
+        step_line(p, b + i, y, sizeof y);
+        if (strcmp(x, y)) return false;
+    }
+    return true;
+}
+
+static void print_steps(FILE *to, const struct plan *p, int from, int end)
+{
+    char line[640];
+    for (int i = from; i < end; i++) {
+        step_line(p, i, line, sizeof line);
+        (void)fprintf(to, "%s\n", line);
+    }
+}
+
+static void print_plan(FILE *to, const struct plan *p, const char *phase)
+{
+    char a[32], b[32], c[32];
+    const struct plan_step t = plan_total(p);
+    (void)fprintf(to, "\n%s of up to %d row%s: arena %s, reads %s of weights (expected), %s MAC\n",
+                  phase, p->n_rows, p->n_rows == 1 ? "" : "s", human(a, sizeof a, p->arena_bytes),
+                  human(b, sizeof b, t.weight_bytes), count(c, sizeof c, t.macs));
+    (void)fprintf(to, "  %-5s %-10s %-12s %-4s %-48s %-38s %11s %9s\n", "lane", "step", "name",
+                  "rows", "in -> out", "weights", "reads", "MAC");
+    for (int i = 0; i < p->model->n_op;) {
+        const int layer = p->model->op[i].layer, end = layer_end(p, i), n = end - i;
+        if (layer < 0) {
+            print_steps(to, p, i, end);
+            i = end;
+            continue;
+        }
+        int last = layer, next = end;
+        while (next < p->model->n_op && p->model->op[next].layer == last + 1 &&
+               layer_end(p, next) - next == n && same_steps(p, i, next, n)) {
+            next += n;
+            last++;
+        }
+        if (last > layer)
+            (void)fprintf(to, " layers %d-%d (%d times):\n", layer, last, last - layer + 1);
+        else
+            (void)fprintf(to, " layer %d:\n", layer);
+        print_steps(to, p, i, end);
+        i = next;
+        if (i < p->model->n_op && p->model->op[i].layer < 0) (void)fprintf(to, " after the layers:\n");
+    }
+}
+
+static void print_bytes(FILE *to, const char *what, uint64_t bytes, const char *note)
+{
+    char h[32];
+    (void)fprintf(to, "  %-13s %11s  %14llu bytes  %s\n", what, human(h, sizeof h, bytes),
+                  (unsigned long long)bytes, note);
+}
+
+void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefill,
+               const struct plan *decode)
+{
+    char note[96], h[32];
+    const struct build *m = prefill->model;
+    (void)fprintf(to, "model   %s%s%s%s: %d layers", s->arch, s->name[0] ? " \"" : "", s->name,
+                  s->name[0] ? "\"" : "", m->n_layer);
+    if (s->n_expert) (void)fprintf(to, ", %d experts, %d per token", s->n_expert, s->n_expert_used);
+    (void)fprintf(to, "\n");
+    const uint64_t total = s->weights + s->kv + s->activations + s->logits;
+    (void)fprintf(to, "memory  %s%s%s\n", human(h, sizeof h, total), s->budget == UINT64_MAX ? "" :
+                  " of ", s->budget == UINT64_MAX ? " planned, no limit set" :
+                  human(note, sizeof note, s->budget));
+    (void)snprintf(note, sizeof note, "%d parts, all in RAM", s->n_parts);
+    print_bytes(to, "weights", s->weights, note);
+    (void)snprintf(note, sizeof note, "%d session%s x %d positions, %s, committed as they fill",
+                   s->n_sessions, s->n_sessions == 1 ? "" : "s", s->n_ctx, s->kv_type);
+    print_bytes(to, "KV cache", s->kv, note);
+    print_bytes(to, "activations", s->activations, "one arena, reused by every step");
+    print_bytes(to, "logits", s->logits, "one row; more when more rows ask for them");
+    print_bytes(to, "staging", s->staging, "only while loading");
+    print_plan(to, prefill, "prefill");
+    print_plan(to, decode, "decode");
+}
+
+static cJSON *json_plan(const struct plan *p)
+{
+    cJSON *o = cJSON_CreateObject(), *steps = cJSON_AddArrayToObject(o, "steps");
+    const struct plan_step t = plan_total(p);
+    cJSON_AddNumberToObject(o, "rows_max", p->n_rows);
+    cJSON_AddNumberToObject(o, "arena_bytes", (double)p->arena_bytes);
+    cJSON_AddNumberToObject(o, "weight_bytes_expected", (double)t.weight_bytes);
+    cJSON_AddNumberToObject(o, "macs", (double)t.macs);
+    for (int i = 0; i < p->model->n_op; i++) {
+        const struct op *op = &p->model->op[i];
+        char text[160];
+        cJSON *j = cJSON_CreateObject();
+        cJSON_AddNumberToObject(j, "layer", op->layer);
+        cJSON_AddStringToObject(j, "lane", lane_name(op->lane));
+        cJSON_AddStringToObject(j, "step", op_name(op->code));
+        cJSON_AddStringToObject(j, "name", op->name);
+        cJSON_AddStringToObject(j, "rows", op->rows == ROWS_OUT ? "out" : "all");
+        put_bufs(p, op->in, text, sizeof text);
+        cJSON_AddStringToObject(j, "in", text);
+        put_bufs(p, op->out, text, sizeof text);
+        cJSON_AddStringToObject(j, "out", text);
+        put_weights(p, op, text, sizeof text);
+        cJSON_AddStringToObject(j, "weights", text);
+        cJSON_AddNumberToObject(j, "weight_bytes_expected", (double)p->step[i].weight_bytes);
+        cJSON_AddNumberToObject(j, "weight_bytes_max", (double)p->step[i].weight_bytes_max);
+        cJSON_AddNumberToObject(j, "activation_bytes", (double)p->step[i].act_bytes);
+        cJSON_AddNumberToObject(j, "macs", (double)p->step[i].macs);
+        cJSON_AddItemToArray(steps, j);
+    }
+    return o;
+}
+
+void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefill,
+               const struct plan *decode)
+{
+    cJSON *o = cJSON_CreateObject(), *mem = cJSON_CreateObject();
+    cJSON_AddStringToObject(o, "arch", s->arch);
+    cJSON_AddStringToObject(o, "name", s->name);
+    cJSON_AddNumberToObject(o, "layers", prefill->model->n_layer);
+    cJSON_AddNumberToObject(o, "experts", s->n_expert);
+    cJSON_AddNumberToObject(o, "experts_used", s->n_expert_used);
+    cJSON_AddNumberToObject(o, "parts", s->n_parts);
+    cJSON_AddNumberToObject(o, "context", s->n_ctx);
+    cJSON_AddNumberToObject(o, "sessions", s->n_sessions);
+    cJSON_AddStringToObject(o, "kv_type", s->kv_type);
+    cJSON_AddNumberToObject(mem, "weights", (double)s->weights);
+    cJSON_AddNumberToObject(mem, "kv", (double)s->kv);
+    cJSON_AddNumberToObject(mem, "activations", (double)s->activations);
+    cJSON_AddNumberToObject(mem, "logits", (double)s->logits);
+    cJSON_AddNumberToObject(mem, "staging", (double)s->staging);
+    cJSON_AddItemToObject(o, "memory_bytes", mem);
+    cJSON_AddItemToObject(o, "prefill", json_plan(prefill));
+    cJSON_AddItemToObject(o, "decode", json_plan(decode));
+    char *text = cJSON_Print(o);
+    if (text) (void)fprintf(to, "%s\n", text);
+    cJSON_free(text);
+    cJSON_Delete(o);
+}

@@ -1,0 +1,67 @@
+/* The forward-pass planner: from a description to a plan that runs exactly as printed.
+ *
+ * A plan is a prepared statement for one description and one bucket of rows: straight-line steps
+ * (the description's ops), the place of every buffer in one arena, and for each step the bytes it
+ * reads and the multiply-accumulates it does.  The executor runs the steps in order and decides
+ * nothing; whatever depends on data arrives in control buffers of fixed upper size.
+ *
+ * Plans are immutable; any thread.  They borrow the description. */
+#ifndef MOE_PLAN_PLAN_H
+#define MOE_PLAN_PLAN_H
+
+#include <stdio.h>
+
+#include "moe/plan/build.h"
+
+struct plan_step {
+    uint64_t weight_bytes; /* read, expected over routes where experts are chosen */
+    uint64_t weight_bytes_max;
+    uint64_t act_bytes;    /* activations read and written, KV aside */
+    uint64_t macs;         /* expected */
+};
+
+struct plan {
+    const struct build *model;
+    int n_rows;            /* rows at most */
+    uint64_t *offset;      /* [n_buf] in the arena */
+    uint32_t *stride;      /* [n_buf] bytes from row to row; 0 for control and scratch */
+    uint64_t *bytes;       /* [n_buf] */
+    struct plan_step *step; /* [n_op] */
+    uint64_t arena_bytes;
+};
+
+/* ERR_MEMORY. */
+enum status plan_make(struct plan *p, const struct build *model, int n_rows, struct err *e);
+void plan_free(struct plan *p);
+
+/* Sum over all steps. */
+struct plan_step plan_total(const struct plan *p);
+
+/* The control buffer of a ROUTE step, laid out for n_rows rows. */
+struct plan_route {
+    float *w;              /* [n_rows][n_used] */
+    int32_t *id;           /* [n_rows][n_used] */
+    int32_t *count;        /* [n_expert] */
+    int32_t *expert;       /* [n_expert] */
+    int32_t *first;        /* [n_expert + 1] */
+    int32_t *pair;         /* [n_rows * n_used] */
+    const void **gate, **up, **down; /* [n_expert] pinned tiles of the used experts */
+};
+uint64_t plan_route_layout(struct plan_route *r, char *base, int n_rows, int n_used, int n_expert);
+
+/* What EXPLAIN says about the process beside the steps. */
+struct plan_summary {
+    const char *arch, *name, *cpu;
+    int n_threads, n_ctx, n_sessions, n_expert, n_expert_used;
+    const char *kv_type;
+    uint64_t weights, kv, activations, logits, staging, budget; /* bytes, planned */
+    int n_parts;
+};
+
+/* Prints the plan like a database's EXPLAIN; runs of layers with the same steps are printed once. */
+void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefill,
+               const struct plan *decode);
+void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefill,
+               const struct plan *decode);
+
+#endif

@@ -1,0 +1,587 @@
+/* The AVX-512 kernels (F, BW, VL, DQ, VBMI, VNNI).  Bit-equal to quant/mm_ref.c in every output;
+ * quant/README.md has the order.  Owns nothing but stack scratch of a few kilobytes.
+ *
+ * DESIGN.  A lane is an output row, so a zmm holds one tile row of 16 outputs and nothing is ever
+ * summed across lanes.  Weight bytes are the unsigned operand of vpdpbusd, four activation bytes,
+ * broadcast, the signed one.
+ *
+ * One row (decode): a tile is one contiguous stream; each block's integer sums are independent, so
+ * out-of-order execution overlaps them and only the float chain is serial: one fma per block.  For
+ * F32, F16, BF16 the chain has one fma per weight; four tiles run together to hide its latency.
+ *
+ * Several rows (prefill): two tiles at a time; a stretch of 32 weights of both tiles is unpacked
+ * into sixteen registers and meets every row of the group before the next stretch, so unpacking is
+ * paid once per group.  Float (and, for K types, integer) accumulators wait in L1 scratch: one
+ * load and one store per sixteen vpdpbusd.  A group is at most GROUP rows; groups are taken inside
+ * a tile pair, so that the pair stays in L2, and everything inside a chunk of rows whose
+ * activations fit L2 too. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "moe/base/f16.h"
+#include "quant/mm_int.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    GROUP = 32,              /* rows of a group: scratch is GROUP * 2 vectors */
+    CHUNK_BYTES = 384 << 10, /* activations that stay in L2 beside a tile pair */
+    AHEAD = 2048,            /* bytes that a stream is prefetched ahead of its use */
+};
+
+/* ---- small pieces ----------------------------------------------------------------------- */
+
+INLINE __m512i load512(const uint8_t *p) { return _mm512_loadu_si512(p); }
+
+/* The four bytes at p in every lane. */
+INLINE __m512i all_lanes(const char *p)
+{
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+}
+
+INLINE __m512 all_lanes_f32(const char *p)
+{
+    float v;
+    memcpy(&v, p, 4);
+    return _mm512_set1_ps(v);
+}
+
+INLINE __m512 load_halfs(const uint8_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+INLINE __m512i zero(void) { return _mm512_setzero_si512(); }
+
+INLINE void prefetch(const uint8_t *p, int n)
+{
+    for (int i = 0; i < n; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T0);
+}
+
+/* acc + sum of four-byte products of w[0..n) with n dwords of activations. */
+INLINE __m512i dot(__m512i acc, const __m512i *w, const char *a, int n)
+{
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) acc = _mm512_dpbusd_epi32(acc, w[i], all_lanes(a + 4 * i));
+    return acc;
+}
+
+/* ---- Q8_0 and Q4_0: one float step per block of 32 --------------------------------------- */
+
+INLINE int block_bytes(enum qtype type) { return type == QTYPE_Q8_0 ? T8_0_BYTES : T4_0_BYTES; }
+
+/* The block's weights as unsigned bytes, in the order of the activations. */
+INLINE void unpack_32(enum qtype type, const uint8_t *p, __m512i *w)
+{
+    if (type == QTYPE_Q8_0) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) w[i] = load512(p + T8_0_Q + 64 * i);
+    } else {
+        const __m512i low = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            __m512i v = load512(p + T4_0_Q + 64 * i);
+            w[i] = _mm512_and_si512(v, low);
+            w[i + 4] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+        }
+    }
+}
+
+/* What reading the weights as unsigned added to the block's sum, with its sign turned. */
+INLINE __m512i offset_32(enum qtype type, const char *s32)
+{
+    __m512i s = all_lanes(s32);
+    return _mm512_sub_epi32(zero(), _mm512_slli_epi32(s, type == QTYPE_Q8_0 ? 7 : 3));
+}
+
+INLINE void row_32(enum qtype type, int n_cols, int n_tiles, const uint8_t *p, const char *x,
+                   float *y)
+{
+    const char *da = x + n_cols, *s32 = da + n_cols / 32 * 4;
+    for (int t = 0; t < n_tiles; t++) {
+        __m512 acc = _mm512_setzero_ps();
+        for (int b = 0; b < n_cols / 32; b++, p += block_bytes(type)) {
+            prefetch(p + AHEAD, block_bytes(type));
+            __m512i w[8];
+            unpack_32(type, p, w);
+            __m512i s = dot(offset_32(type, s32 + 4 * b), w, x + 32 * b, 4);
+            s = _mm512_add_epi32(s, dot(zero(), w + 4, x + 32 * b + 16, 4));
+            __m512 scale = _mm512_mul_ps(load_halfs(p), all_lanes_f32(da + 4 * b));
+            acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(s), acc);
+        }
+        _mm512_storeu_ps(y + TILE_ROWS * t, acc);
+    }
+}
+
+struct scratch {
+    __m512 f[GROUP][2];
+    __m512i i[GROUP][2];
+};
+
+/* n rows against T tiles; the sums are left in sc->f. */
+INLINE void group_32(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
+                     const void *const *x, struct scratch *sc)
+{
+    for (int r = 0; r < n; r++)
+        for (int t = 0; t < T; t++) sc->f[r][t] = _mm512_setzero_ps();
+    for (int b = 0; b < n_cols / 32; b++, p += block_bytes(type)) {
+        __m512i w[2][8];
+        __m512 d[2];
+#pragma GCC unroll 2
+        for (int t = 0; t < T; t++) {
+            unpack_32(type, p + tile * (size_t)t, w[t]);
+            d[t] = load_halfs(p + tile * (size_t)t);
+        }
+        size_t at_d = (size_t)n_cols + 4 * (size_t)b, at_s = at_d + (size_t)n_cols / 32 * 4;
+        for (int r = 0; r < n; r++) {
+            const char *a = x[r];
+            __m512i off = offset_32(type, a + at_s);
+            __m512 da = all_lanes_f32(a + at_d);
+            a += 32 * b;
+            __m512i s[2] = {off, off};
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                __m512i v = all_lanes(a + 4 * i);
+#pragma GCC unroll 2
+                for (int t = 0; t < T; t++) s[t] = _mm512_dpbusd_epi32(s[t], w[t][i], v);
+            }
+#pragma GCC unroll 2
+            for (int t = 0; t < T; t++)
+                sc->f[r][t] = _mm512_fmadd_ps(_mm512_mul_ps(d[t], da), _mm512_cvtepi32_ps(s[t]),
+                                              sc->f[r][t]);
+        }
+    }
+}
+
+/* ---- Q4_K and Q6_K: super-blocks of 256 in eight stretches of 32 --------------------------- */
+
+/* The twelve scale bytes of Q4_K as four bytes per lane: scales 0-3, 4-7, mins 0-3, 4-7. */
+INLINE void q4_k_scales(const uint8_t *p, __m512i *sc, __m512i *m)
+{
+    const __m512i low6 = _mm512_set1_epi32(0x3f3f3f3f), low4 = _mm512_set1_epi32(0x0f0f0f0f);
+    const __m512i high = _mm512_set1_epi32(0x30303030);
+    __m512i a = load512(p), b = load512(p + 64), c = load512(p + 128);
+    sc[0] = _mm512_and_si512(a, low6);
+    sc[1] = _mm512_or_si512(_mm512_and_si512(c, low4),
+                            _mm512_and_si512(_mm512_srli_epi32(a, 2), high));
+    m[0] = _mm512_and_si512(b, low6);
+    m[1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(c, 4), low4),
+                           _mm512_and_si512(_mm512_srli_epi32(b, 2), high));
+}
+
+/* Bytes 2 i and 2 i + 1 of every lane as two words. */
+INLINE __m512i byte_pair(__m512i v, int i)
+{
+    const __m512i lo = _mm512_set1_epi32((int)0x80018000u);
+    const __m512i hi = _mm512_set1_epi32((int)0x80038002u);
+    const __m512i base = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x00040004, 0x00080008,
+                                                               0x000c000c));
+    return _mm512_shuffle_epi8(v, _mm512_add_epi8(i ? hi : lo, base));
+}
+
+INLINE __m512i byte_pair_signed(__m512i v, int i)
+{
+    return _mm512_srai_epi16(_mm512_slli_epi16(byte_pair(v, i), 8), 8);
+}
+
+INLINE __m512i byte_u8(__m512i v, int i)
+{
+    return _mm512_and_si512(_mm512_srli_epi32(v, (unsigned)(8 * i)), _mm512_set1_epi32(255));
+}
+
+INLINE __m512i byte_i8(__m512i v, int i)
+{
+    return _mm512_srai_epi32(_mm512_slli_epi32(v, (unsigned)(24 - 8 * i)), 24);
+}
+
+/* Stretch u of a Q4_K super-block; u may be known only at run time. */
+INLINE void unpack_q4_k(const uint8_t *p, int u, __m512i *w)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m128i shift = _mm_cvtsi32_si128(4 * (u & 1));
+    p += T4_K_Q + (u >> 1) * 512;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        w[i] = _mm512_and_si512(_mm512_srl_epi16(load512(p + 64 * i), shift), low);
+}
+
+/* Stretch u of a Q6_K super-block: quarter u & 3 of half u >> 2. */
+INLINE void unpack_q6_k(const uint8_t *p, int u, __m512i *w)
+{
+    const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(0x30);
+    const __m128i shift = _mm_cvtsi32_si128((u & 2) * 2);
+    const __m128i up = _mm_cvtsi32_si128(u & 2 ? 0 : 4 - 2 * (u & 1));
+    const __m128i down = _mm_cvtsi32_si128(u & 2 ? 2 * (u & 1) : 0);
+    const uint8_t *ql = p + T6_K_QL + ((u >> 2) * 16 + (u & 1) * 8) * 64;
+    const uint8_t *qh = p + T6_K_QH + (u >> 2) * 512;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        __m512i lo = _mm512_srl_epi16(load512(ql + 64 * i), shift);
+        __m512i hi = _mm512_srl_epi16(_mm512_sll_epi16(load512(qh + 64 * i), up), down);
+        /* (lo & low) | (hi & high) */
+        w[i] = _mm512_ternarylogic_epi32(_mm512_and_si512(lo, low), hi, high, 0xf8);
+    }
+}
+
+/* The correction sums of a super-block: sum m_s * s32_s (Q4_K), sum sc_s * s16_s (Q6_K). */
+INLINE __m512i pair_sum(const __m512i *pair, int n, const char *sums)
+{
+    __m512i s = zero();
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) s = _mm512_dpwssd_epi32(s, pair[i], all_lanes(sums + 4 * i));
+    return s;
+}
+
+/* What a super-block needs besides its weights, for one tile. */
+struct super {
+    __m512i scale[16]; /* int32 per sub-block: 8 (Q4_K) or 16 (Q6_K) */
+    __m512i pair[8];   /* int16 pairs of mins (4) or scales (8) */
+    __m512 d, dmin;
+};
+
+INLINE void super_head(enum qtype type, const uint8_t *p, struct super *s)
+{
+    s->d = load_halfs(p);
+    if (type == QTYPE_Q4_K) {
+        __m512i sc[2], m[2];
+        s->dmin = load_halfs(p + T4_K_DMIN);
+        q4_k_scales(p + T4_K_SC, sc, m);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) s->scale[i] = byte_u8(sc[i / 4], i % 4);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) s->pair[i] = byte_pair(m[i / 2], i % 2);
+    } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            __m512i v = load512(p + T6_K_SC + 64 * j);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) s->scale[4 * j + i] = byte_i8(v, i);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) s->pair[2 * j + i] = byte_pair_signed(v, i);
+        }
+    }
+}
+
+/* Offsets of a prepared ACT_Q8_256 row. */
+struct act256 {
+    size_t d, s16, s32;
+};
+
+INLINE struct act256 act256(int n_cols)
+{
+    size_t n = (size_t)n_cols;
+    return (struct act256){n, n + n / 64, n + n / 64 + n / 8};
+}
+
+/* The float step of a super-block. */
+INLINE __m512 super_step(enum qtype type, const struct super *s, __m512i isum, const char *x,
+                         struct act256 o, int b, __m512 acc)
+{
+    __m512 da = all_lanes_f32(x + o.d + 4 * (size_t)b);
+    if (type == QTYPE_Q4_K) {
+        __m512i msum = pair_sum(s->pair, 4, x + o.s32 + 16 * (size_t)b);
+        acc = _mm512_fmadd_ps(_mm512_mul_ps(s->d, da), _mm512_cvtepi32_ps(isum), acc);
+        return _mm512_fnmadd_ps(_mm512_mul_ps(s->dmin, da), _mm512_cvtepi32_ps(msum), acc);
+    }
+    __m512i off = pair_sum(s->pair, 8, x + o.s16 + 32 * (size_t)b);
+    isum = _mm512_sub_epi32(isum, _mm512_slli_epi32(off, 5));
+    return _mm512_fmadd_ps(_mm512_mul_ps(s->d, da), _mm512_cvtepi32_ps(isum), acc);
+}
+
+/* The scaled integer sum of stretch u with the 32 activations at a. */
+INLINE __m512i stretch_sum(enum qtype type, const __m512i *w, const __m512i *scale, int u,
+                           const char *a)
+{
+    if (type == QTYPE_Q4_K) return _mm512_mullo_epi32(dot(zero(), w, a, 8), scale[u]);
+    return _mm512_add_epi32(_mm512_mullo_epi32(dot(zero(), w, a, 4), scale[2 * u]),
+                            _mm512_mullo_epi32(dot(zero(), w + 4, a + 16, 4), scale[2 * u + 1]));
+}
+
+INLINE void row_256(enum qtype type, int n_cols, int n_tiles, const uint8_t *p, const char *x,
+                    float *y)
+{
+    const int bytes = type == QTYPE_Q4_K ? T4_K_BYTES : T6_K_BYTES;
+    struct act256 o = act256(n_cols);
+    for (int t = 0; t < n_tiles; t++) {
+        __m512 acc = _mm512_setzero_ps();
+        for (int b = 0; b < n_cols / 256; b++, p += bytes) {
+            struct super s;
+            super_head(type, p, &s);
+            __m512i isum = zero();
+#pragma GCC unroll 8
+            for (int u = 0; u < 8; u++) {
+                prefetch(p + AHEAD + bytes / 8 * u, bytes / 8);
+                __m512i w[8];
+                if (type == QTYPE_Q4_K) unpack_q4_k(p, u, w);
+                else unpack_q6_k(p, u, w);
+                isum = _mm512_add_epi32(
+                    isum, stretch_sum(type, w, s.scale, u, x + 256 * b + 32 * u));
+            }
+            acc = super_step(type, &s, isum, x, o, b, acc);
+        }
+        _mm512_storeu_ps(y + TILE_ROWS * t, acc);
+    }
+}
+
+INLINE void group_256(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
+                      const void *const *x, struct scratch *sc)
+{
+    const int bytes = type == QTYPE_Q4_K ? T4_K_BYTES : T6_K_BYTES;
+    struct act256 o = act256(n_cols);
+    struct super s[2];
+    for (int r = 0; r < n; r++)
+        for (int t = 0; t < T; t++) {
+            sc->f[r][t] = _mm512_setzero_ps();
+            sc->i[r][t] = zero();
+        }
+    for (int b = 0; b < n_cols / 256; b++, p += bytes) {
+        for (int t = 0; t < T; t++) super_head(type, p + tile * (size_t)t, &s[t]);
+        for (int u = 0; u < 8; u++) {
+            __m512i w[2][8];
+#pragma GCC unroll 2
+            for (int t = 0; t < T; t++) {
+                if (type == QTYPE_Q4_K) unpack_q4_k(p + tile * (size_t)t, u, w[t]);
+                else unpack_q6_k(p + tile * (size_t)t, u, w[t]);
+            }
+            for (int r = 0; r < n; r++) {
+                const char *a = (const char *)x[r] + 256 * b + 32 * u;
+#pragma GCC unroll 2
+                for (int t = 0; t < T; t++)
+                    sc->i[r][t] =
+                        _mm512_add_epi32(sc->i[r][t], stretch_sum(type, w[t], s[t].scale, u, a));
+            }
+        }
+        for (int r = 0; r < n; r++)
+            for (int t = 0; t < T; t++) {
+                sc->f[r][t] = super_step(type, &s[t], sc->i[r][t], x[r], o, b, sc->f[r][t]);
+                sc->i[r][t] = zero();
+            }
+    }
+}
+
+/* ---- the loops around the quantised types -------------------------------------------------- */
+
+INLINE void group_any(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
+                      const void *const *x, struct scratch *sc)
+{
+    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) group_256(type, T, n_cols, p, tile, n, x, sc);
+    else group_32(type, T, n_cols, p, tile, n, x, sc);
+}
+
+INLINE void row_any(enum qtype type, int n_cols, int n_tiles, const uint8_t *p, const char *x,
+                    float *y)
+{
+    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) row_256(type, n_cols, n_tiles, p, x, y);
+    else row_32(type, n_cols, n_tiles, p, x, y);
+}
+
+INLINE void mm_any(enum qtype type, enum act_kind act, int n_cols, int n_tiles, const void *w,
+                   int n_rows, const void *const *x, float *const *y)
+{
+    if (n_rows == 1) {
+        row_any(type, n_cols, n_tiles, w, x[0], y[0]);
+        return;
+    }
+    struct scratch sc;
+    const size_t tile = tile_bytes(type, n_cols);
+    int chunk = (int)(CHUNK_BYTES / act_bytes(act, n_cols));
+    chunk = chunk < GROUP ? GROUP : chunk / GROUP * GROUP;
+    for (int c0 = 0; c0 < n_rows; c0 += chunk) {
+        int c1 = c0 + chunk < n_rows ? c0 + chunk : n_rows;
+        for (int t = 0; t < n_tiles; t += 2) {
+            const uint8_t *p = (const uint8_t *)w + tile * (size_t)t;
+            int pair = n_tiles - t >= 2;
+            for (int r0 = c0; r0 < c1; r0 += GROUP) {
+                int n = c1 - r0 < GROUP ? c1 - r0 : GROUP;
+                if (pair) group_any(type, 2, n_cols, p, tile, n, x + r0, &sc);
+                else group_any(type, 1, n_cols, p, tile, n, x + r0, &sc);
+                for (int r = 0; r < n; r++)
+                    for (int i = 0; i <= pair; i++)
+                        _mm512_storeu_ps(y[r0 + r] + TILE_ROWS * (t + i), sc.f[r][i]);
+            }
+        }
+    }
+}
+
+/* ---- F32, F16, BF16: one float step per weight ---------------------------------------------- */
+
+INLINE __m512 load_plain(enum qtype type, const uint8_t *p)
+{
+    if (type == QTYPE_F32) return _mm512_loadu_ps((const float *)p);
+    if (type == QTYPE_F16) return load_halfs(p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+
+/* T tiles against C rows, all sums in registers. */
+INLINE void block_plain(enum qtype type, int T, int C, int n_cols, const uint8_t *p, size_t tile,
+                        const void *const *x, float *const *y, int y_at)
+{
+    const size_t step = type == QTYPE_F32 ? 64 : 32;
+    __m512 acc[4][8];
+    const char *a[8];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) {
+        a[c] = x[c];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) acc[t][c] = _mm512_setzero_ps();
+    }
+    for (int k = 0; k < n_cols; k++, p += step) {
+        __m512 v[4];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) {
+            v[t] = load_plain(type, p + tile * (size_t)t);
+            if (C == 1 && (type == QTYPE_F32 || !(k & 1)))
+                _mm_prefetch((const char *)(p + tile * (size_t)t + AHEAD), _MM_HINT_T0);
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) {
+            __m512 b = all_lanes_f32(a[c] + 4 * (size_t)k);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++) acc[t][c] = _mm512_fmadd_ps(v[t], b, acc[t][c]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+            _mm512_storeu_ps(y[c] + y_at + TILE_ROWS * t, acc[t][c]);
+}
+
+INLINE void rows_plain(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
+                       const void *const *x, float *const *y, int y_at)
+{
+    for (; n >= 8; n -= 8, x += 8, y += 8) block_plain(type, T, 8, n_cols, p, tile, x, y, y_at);
+    for (; n >= 4; n -= 4, x += 4, y += 4) block_plain(type, T, 4, n_cols, p, tile, x, y, y_at);
+    for (; n >= 2; n -= 2, x += 2, y += 2) block_plain(type, T, 2, n_cols, p, tile, x, y, y_at);
+    if (n) block_plain(type, T, 1, n_cols, p, tile, x, y, y_at);
+}
+
+INLINE void mm_plain(enum qtype type, int n_cols, int n_tiles, const void *w, int n_rows,
+                     const void *const *x, float *const *y)
+{
+    const size_t tile = tile_bytes(type, n_cols);
+    const uint8_t *p = w;
+    int t = 0;
+    if (n_rows == 1)
+        for (; t + 4 <= n_tiles; t += 4)
+            block_plain(type, 4, 1, n_cols, p + tile * (size_t)t, tile, x, y, TILE_ROWS * t);
+    for (; t + 2 <= n_tiles; t += 2)
+        rows_plain(type, 2, n_cols, p + tile * (size_t)t, tile, n_rows, x, y, TILE_ROWS * t);
+    if (t < n_tiles)
+        rows_plain(type, 1, n_cols, p + tile * (size_t)t, tile, n_rows, x, y, TILE_ROWS * t);
+}
+
+#define MM_PLAIN(name, TYPE)                                                                     \
+    static void mm_##name(int n_cols, int n_tiles, const void *w, int n_rows,                    \
+                          const void *const *x, float *const *y)                                 \
+    {                                                                                            \
+        mm_plain(QTYPE_##TYPE, n_cols, n_tiles, w, n_rows, x, y);                                \
+    }
+#define MM_QUANT(name, TYPE, ACT)                                                                \
+    static void mm_##name(int n_cols, int n_tiles, const void *w, int n_rows,                    \
+                          const void *const *x, float *const *y)                                 \
+    {                                                                                            \
+        mm_any(QTYPE_##TYPE, ACT, n_cols, n_tiles, w, n_rows, x, y);                             \
+    }
+MM_PLAIN(f32, F32)
+MM_PLAIN(f16, F16)
+MM_PLAIN(bf16, BF16)
+MM_QUANT(q8_0, Q8_0, ACT_Q8_32)
+MM_QUANT(q4_0, Q4_0, ACT_Q8_32)
+MM_QUANT(q4_k, Q4_K, ACT_Q8_256)
+MM_QUANT(q6_k, Q6_K, ACT_Q8_256)
+
+/* ---- activations -------------------------------------------------------------------------- */
+
+/* Quantises 32 n values with one scale; returns the scale. */
+INLINE float quantise(const float *x, int n, int8_t *q)
+{
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i m = zero();
+    for (int i = 0; i < 32 * n; i += 16)
+        m = _mm512_max_epu32(m, _mm512_and_si512(_mm512_loadu_si512(x + i), magnitude));
+    uint32_t bits = _mm512_reduce_max_epu32(m);
+    if (bits >= 0x7f800000u || f32_from_bits(bits) < ACT_AMAX_MIN) {
+        memset(q, 0, (size_t)(32 * n));
+        return bits >= 0x7f800000u ? f32_from_bits(ACT_BAD_SCALE) : 0.0f;
+    }
+    float amax = f32_from_bits(bits);
+    __m512 inv = _mm512_set1_ps(127.0f / amax);
+    for (int i = 0; i < 32 * n; i += 16) {
+        __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inv));
+        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(v));
+    }
+    return amax / 127.0f;
+}
+
+/* Sums of 4 bytes per dword of 64 bytes at q. */
+INLINE __m512i sums_of_4(const int8_t *q)
+{
+    return _mm512_dpbusd_epi32(zero(), _mm512_set1_epi8(1), _mm512_loadu_si512(q));
+}
+
+static void act_q8_32(int n_cols, const float *x, void *out)
+{
+    int n_blocks = n_cols / 32;
+    int8_t *q = out;
+    char *d = (char *)out + n_cols, *s32 = d + 4 * (size_t)n_blocks;
+    for (int b = 0; b < n_blocks; b++) {
+        float scale = quantise(x + 32 * b, 1, q + 32 * b);
+        __m256i four = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1),
+                                           _mm256_loadu_si256((const __m256i *)(q + 32 * b)));
+        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+        int32_t sum = _mm_cvtsi128_si32(s);
+        memcpy(d + 4 * (size_t)b, &scale, 4);
+        memcpy(s32 + 4 * (size_t)b, &sum, 4);
+    }
+    size_t used = (size_t)n_cols + 8 * (size_t)n_blocks;
+    memset((char *)out + used, 0, act_bytes(ACT_Q8_32, n_cols) - used);
+}
+
+static void act_q8_256(int n_cols, const float *x, void *out)
+{
+    int n_blocks = n_cols / 256;
+    int8_t *q = out;
+    struct act256 o = act256(n_cols);
+    char *base = out;
+    for (int b = 0; b < n_blocks; b++) {
+        float scale = quantise(x + 256 * b, 8, q + 256 * b);
+        memcpy(base + o.d + 4 * (size_t)b, &scale, 4);
+        for (int i = 0; i < 4; i++) {
+            /* Four sums of 4 per sub-block of 16: fold neighbours twice, then three times. */
+            __m512i s = sums_of_4(q + 256 * b + 64 * i);
+            s = _mm512_add_epi32(s, _mm512_srli_epi64(s, 32));
+            s = _mm512_add_epi32(s, _mm512_bsrli_epi128(s, 8));
+            __m512i t = _mm512_add_epi32(s, _mm512_shuffle_i32x4(s, s, 0xb1));
+            int32_t lane[16];
+            _mm512_storeu_si512(lane, s);
+            for (int k = 0; k < 4; k++) {
+                int16_t v = (int16_t)lane[4 * k];
+                memcpy(base + o.s16 + 2 * (size_t)(16 * b + 4 * i + k), &v, 2);
+            }
+            _mm512_storeu_si512(lane, t);
+            for (int k = 0; k < 2; k++) {
+                int16_t v = (int16_t)lane[8 * k];
+                memcpy(base + o.s32 + 2 * (size_t)(8 * b + 2 * i + k), &v, 2);
+            }
+        }
+    }
+    size_t used = o.s32 + (size_t)n_cols / 32 * 2;
+    memset(base + used, 0, act_bytes(ACT_Q8_256, n_cols) - used);
+}
+
+const struct mm_kernels mm_kernels_avx512 = {
+    .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32, [ACT_Q8_256] = act_q8_256},
+    .mm = {[QTYPE_F32] = mm_f32,
+           [QTYPE_F16] = mm_f16,
+           [QTYPE_BF16] = mm_bf16,
+           [QTYPE_Q8_0] = mm_q8_0,
+           [QTYPE_Q4_0] = mm_q4_0,
+           [QTYPE_Q4_K] = mm_q4_k,
+           [QTYPE_Q6_K] = mm_q6_k},
+};

@@ -1,0 +1,201 @@
+/* Tiles: 16 rows interleaved, and read back.  The layouts are in quant/README.md; sizes and bytes
+ * are exactly those of 16 GGUF rows.  Owns nothing.
+ *
+ * DESIGN: in a tile the fields of a GGUF block are sixteen-row columns.  Bytes and nibbles move as
+ * dwords, so packing is a transposition of 16 x n dwords per field (sixteen rows, dword j of every
+ * row together), and halfs move as 16 x n halfs.  Four rows by four dwords are turned at once in
+ * SSE2 registers, which x86-64 always has; elsewhere a plain loop does the same.  It is memory
+ * bound in practice: packing runs once per load of a part. */
+#include <string.h>
+
+#include "moe/base/err.h"
+#include "moe/base/f16.h"
+#include "quant/codec.h"
+#include "quant/mm_int.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+/* A field of a block: n units of `unit` bytes at `src` in the GGUF block, at `dst` in the tile's
+ * block column; `flip` is xored into every byte. */
+struct field {
+    int src, dst, unit, n;
+    uint32_t flip;
+};
+
+struct layout {
+    int n_fields;
+    struct field f[4];
+};
+
+static const struct layout layouts[QTYPE_ID_END] = {
+    [QTYPE_Q8_0] = {2, {{0, 0, 2, 1, 0}, {2, T8_0_Q, 4, 8, 0x80808080u}}},
+    [QTYPE_Q4_0] = {2, {{0, 0, 2, 1, 0}, {2, T4_0_Q, 4, 4, 0}}},
+    [QTYPE_Q4_K] = {4,
+                    {{0, 0, 2, 1, 0},
+                     {2, T4_K_DMIN, 2, 1, 0},
+                     {4, T4_K_SC, 4, 3, 0},
+                     {16, T4_K_Q, 4, 32, 0}}},
+    [QTYPE_Q6_K] = {4,
+                    {{208, 0, 2, 1, 0},
+                     {192, T6_K_SC, 4, 4, 0},
+                     {0, T6_K_QL, 4, 32, 0},
+                     {128, T6_K_QH, 4, 16, 0}}},
+};
+
+/* The unit of a type whose block is one weight, 0 for block types. */
+static int plain_unit(enum qtype type)
+{
+    if (type == QTYPE_F32) return 4;
+    return type == QTYPE_F16 || type == QTYPE_BF16 ? 2 : 0;
+}
+
+size_t tile_bytes(enum qtype type, int n_cols)
+{
+    return TILE_ROWS * qtype_bytes(type, (uint64_t)n_cols);
+}
+
+/* ---- packing ---------------------------------------------------------------------------- */
+
+/* dst[j][r] = dword j of src[r], for n dwords. */
+static void turn_dwords(const uint8_t *const *src, size_t at, int n, uint32_t flip, uint8_t *dst)
+{
+    int j = 0;
+#if defined(__SSE2__)
+    const __m128i x = _mm_set1_epi32((int)flip);
+    for (; j + 4 <= n; j += 4)
+        for (int r = 0; r < TILE_ROWS; r += 4) {
+            __m128i v[4], t[4];
+            for (int i = 0; i < 4; i++)
+                v[i] = _mm_loadu_si128((const __m128i *)(src[r + i] + at + 4 * (size_t)j));
+            t[0] = _mm_unpacklo_epi32(v[0], v[1]);
+            t[1] = _mm_unpackhi_epi32(v[0], v[1]);
+            t[2] = _mm_unpacklo_epi32(v[2], v[3]);
+            t[3] = _mm_unpackhi_epi32(v[2], v[3]);
+            v[0] = _mm_unpacklo_epi64(t[0], t[2]);
+            v[1] = _mm_unpackhi_epi64(t[0], t[2]);
+            v[2] = _mm_unpacklo_epi64(t[1], t[3]);
+            v[3] = _mm_unpackhi_epi64(t[1], t[3]);
+            for (int i = 0; i < 4; i++)
+                _mm_storeu_si128((__m128i *)(dst + 64 * (size_t)(j + i) + 4 * (size_t)r),
+                                 _mm_xor_si128(v[i], x));
+        }
+#endif
+    for (; j < n; j++)
+        for (int r = 0; r < TILE_ROWS; r++) {
+            uint32_t v;
+            memcpy(&v, src[r] + at + 4 * (size_t)j, 4);
+            v ^= flip;
+            memcpy(dst + 64 * (size_t)j + 4 * (size_t)r, &v, 4);
+        }
+}
+
+/* dst[j][r] = half j of src[r], for n halfs. */
+static void turn_halfs(const uint8_t *const *src, size_t at, int n, uint8_t *dst)
+{
+    int j = 0;
+#if defined(__SSE2__)
+    for (; j + 8 <= n; j += 8)
+        for (int r = 0; r < TILE_ROWS; r += 8) {
+            __m128i v[8], t[8];
+            for (int i = 0; i < 8; i++)
+                v[i] = _mm_loadu_si128((const __m128i *)(src[r + i] + at + 2 * (size_t)j));
+            for (int i = 0; i < 4; i++) { /* pairs of rows */
+                t[i] = _mm_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
+                t[i + 4] = _mm_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
+            }
+            for (int i = 0; i < 8; i += 2) { /* fours of rows: v[i] halfs 2i, 2i+1 */
+                v[i] = _mm_unpacklo_epi32(t[i], t[i + 1]);
+                v[i + 1] = _mm_unpackhi_epi32(t[i], t[i + 1]);
+            }
+            for (int i = 0; i < 4; i++) {
+                int lo = i < 2 ? i : i + 2; /* v[lo], v[lo + 2]: the same halfs, both fours */
+                __m128i a = _mm_unpacklo_epi64(v[lo], v[lo + 2]);
+                __m128i b = _mm_unpackhi_epi64(v[lo], v[lo + 2]);
+                uint8_t *to = dst + 32 * (size_t)(j + 2 * i) + 2 * (size_t)r;
+                _mm_storeu_si128((__m128i *)to, a);
+                _mm_storeu_si128((__m128i *)(to + 32), b);
+            }
+        }
+#endif
+    for (; j < n; j++)
+        for (int r = 0; r < TILE_ROWS; r++)
+            memcpy(dst + 32 * (size_t)j + 2 * (size_t)r, src[r] + at + 2 * (size_t)j, 2);
+}
+
+/* Packs block columns [b0, b1) of sixteen rows. */
+static void pack_blocks(enum qtype type, const uint8_t *const *src, int b0, int b1, uint8_t *tile)
+{
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    int unit = plain_unit(type);
+    size_t at = (size_t)b0 * (size_t)t->block_bytes;
+    if (unit == 4) turn_dwords(src, at, b1 - b0, 0, tile + TILE_ROWS * at);
+    if (unit == 2) turn_halfs(src, at, b1 - b0, tile + TILE_ROWS * at);
+    if (unit) return;
+    const struct layout *l = &layouts[type];
+    for (int b = b0; b < b1; b++) {
+        size_t block = (size_t)b * (size_t)t->block_bytes;
+        uint8_t *column = tile + TILE_ROWS * block;
+        for (const struct field *f = l->f; f < l->f + l->n_fields; f++) {
+            if (f->unit == 2) turn_halfs(src, block + (size_t)f->src, f->n, column + f->dst);
+            else turn_dwords(src, block + (size_t)f->src, f->n, f->flip, column + f->dst);
+        }
+    }
+}
+
+void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t row_bytes,
+               void *tile)
+{
+    enum { STEP = 512 }; /* weights per stretch: a zero row as long as that stands for the rest */
+    static const uint8_t zeros[STEP * 4];
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    ASSERT(t && n_rows >= 0 && n_rows <= TILE_ROWS && n_cols % t->block == 0);
+    const uint8_t *src[TILE_ROWS];
+    for (int r = 0; r < n_rows; r++) src[r] = (const uint8_t *)rows + (size_t)r * row_bytes;
+    int n_blocks = n_cols / t->block, step = STEP / t->block;
+    if (n_rows == TILE_ROWS) {
+        pack_blocks(type, src, 0, n_blocks, tile);
+        return;
+    }
+    /* A partial tile is rare (the last of a matrix): pack stretch by stretch from moved origins,
+     * so that the missing rows can all read the same short row of zeros. */
+    for (int b = 0; b < n_blocks; b += step) {
+        size_t at = (size_t)b * (size_t)t->block_bytes;
+        const uint8_t *part[TILE_ROWS];
+        for (int r = 0; r < TILE_ROWS; r++) part[r] = r < n_rows ? src[r] + at : zeros;
+        int n = n_blocks - b < step ? n_blocks - b : step;
+        pack_blocks(type, part, 0, n, (uint8_t *)tile + TILE_ROWS * at);
+    }
+}
+
+/* ---- reading back ----------------------------------------------------------------------- */
+
+/* Puts one row's block together again as GGUF has it. */
+static void gather_block(enum qtype type, const uint8_t *column, int row, uint8_t *block)
+{
+    int unit = plain_unit(type);
+    if (unit) {
+        memcpy(block, column + unit * row, (size_t)unit);
+        return;
+    }
+    const struct layout *l = &layouts[type];
+    for (const struct field *f = l->f; f < l->f + l->n_fields; f++)
+        for (int j = 0; j < f->n; j++) {
+            uint8_t *to = block + f->src + f->unit * j;
+            memcpy(to, column + f->dst + f->unit * (TILE_ROWS * j + row), (size_t)f->unit);
+            for (int i = 0; i < f->unit; i++) to[i] ^= (uint8_t)f->flip;
+        }
+}
+
+void tile_row_f32(enum qtype type, int n_cols, const void *tile, int row, float *y)
+{
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    ASSERT(t && row >= 0 && row < TILE_ROWS && n_cols % t->block == 0);
+    const uint8_t *column = tile;
+    uint8_t block[256];
+    for (int k = 0; k < n_cols; k += t->block, column += TILE_ROWS * t->block_bytes) {
+        gather_block(type, column, row, block);
+        codec_decode(type, block, y + k, t->block);
+    }
+}
