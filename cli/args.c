@@ -378,7 +378,8 @@ static void table_nearest(const struct cli_flag *t, const char *word, char best[
             size_t len = strcspn(p, " ");
             (void)snprintf(name, sizeof name, "%.*s", (int)len, p);
             int d = distance(word, name);
-            if (strlen(word) >= 4 && !strncmp(word, name, strlen(word))) d = 1;
+            size_t common = strlen(word) < len ? strlen(word) : len;
+            if (common >= 4 && !strncmp(word, name, common)) d = 1;
             if (d < *limit) {
                 *limit = d;
                 memcpy(best, name, sizeof name);
@@ -528,7 +529,7 @@ static void help_table(const struct cli_spec *spec, const struct group *g)
 
 static void help_notes(void)
 {
-    int column = printf("\nllama.cpp's flags that change nothing here (one line says why): ");
+    int column = printf("\nllama.cpp's flags that change nothing here (one line says why):");
     printf("\n ");
     column = 1;
     for (const struct cli_flag *f = note_flags; f->names; f++) {

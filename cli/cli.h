@@ -204,6 +204,17 @@ enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned
  * --repeat-last-n -1 means. */
 struct tessera_sampling cli_sampling(struct cli_args *a, int n_ctx);
 
+/* Says on stderr why there is no tokenizer and what works all the same; returns CLI_ERROR. */
+int cli_no_tokenizer(const tessera_engine *e, const char *instead);
+
+/* "end", "length", "string", "full", "cancelled". */
+const char *cli_stop_name(enum tessera_stop s);
+
+/* ---- batches (run_batch.c) ---- */
+
+/* `run --batch FILE`: the whole command; a holds the defaults of every line. */
+int run_batch(struct cli_args *a, const char *file, int parallel);
+
 /* ---- terminal, output, signals (ui.c) ---- */
 
 bool cli_tty(FILE *f);
@@ -226,6 +237,8 @@ struct cli_progress {
 };
 bool cli_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 void cli_progress_end(struct cli_progress *p);
+/* "12 + 87 tokens, 410 / 95 tokens/s, 35 MiB" on stderr, dimmed; more is added when not "". */
+void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, const char *more);
 
 /* Writes to stdout and flushes.  False when nobody can read it any more: stop, then return
  * cli_finish_stdout(rc). */

@@ -178,7 +178,28 @@ enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned
     }
 }
 
+int cli_no_tokenizer(const tessera_engine *e, const char *instead)
+{
+    const char *why = tessera_tok_error(e);
+    fprintf(stderr, "tessera: this model cannot read text: %s%s%s\n",
+            why && *why ? why : "it has no tokenizer", *instead ? "; " : "", instead);
+    return CLI_ERROR;
+}
+
 /* ---- sampling ---- */
+
+const char *cli_stop_name(enum tessera_stop s)
+{
+    switch (s) {
+    case TESSERA_RUNNING: break;
+    case TESSERA_STOP_END: return "end";
+    case TESSERA_STOP_LENGTH: return "length";
+    case TESSERA_STOP_STRING: return "string";
+    case TESSERA_STOP_FULL: return "full";
+    case TESSERA_STOP_CANCELLED: return "cancelled";
+    }
+    return "running";
+}
 
 struct tessera_sampling cli_sampling(struct cli_args *a, int n_ctx)
 {

@@ -1,7 +1,7 @@
 /* The terminal: colours, progress, byte counts, output that notices a closed pipe, and SIGINT.
  *
  * Owns the only mutable globals of the program besides the log sink and the CPU mask: what the
- * SIGINT handler reads and writes. */
+ * SIGINT handler reads and writes, and why stdout failed. */
 #include "cli/cli.h"
 
 #include <errno.h>
@@ -95,7 +95,26 @@ void cli_progress_end(struct cli_progress *p)
     p->shown = false;
 }
 
+/* Tokens per second; 0 where nothing was measured. */
+static double rate(int n, double s) { return n > 0 && s > 0 ? n / s : 0; }
+
+void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, const char *more)
+{
+    char mem[24];
+    struct tessera_memory m = tessera_memory(e);
+    int fresh = t->n_prompt - t->n_prompt_reused;
+    fprintf(stderr, "%s%d + %d tokens", cli_dim(), t->n_prompt, t->n_gen);
+    if (t->n_prompt_reused > 0) fprintf(stderr, " (%d kept)", t->n_prompt_reused);
+    /* The first token comes out of the prompt's step, so it is no part of gen_s. */
+    fprintf(stderr, ", %.0f / %.0f tokens/s, %s%s%s%s\n", rate(fresh, t->prompt_s),
+            rate(t->n_gen - 1, t->gen_s), cli_bytes(m.total, mem), *more ? ", " : "", more,
+            cli_plain());
+}
+
 /* ---- stdout ---- */
+
+/* Why stdout failed first; the C library forgets. */
+static int out_errno;
 
 /* Has the reader of stdout gone? */
 static bool reader_gone(void)
@@ -107,21 +126,20 @@ static bool reader_gone(void)
 bool cli_out(const void *bytes, size_t n)
 {
     if (ferror(stdout)) return false;
-    return fwrite(bytes, 1, n, stdout) == n && !fflush(stdout);
+    errno = 0;
+    if (fwrite(bytes, 1, n, stdout) == n && !fflush(stdout)) return true;
+    out_errno = errno;
+    return false;
 }
 
 int cli_finish_stdout(int rc)
 {
     bool bad = ferror(stdout);
-    int code = bad ? errno : 0;
     errno = 0;
-    if (fflush(stdout)) {
-        bad = true;
-        code = errno;
-    }
+    bad |= fflush(stdout) != 0;
     if (!bad) return rc;
-    clearerr(stdout); /* said once */
-    if (code == EPIPE || reader_gone()) return rc == CLI_ERROR ? CLI_OK : rc;
+    int code = out_errno ? out_errno : errno;
+    if (code == EPIPE || reader_gone()) return rc;
     fprintf(stderr, "tessera: cannot write to standard output%s%s\n", code ? ": " : "",
             code ? strerror(code) : "");
     return rc == CLI_OK ? CLI_ERROR : rc;

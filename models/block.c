@@ -51,9 +51,9 @@ static enum status check(const struct gguf *g, const struct hparams *h, struct e
     if (h->n_heads % h->n_kv_heads)
         return err_set(e, ERR_SHAPE, "%s: %d heads cannot share %d KV heads evenly", path,
                        h->n_heads, h->n_kv_heads);
-    if (h->head_dim < 16 || h->head_dim > HEAD_DIM_MAX || h->head_dim % 16)
-        return err_set(e, ERR_UNSUPPORTED, "%s: heads of %d values; 16 to %d in steps of 16 are "
-                       "supported", path, h->head_dim, HEAD_DIM_MAX);
+    if (h->head_dim < 2 || h->head_dim > HEAD_DIM_MAX)
+        return err_set(e, ERR_UNSUPPORTED, "%s: heads of %d values; 2 to %d are supported", path,
+                       h->head_dim, HEAD_DIM_MAX);
     if (h->rope.n_rot < 2 || h->rope.n_rot % 2 || h->rope.n_rot > h->head_dim)
         return err_set(e, ERR_SHAPE, "%s: %d rotated values in heads of %d", path, h->rope.n_rot,
                        h->head_dim);
@@ -180,8 +180,9 @@ static void attention(struct build *b, const struct hparams *h, const struct blo
 {
     const int nq = h->n_heads * h->head_dim, nkv = h->n_kv_heads * h->head_dim;
     const bool last = l == h->n_layer - 1;
+    const int stored = (h->head_dim + 15) / 16 * 16;
     const int slot = build_kv_slot(b, (struct kv_slot){KV_SLOT_DENSE, h->n_kv_heads, h->head_dim,
-                                                       h->head_dim});
+                                                       stored, stored});
     build_layer(b, l, l, slot);
     int n = build_norm(b, "attn_norm", *x, build_vector(b, "blk.%d.attn_norm.weight", l, h->n_embd),
                        h->norm_eps);

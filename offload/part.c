@@ -207,15 +207,24 @@ static void load_piece(void *arg, int task, int worker)
     loader_report(l, w, p->weight, bytes, has_nan(w->type, buf, bytes));
 }
 
-static enum status list_pieces(struct loader *l, uint64_t *staging_bytes, struct err *e)
+uint64_t part_store_staging(const struct part_store *s)
+{
+    uint64_t max = 0;
+    for (int i = 0; i < s->n_parts; i++) {
+        const struct weight *w = &s->weights->at[s->part[i].weight];
+        const uint64_t bytes = (uint64_t)piece_rows(w) * row_file_bytes(w);
+        if (bytes > max) max = bytes;
+    }
+    return max;
+}
+
+static enum status list_pieces(struct loader *l, struct err *e)
 {
     const struct part_store *s = l->store;
     int n = 0;
     for (int i = 0; i < s->n_parts; i++) {
         const struct weight *w = &s->weights->at[s->part[i].weight];
         int step = piece_rows(w);
-        uint64_t bytes = (uint64_t)step * row_file_bytes(w);
-        if (bytes > *staging_bytes) *staging_bytes = bytes;
         n += (w->n_rows + step - 1) / step;
         l->total += w->mat_file_bytes;
     }
@@ -252,12 +261,12 @@ enum status part_store_load(struct part_store *s, const struct part_load *how, s
     err_clear(e);
     struct loader l = {.store = s, .how = how};
     const int n_workers = pool_size(how->pool);
-    uint64_t staging_bytes = 0;
+    const uint64_t staging_bytes = part_store_staging(s);
     pthread_mutex_init(&l.lock, NULL);
     l.staging = calloc((size_t)n_workers, sizeof *l.staging);
     if (!l.staging) err_set(e, ERR_MEMORY, "no memory for the loader");
     if (!e->code) (void)open_files(s, how->ops, e);
-    if (!e->code) (void)list_pieces(&l, &staging_bytes, e);
+    if (!e->code) (void)list_pieces(&l, e);
     if (!e->code) (void)region_reserve(&s->region, how->ledger, MEM_WEIGHTS, s->bytes, e);
     if (!e->code) (void)region_commit(&s->region, s->bytes, e);
     for (int i = 0; i < n_workers && !e->code; i++) {

@@ -52,6 +52,9 @@ struct part_store {
 enum status part_store_open(struct part_store *s, const struct weights *ws, struct err *e);
 void part_store_close(struct part_store *s);
 
+/* Bytes of staging that one loading thread needs. */
+uint64_t part_store_staging(const struct part_store *s);
+
 struct part_load {
     struct ledger *ledger;
     struct pool *pool;

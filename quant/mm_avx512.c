@@ -23,10 +23,17 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#ifndef XONE
+#define XONE 0
+#endif
 enum {
+    FEW = 16, ONE = XONE,
     GROUP = 32,              /* rows of a group: scratch is GROUP * 2 vectors */
     CHUNK_BYTES = 384 << 10, /* activations that stay in L2 beside a tile pair */
-    AHEAD = 2048,            /* bytes that a stream is prefetched ahead of its use */
+#ifndef XAHEAD
+#define XAHEAD 2048
+#endif
+    AHEAD = XAHEAD,            /* bytes that a stream is prefetched ahead of its use */
 };
 
 /* ---- small pieces ----------------------------------------------------------------------- */
@@ -131,6 +138,7 @@ INLINE void group_32(enum qtype type, int T, int n_cols, const uint8_t *p, size_
         __m512 d[2];
 #pragma GCC unroll 2
         for (int t = 0; t < T; t++) {
+            if (n <= FEW) prefetch(p + tile * (size_t)t + AHEAD, block_bytes(type));
             unpack_32(type, p + tile * (size_t)t, w[t]);
             d[t] = load_halfs(p + tile * (size_t)t);
         }
@@ -342,6 +350,7 @@ INLINE void group_256(enum qtype type, int T, int n_cols, const uint8_t *p, size
             __m512i w[2][8];
 #pragma GCC unroll 2
             for (int t = 0; t < T; t++) {
+                if (n <= FEW) prefetch(p + tile * (size_t)t + AHEAD + bytes / 8 * u, bytes / 8);
                 if (type == QTYPE_Q4_K) unpack_q4_k(p + tile * (size_t)t, u, w[t]);
                 else unpack_q6_k(p + tile * (size_t)t, u, w[t]);
             }
@@ -390,9 +399,9 @@ INLINE void mm_any(enum qtype type, enum act_kind act, int n_cols, int n_tiles, 
     chunk = chunk < GROUP ? GROUP : chunk / GROUP * GROUP;
     for (int c0 = 0; c0 < n_rows; c0 += chunk) {
         int c1 = c0 + chunk < n_rows ? c0 + chunk : n_rows;
-        for (int t = 0; t < n_tiles; t += 2) {
+        for (int t = 0, pair; t < n_tiles; t += 1 + pair) {
             const uint8_t *p = (const uint8_t *)w + tile * (size_t)t;
-            int pair = n_tiles - t >= 2;
+            pair = n_tiles - t >= 2 && n_rows > ONE;
             for (int r0 = c0; r0 < c1; r0 += GROUP) {
                 int n = c1 - r0 < GROUP ? c1 - r0 : GROUP;
                 if (pair) group_any(type, 2, n_cols, p, tile, n, x + r0, &sc);

@@ -22,6 +22,8 @@ enum {
     ATTN_ROWS = 16,        /* query rows per task of attention */
     ELEM_ROWS = 8,         /* rows per task of an elementwise op */
     USED_MAX = 64,         /* experts per token at most */
+    HEAD_MAX = 512,        /* values per head at most */
+    PAD_Q = 16,            /* query heads per KV head that are padded at once */
     TASK_BYTES = 96 << 10, /* weight bytes of a decode task: short enough to balance two cores */
 };
 
@@ -108,9 +110,16 @@ static void kv_put_row(const struct job *j, int r)
     char *page = b->kv_base[row->session] + b->kv_offset[op->kv_slot] +
                  b->kv_page_bytes * (uint64_t)(row->pos / KV_PAGE);
     const float *k = frow(b, op->in[0], r), *v = frow(b, op->in[1], r);
-    for (int h = 0; h < op->p.attn.n_kv_heads; h++)
-        j->d->el->kv_put[b->kv_type](dk, dv, k + h * dk, v + h * dv, page + (size_t)h * head,
-                                     row->pos % KV_PAGE);
+    const int dim = op->p.attn.dim;
+    float pad_k[HEAD_MAX] = {0}, pad_v[HEAD_MAX] = {0};
+    for (int h = 0; h < op->p.attn.n_kv_heads; h++) {
+        const float *kh = k + h * dim, *vh = v + h * dim;
+        if (dim != dk) {
+            kh = memcpy(pad_k, kh, sizeof(float) * (size_t)dim);
+            vh = memcpy(pad_v, vh, sizeof(float) * (size_t)dim);
+        }
+        j->d->el->kv_put[b->kv_type](dk, dv, kh, vh, page + (size_t)h * head, row->pos % KV_PAGE);
+    }
 }
 
 static void elem_row(const struct job *j, int r)
@@ -224,6 +233,28 @@ static void run_matmul(struct job *j)
 
 /* ---- attention: a task is some query rows against one KV head ---- */
 
+/* Heads whose width is no multiple of 16 are stored padded: their queries are padded here, one row
+ * and PAD_Q query heads at a time.  Small old models only. */
+static void attn_padded(const struct job *j, const struct attn_row *row, int n_q)
+{
+    const struct op *op = j->op;
+    const int dim = op->p.attn.dim, dk = op->p.attn.dk, dv = op->p.attn.dv;
+    float q[PAD_Q * HEAD_MAX] __attribute__((aligned(64)));
+    float out[PAD_Q * HEAD_MAX] __attribute__((aligned(64)));
+    for (int h0 = 0; h0 < n_q; h0 += PAD_Q) {
+        const int n = n_q - h0 < PAD_Q ? n_q - h0 : PAD_Q;
+        memset(q, 0, sizeof(float) * (size_t)(n * dk));
+        for (int h = 0; h < n; h++)
+            memcpy(q + h * dk, row->q + (h0 + h) * dim, sizeof(float) * (size_t)dim);
+        struct attn_row one = *row;
+        one.q = q;
+        one.out = out;
+        j->d->el->attn[j->b->kv_type](dk, dv, n, op->p.attn.scale, 1, &one);
+        for (int h = 0; h < n; h++)
+            memcpy(row->out + (h0 + h) * dim, out + h * dv, sizeof(float) * (size_t)dim);
+    }
+}
+
 static void attn_task(void *arg, int task, int worker)
 {
     (void)worker;
@@ -240,15 +271,19 @@ static void attn_task(void *arg, int task, int worker)
         const struct dev_row *row = batch_row(op, b, r0 + r);
         const int window = op->p.attn.window;
         rows[r] = (struct attn_row){
-            .q = frow(b, op->in[0], r0 + r) + h * n_q * dk,
-            .out = frow(b, op->out[0], r0 + r) + h * n_q * dv,
+            .q = frow(b, op->in[0], r0 + r) + h * n_q * op->p.attn.dim,
+            .out = frow(b, op->out[0], r0 + r) + h * n_q * op->p.attn.dim,
             .kv = b->kv_base[row->session] + b->kv_offset[op->kv_slot] + (size_t)h * head,
             .page_stride = b->kv_page_bytes,
             .first = window > 0 && row->pos >= window ? row->pos - window + 1 : 0,
             .last = row->pos,
         };
     }
-    j->d->el->attn[b->kv_type](dk, dv, n_q, op->p.attn.scale, nr, rows);
+    if (op->p.attn.dim == dk) {
+        j->d->el->attn[b->kv_type](dk, dv, n_q, op->p.attn.scale, nr, rows);
+        return;
+    }
+    for (int r = 0; r < nr; r++) attn_padded(j, &rows[r], n_q);
 }
 
 /* ---- experts ---- */

@@ -1,11 +1,12 @@
-/* Private to the elem_* and attn_* files: the constants of exp, its vector forms, the tiers' tables.
+/* Private to the elem_* and attn_* files: the constants of exp, its vector forms, tiers' tables.
  *
  * Owns nothing.  Never include it outside moe/compute: elem.h is the interface.
  *
- * exp.  n = round(x / ln 2) by adding 1.5 * 2^23, whose low mantissa bits then are n; r = x - n ln 2
- * in two fused steps, the first of which is exact; p = 1 + r + r^2 (...), degree 6, relative error
- * 3.2e-9 before rounding; the result is p with n added to its exponent field.  p * 2^n is a normal
- * number wherever it is used, so that addition rounds nothing and every tier agrees.
+ * exp.  n = round(x / ln 2) by adding 1.5 * 2^23, whose low mantissa bits then are n;
+ * r = x - n ln 2 in two fused steps, the first of which is exact; p = 1 + r + r^2 (...), degree 6,
+ * relative error 3.2e-9 before rounding; the result is p with n added to its exponent field.
+ * p * 2^n is a normal number wherever it is used, so that addition rounds nothing and every tier
+ * agrees.
  *   x > EXP_HI            +inf      (exp would pass FLT_MAX)
  *   x < EXP_LO            +0        (exp would be subnormal: always flushed)
  *   NaN                   the quiet NaN 0x7fc00000 */

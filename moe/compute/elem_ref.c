@@ -192,7 +192,8 @@ static void score_f16(int dk, const float *q, const char *page, float s[KV_PAGE]
     const uint16_t *k = (const uint16_t *)page;
     for (size_t p = 0; p < KV_PAGE; p++) {
         float acc = 0.0f;
-        for (size_t d = 0; d < (size_t)dk; d++) acc = fmaf(q[d], f16_to_f32(k[d * KV_PAGE + p]), acc);
+        for (size_t d = 0; d < (size_t)dk; d++)
+            acc = fmaf(q[d], f16_to_f32(k[d * KV_PAGE + p]), acc);
         s[p] = acc;
     }
 }
@@ -223,13 +224,12 @@ static void score_q8(int dk, const float *q, const char *page, float s[KV_PAGE])
 static void value_q8(int dk, int dv, float e, const char *page, size_t p, float *o)
 {
     const size_t blocks = (size_t)dv / Q8_BLOCK;
-    const char *vpage = page + (size_t)dk / Q8_BLOCK * KV_PAGE * sizeof(uint16_t)
-                        + (size_t)dk * KV_PAGE;
-    const uint16_t *vd = (const uint16_t *)vpage + p * blocks;
-    const int8_t *v = (const int8_t *)(vpage + blocks * KV_PAGE * sizeof(uint16_t)) + p * (size_t)dv;
+    const uint16_t *vd = (const uint16_t *)(page + attn_head_bytes(KV_Q8_0, dk, 0));
+    const int8_t *v = (const int8_t *)(vd + blocks * KV_PAGE) + p * (size_t)dv;
     for (size_t b = 0; b < blocks; b++) {
-        const float w = e * f16_to_f32(vd[b]);
-        for (size_t d = b * Q8_BLOCK; d < (b + 1) * Q8_BLOCK; d++) o[d] = fmaf(w, (float)v[d], o[d]);
+        const float w = e * f16_to_f32(vd[p * blocks + b]);
+        for (size_t d = b * Q8_BLOCK; d < (b + 1) * Q8_BLOCK; d++)
+            o[d] = fmaf(w, (float)v[d], o[d]);
     }
 }
 

@@ -77,7 +77,7 @@ struct op {
         struct { int n_heads, dim; float eps; } head;             /* RMS_NORM (eps), HEAD_NORM */
         struct { int n_heads, dim; struct rope_params rope; } rope; /* ROPE, ROPE_TABLE */
         struct { enum act_kind kind; } prepare;
-        struct { int n_q_heads, n_kv_heads, dk, dv; float scale; int window; } attn; /* 0 = all */
+        struct { int n_q_heads, n_kv_heads, dim, dk, dv; float scale; int window; } attn;
         struct { struct route_params route; int n_ff; } moe;      /* ROUTE, EXPERTS */
     } p;
 };
@@ -87,7 +87,9 @@ enum kv_slot_type { KV_SLOT_DENSE };
 
 struct kv_slot {
     enum kv_slot_type type;
-    int n_heads, dk, dv;
+    int n_heads;
+    int dim;    /* values of a K or V head as the model has it */
+    int dk, dv; /* as stored: a multiple of 16, padded with zeros, which change no sum */
 };
 
 #endif

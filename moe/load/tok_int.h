@@ -116,7 +116,6 @@ struct enc {
     char *text;          /* SentencePiece: the word with its spaces escaped */
     size_t cap_text;
     pcre2_match_data *md;
-    pcre2_match_context *mc;
 
     struct sym small_sym[SMALL_SYMS];
     struct cand small_heap[2 * SMALL_SYMS];

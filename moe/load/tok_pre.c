@@ -37,9 +37,11 @@
                     "\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" LINES TAIL
 
 /* GPT-4o (o200k), Llama 4: words also end where lower case is followed by upper case.  Tekken
- * (Mistral) is the same without the English short forms and with digits alone. */
-#define UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
-#define LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
+ * (Mistral) is the same without the English short forms and with digits alone.  The published
+ * expressions tell the case of all letters and count marks as both; here, as in llama.cpp and in
+ * the golden texts, only ASCII has case and marks are no letters. */
+#define UPPER "[^\\P{L}a-z]"
+#define LOWER "[^\\P{L}A-Z]"
 #define CASED(end)                                         \
     "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" end "|" \
     "[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" end

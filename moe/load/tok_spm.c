@@ -1,4 +1,4 @@
-/* SentencePiece-style vocabularies: scores instead of merges, "▁" for a space, bytes as a fallback.
+/* SentencePiece-style vocabularies: scores instead of merges, "▁" for a space, bytes as fallback.
  *
  * Knows only what such a vocabulary means; reading it from the file is tok.c, merging tok_merge.c.
  *
@@ -63,8 +63,8 @@ static enum status read_scores(struct tok *t, const struct gguf *g, struct err *
 {
     const struct gguf_kv *kv = gguf_find(g, "tokenizer.ggml.scores");
     if (!kv)
-        return err_set(e, ERR_MISSING, "the file has no tokenizer.ggml.scores, which a tokenizer of "
-                                       "the kind \"llama\" needs");
+        return err_set(e, ERR_MISSING, "the file has no tokenizer.ggml.scores, which the tokenizer "
+                                       "model \"llama\" needs");
     const struct gguf_value *v = &kv->value;
     if (v->type != GGUF_ARRAY || (v->elem != GGUF_F32 && v->elem != GGUF_F64))
         return err_set_at(e, ERR_SHAPE, kv->pos, "tokenizer.ggml.scores is not an array of floats");

@@ -229,11 +229,12 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
 {
     if (b->err->code) return 0;
     const struct kv_slot *s = &b->slot[kv_slot];
-    int x = new_buf(b, "attn", BUF_F32, n_q_heads * s->dv);
+    int x = new_buf(b, "attn", BUF_F32, n_q_heads * s->dim);
     struct op *op = new_op(b, OP_ATTENTION, "attention");
     op->kv_slot = kv_slot;
     op->p.attn.n_q_heads = n_q_heads;
     op->p.attn.n_kv_heads = s->n_heads;
+    op->p.attn.dim = s->dim;
     op->p.attn.dk = s->dk;
     op->p.attn.dv = s->dv;
     op->p.attn.scale = scale;
@@ -333,6 +334,7 @@ void build_kv_put(struct build *b, int k, int v, int kv_slot)
     struct op *op = new_op(b, OP_KV_PUT, "kv_put");
     op->kv_slot = kv_slot;
     op->p.attn.n_kv_heads = b->slot[kv_slot].n_heads;
+    op->p.attn.dim = b->slot[kv_slot].dim;
     op->p.attn.dk = b->slot[kv_slot].dk;
     op->p.attn.dv = b->slot[kv_slot].dv;
     op->in[0] = touch(b, k);

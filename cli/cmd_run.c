@@ -1,0 +1,187 @@
+/* `tessera run`: one completion.  stdout gets the generated text and nothing else, no line end
+ * added; everything else goes to stderr.  With --batch, run_batch.c takes over. */
+#include "cli/cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/load/tok.h"
+
+struct run_args {
+    const char *ids, *batch;
+    int parallel;
+};
+
+struct run {
+    struct cli_args *a;
+    tessera_engine *e;
+    tessera_session *s;
+    int32_t *ids;
+    int n_ids;
+    bool print_ids; /* no tokenizer: ids in, ids out */
+};
+
+static const char footer[] =
+    "The prompt may hold special tokens (<|im_start|>); a BOS token is put first when the\n"
+    "vocabulary wants one.  With --ids and a model without a tokenizer, ids are printed.\n"
+    "Ctrl-C ends the answer with exit code 130; what was printed so far stays.\n"
+    "\n"
+    "--batch FILE (- = stdin) has one JSON object per line:\n"
+    "  {\"id\": \"a\", \"prompt\": \"Once upon\", \"n\": 64, \"seed\": 1, \"temp\": 0.8}\n"
+    "prompt must be there; the flags are the defaults of the rest, id's is the line number.\n"
+    "All lines are checked before the model is opened: a malformed one ends the run, exit 1,\n"
+    "nothing printed.  One line comes out for each, in the same order:\n"
+    "  {\"id\": \"a\", \"text\": \"...\", \"n_prompt\": 2, \"n_gen\": 64, \"stop\": \"length\"}\n"
+    "stop is end, length, string, full or error; an error (a prompt that does not fit the\n"
+    "context, say) has a field \"error\", the other lines go on, and the exit code is 1.\n";
+
+static const struct cli_flag flags[] = {
+    {"--ids", "LIST", "the prompt as token ids: 1,2,3", CLI_STR, offsetof(struct run_args, ids), 0,
+     0},
+    {"--batch", "FILE", "many prompts as JSON lines, see below", CLI_STR,
+     offsetof(struct run_args, batch), 0, 0},
+    {"--parallel", "N", "lines of a batch that run together (default 4)", CLI_INT,
+     offsetof(struct run_args, parallel), 1, 256},
+    {0}};
+
+/* The ids of the prompt, read before the model is: text stays text until there is a tokenizer. */
+static enum status encode_prompt(struct run *r, const char *text, size_t n, struct err *err)
+{
+    enum status s = cli_encode(tessera_tok(r->e), text, n, TOK_BOS | TOK_SPECIAL, &r->ids,
+                               &r->n_ids, err);
+    if (s) return s;
+    if (!r->n_ids) return err_set(err, ERR_RANGE, "the prompt is empty: nothing to go on from");
+    return OK;
+}
+
+static bool print_answer(const struct run *r, const struct tessera_answer *a, bool first)
+{
+    char id[16];
+    if (!r->print_ids) return !a->n_text || cli_out(a->text, (size_t)a->n_text);
+    if (a->id < 0) return true;
+    int n = snprintf(id, sizeof id, "%s%d", first ? "" : ",", a->id);
+    return cli_out(id, (size_t)n);
+}
+
+static void report(struct run *r, const tessera_generator *g, enum tessera_stop stop)
+{
+    char more[64] = "";
+    struct tessera_timing t = tessera_generator_timing(g);
+    if (r->a->temp > 0) (void)snprintf(more, sizeof more, "seed %lld", (long long)r->a->seed);
+    if (cli_tty(stderr)) fprintf(stderr, "\n");
+    if (stop == TESSERA_STOP_FULL)
+        cli_warn("the context of %d tokens is full; -c sets a larger one",
+                 tessera_session_n_ctx(r->s));
+    cli_print_speed(&t, r->e, more);
+}
+
+/* Prints until the end; the exit code. */
+static int print_all(struct run *r, tessera_generator *g)
+{
+    struct err err;
+    struct tessera_answer a;
+    err_clear(&err);
+    for (bool first = true;; first = false) {
+        enum status s = tessera_generator_next(g, &a, &err);
+        if (s && s != ERR_CANCELLED) return cli_fail(&err);
+        if (s) a.stop = TESSERA_STOP_CANCELLED;
+        if (!s && !print_answer(r, &a, first)) return CLI_OK; /* the reader has gone: main says */
+        if (cli_interrupted() || a.stop == TESSERA_STOP_CANCELLED) a.stop = TESSERA_STOP_CANCELLED;
+        if (a.stop) break;
+    }
+    report(r, g, a.stop);
+    return a.stop == TESSERA_STOP_CANCELLED ? CLI_INTERRUPTED : CLI_OK;
+}
+
+static int generate(struct run *r)
+{
+    struct err err;
+    tessera_generator *g = NULL;
+    struct tessera_generator_options o = {
+        .sampling = cli_sampling(r->a, tessera_session_n_ctx(r->s)),
+        .stops = r->a->stops, .n_stops = r->a->n_stops,
+        .n_gen_max = r->a->n_predict < 0 ? -1 : r->a->n_predict,
+        .ignore_end = r->a->ignore_eos, .special_text = r->a->special,
+    };
+    err_clear(&err);
+    if (tessera_generator_open(r->s, r->ids, r->n_ids, &o, &g, &err)) return cli_fail(&err);
+    int rc = o.n_gen_max ? print_all(r, g) : CLI_OK;
+    tessera_generator_close(g);
+    return rc;
+}
+
+/* Opens the model and a session, turns the prompt into ids, generates. */
+static int run_prompt(struct run *r, const char *text, size_t n)
+{
+    struct err err;
+    err_clear(&err);
+    int rc = cli_open_engine(r->a, &r->e);
+    if (rc) return rc;
+    if (r->a->analyze && tessera_explain(r->e, stderr, false, &err)) return cli_fail(&err);
+    r->print_ids = !tessera_tok(r->e);
+    if (text && r->print_ids) return cli_no_tokenizer(r->e, "--ids 1,2,3 works");
+    if (text && encode_prompt(r, text, n, &err)) return cli_fail(&err);
+    if (tessera_session_open(r->e, 0, &r->s, &err)) return cli_fail(&err);
+    cli_interrupt_target(r->e);
+    rc = generate(r);
+    cli_interrupt_target(NULL);
+    return rc;
+}
+
+static void run_close(struct run *r)
+{
+    if (r->s) tessera_session_close(r->s);
+    if (r->e) tessera_close(r->e);
+    free(r->ids);
+}
+
+/* One place for the escapes of -r: they are written like those of -p. */
+static int unescape_stops(struct cli_args *a, char *copies[CLI_STOPS])
+{
+    for (int i = 0; a->escape && i < a->n_stops; i++) {
+        copies[i] = strdup(a->stops[i]);
+        if (!copies[i]) return CLI_ERROR;
+        (void)cli_unescape(copies[i]);
+        a->stops[i] = copies[i];
+    }
+    return CLI_OK;
+}
+
+static int run_one(struct cli_args *a, const struct run_args *own)
+{
+    struct run r = {.a = a};
+    struct err err;
+    char why[128], *text = NULL;
+    size_t n = 0;
+    int rc;
+    err_clear(&err);
+    if (own->ids) {
+        if (!cli_parse_ids(own->ids, &r.ids, &r.n_ids, why, sizeof why))
+            return cli_usage("run", "--ids: %s", why);
+    } else if (cli_read_prompt(a, &text, &n, &err)) {
+        return cli_fail(&err);
+    }
+    rc = run_prompt(&r, text, n);
+    run_close(&r);
+    free(text);
+    return rc;
+}
+
+int cmd_run(int argc, char **argv)
+{
+    struct run_args own = {.parallel = 4};
+    struct cli_args a = cli_defaults();
+    struct cli_spec spec = {
+        .name = "run", .groups = CLI_MODEL | CLI_PROMPT | CLI_GENERATE, .own = flags,
+        .own_base = &own, .footer = footer};
+    char *stops[CLI_STOPS] = {NULL};
+    int rc = cli_parse(&spec, argc, argv, &a);
+    if (rc != CLI_GO_ON) return rc;
+    int sources = !!a.prompt + !!a.file + !!own.ids + !!own.batch;
+    if (!sources) return cli_usage("run", "no prompt: -p TEXT, -p -, -f FILE, --ids or --batch");
+    if (sources > 1) return cli_usage("run", "give one of -p, -f, --ids and --batch");
+    rc = unescape_stops(&a, stops);
+    if (!rc) rc = own.batch ? run_batch(&a, own.batch, own.parallel) : run_one(&a, &own);
+    for (int i = 0; i < CLI_STOPS; i++) free(stops[i]);
+    return rc;
+}

@@ -1,0 +1,351 @@
+/* Reading lines: libedit on a terminal, plain reads otherwise.
+ *
+ * The editor writes to stderr, so that stdout holds the answers alone.  History is a plain text
+ * file, one line each, appended to as lines are entered (so that two chats at once lose nothing)
+ * and cut to its last HISTORY lines when it is opened; nothing is read or written when the input
+ * is not a terminal.  Waiting happens in poll(), which a SIGINT always ends. */
+#include "cli/line.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <histedit.h>
+#include <langinfo.h>
+#include <limits.h>
+#include <locale.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+
+enum { HISTORY = 1000 };
+
+struct line_reader {
+    EditLine *el; /* NULL: plain */
+    History *hist;
+    FILE *out;    /* of the editor: a buffered copy of stderr */
+    char *history_path, *prompt;
+    const char *const *words;
+    char *buf;    /* plain: bytes read, the current line in front */
+    size_t n_buf, cap_buf, n_line;
+    bool eof;
+};
+
+/* ---- bytes ---- */
+
+/* One read after waiting: bytes, 0 at the end, -1 with errno (EINTR after SIGINT). */
+static ssize_t read_some(void *buf, size_t n)
+{
+    for (;;) {
+        struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+        if (cli_interrupted()) return errno = EINTR, -1;
+        if (poll(&p, 1, -1) < 0) {
+            if (errno == EINTR) continue;
+            return -1;
+        }
+        ssize_t got = read(STDIN_FILENO, buf, n);
+        if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+        return got;
+    }
+}
+
+/* How many bytes follow this first byte of a UTF-8 character; -1 = it cannot be first. */
+static int utf8_more(unsigned char c)
+{
+    return c < 0x80 ? 0 : c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2
+           : c >= 0xf0 && c < 0xf5 ? 3 : -1;
+}
+
+/* The editor's source of characters. */
+static int get_char(EditLine *el, wchar_t *out)
+{
+    unsigned char c[4];
+    (void)el;
+    ssize_t got = read_some(c, 1);
+    if (got <= 0) return (int)got;
+    int more = utf8_more(c[0]);
+    if (more < 0) return *out = 0xfffd, 1;
+    for (int i = 1; i <= more; i++) {
+        if (read_some(c + i, 1) <= 0) return -1;
+        if ((c[i] & 0xc0) != 0x80) return *out = 0xfffd, 1;
+    }
+    uint32_t v = more == 0 ? c[0] : c[0] & (0x3fu >> more);
+    for (int i = 1; i <= more; i++) v = v << 6 | (c[i] & 0x3fu);
+    *out = (wchar_t)v;
+    return 1;
+}
+
+/* ---- history ---- */
+
+/* Makes the folders above path. */
+static void make_parents(char *path)
+{
+    for (char *p = path + 1; (p = strchr(p, '/')); p++) {
+        *p = 0;
+        (void)mkdir(path, 0700);
+        *p = '/';
+    }
+}
+
+/* $XDG_STATE_HOME/tessera/history or ~/.local/state/tessera/history; NULL without a home. */
+static char *history_file(void)
+{
+    char path[PATH_MAX];
+    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    int n = -1;
+    if (state && *state == '/')
+        n = snprintf(path, sizeof path, "%s/tessera/history", state);
+    else if (home && *home == '/')
+        n = snprintf(path, sizeof path, "%s/.local/state/tessera/history", home);
+    if (n < 0 || n >= (int)sizeof path) return NULL;
+    make_parents(path);
+    return strdup(path);
+}
+
+/* Rewrites the file with the lines from `from` on. */
+static void history_cut(const char *path, const char *from)
+{
+    char aside[PATH_MAX];
+    (void)snprintf(aside, sizeof aside, "%s.part", path);
+    int fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) return;
+    size_t n = strlen(from);
+    bool ok = write(fd, from, n) == (ssize_t)n;
+    if (close(fd) || !ok || rename(aside, path)) (void)unlink(aside);
+}
+
+static void history_load(struct line_reader *r)
+{
+    HistEvent ev;
+    struct stat st;
+    char *text;
+    size_t n;
+    int n_lines = 0;
+    if (stat(r->history_path, &st) || !S_ISREG(st.st_mode)) return;
+    if (cli_read_file(r->history_path, &text, &n, NULL)) return;
+    for (size_t i = 0; i < n; i++) n_lines += text[i] == '\n';
+    const char *p = text;
+    for (; n_lines > HISTORY; n_lines--) p = strchr(p, '\n') + 1;
+    if (p != text) history_cut(r->history_path, p);
+    for (char *line = text + (p - text); *line;) {
+        char *eol = strchr(line, '\n');
+        if (!eol) break;
+        *eol = 0;
+        if (*line) history(r->hist, &ev, H_ENTER, line);
+        line = eol + 1;
+    }
+    free(text);
+}
+
+void line_remember(struct line_reader *r, const char *line)
+{
+    HistEvent ev;
+    if (!r->el || !*line) return;
+    history(r->hist, &ev, H_ENTER, line);
+    if (!r->history_path) return;
+    int fd = open(r->history_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (fd < 0) return; /* a read-only home is no reason to stop */
+    size_t n = strlen(line);
+    char *copy = malloc(n + 1);
+    if (copy) {
+        memcpy(copy, line, n);
+        copy[n] = '\n';
+        (void)!write(fd, copy, n + 1);
+    }
+    free(copy);
+    (void)close(fd);
+}
+
+/* ---- the editor ---- */
+
+static char *editor_prompt(EditLine *el)
+{
+    struct line_reader *r = NULL;
+    el_get(el, EL_CLIENTDATA, &r);
+    return r->prompt;
+}
+
+/* Tab: completes a slash command. */
+static unsigned char complete(EditLine *el, int key)
+{
+    struct line_reader *r = NULL;
+    const LineInfo *li = el_line(el);
+    const char *found = NULL;
+    size_t n = (size_t)(li->cursor - li->buffer), common = 0;
+    (void)key;
+    el_get(el, EL_CLIENTDATA, &r);
+    if (!n || li->buffer[0] != '/' || memchr(li->buffer, ' ', n)) return CC_ERROR;
+    for (int i = 0; r->words[i]; i++) {
+        if (strncmp(r->words[i], li->buffer, n)) continue;
+        size_t k = n;
+        if (!found) k = strlen(r->words[i]);
+        else while (k < common && found[k] == r->words[i][k]) k++;
+        common = k;
+        if (!found) found = r->words[i];
+    }
+    char add[64];
+    if (!found || common <= n || common - n >= sizeof add) return CC_ERROR;
+    memcpy(add, found + n, common - n);
+    add[common - n] = 0;
+    return el_insertstr(el, add) ? CC_ERROR : CC_REFRESH;
+}
+
+/* Characters above ASCII need a UTF-8 locale; numbers stay in "C". */
+static void want_utf8(void)
+{
+    if (setlocale(LC_CTYPE, "") && !strcmp(nl_langinfo(CODESET), "UTF-8")) return;
+    (void)setlocale(LC_CTYPE, "C.UTF-8");
+}
+
+static bool open_editor(struct line_reader *r)
+{
+    HistEvent ev;
+    int fd = dup(STDERR_FILENO);
+    want_utf8();
+    r->out = fd >= 0 ? fdopen(fd, "w") : NULL;
+    r->hist = history_init();
+    if (!r->out || !r->hist) return false;
+    r->el = el_init("tessera", stdin, r->out, stderr);
+    if (!r->el) return false;
+    history(r->hist, &ev, H_SETSIZE, HISTORY);
+    history(r->hist, &ev, H_SETUNIQUE, 1);
+    el_set(r->el, EL_CLIENTDATA, r);
+    el_set(r->el, EL_EDITOR, "emacs");
+    el_set(r->el, EL_SIGNAL, 0);
+    el_set(r->el, EL_HIST, history, r->hist);
+    el_set(r->el, EL_PROMPT_ESC, editor_prompt, '\1');
+    el_set(r->el, EL_GETCFN, get_char);
+    el_set(r->el, EL_ADDFN, "tessera-complete", "Complete a slash command", complete);
+    el_set(r->el, EL_BIND, "^I", "tessera-complete", NULL);
+    el_set(r->el, EL_BIND, "^R", "em-inc-search-prev", NULL);
+    el_set(r->el, EL_BIND, "\033[1;5C", "em-next-word", NULL);
+    el_set(r->el, EL_BIND, "\033[1;5D", "ed-prev-word", NULL);
+    el_set(r->el, EL_BIND, "\033[3~", "ed-delete-next-char", NULL);
+    (void)el_source(r->el, NULL);
+    r->history_path = history_file();
+    if (r->history_path) history_load(r);
+    return true;
+}
+
+/* Sets the prompt, its look between marks that have no width. */
+static bool set_prompt(struct line_reader *r, const char *prompt)
+{
+    size_t cap = strlen(prompt) + 32;
+    char *p = realloc(r->prompt, cap);
+    if (!p) return false;
+    r->prompt = p;
+    if (*cli_bold())
+        (void)snprintf(p, cap, "\1%s\1%s\1%s\1", cli_bold(), prompt, cli_plain());
+    else
+        (void)snprintf(p, cap, "%s", prompt);
+    return true;
+}
+
+static enum line_result editor_next(struct line_reader *r, const char *prompt, const char **line,
+                                    size_t *n, bool *was_empty)
+{
+    int got = 0;
+    if (!set_prompt(r, prompt)) return LINE_ERROR;
+    el_resize(r->el);
+    const char *s = el_gets(r->el, &got);
+    if (!s || got <= 0) {
+        int code = errno;
+        const LineInfo *li = el_line(r->el);
+        if (was_empty) *was_empty = li->lastchar == li->buffer;
+        (void)fputs("\n", r->out);
+        (void)fflush(r->out);
+        el_reset(r->el);
+        if (cli_interrupted()) return LINE_INTERRUPT;
+        return got < 0 && code ? LINE_ERROR : LINE_EOF;
+    }
+    size_t len = (size_t)got;
+    if (len && s[len - 1] == '\n') len--;
+    char *copy = realloc(r->buf, len + 1);
+    if (!copy) return LINE_ERROR;
+    r->buf = copy;
+    memcpy(copy, s, len);
+    copy[len] = 0;
+    *line = copy;
+    *n = len;
+    return LINE_OK;
+}
+
+/* ---- plain ---- */
+
+/* Reads until buf holds a line end or the input ends; the length of the line with its end. */
+static enum line_result fill_line(struct line_reader *r, size_t *len)
+{
+    size_t seen = 0;
+    for (;;) {
+        char *eol = seen < r->n_buf ? memchr(r->buf + seen, '\n', r->n_buf - seen) : NULL;
+        if (eol) return *len = (size_t)(eol - r->buf) + 1, LINE_OK;
+        seen = r->n_buf;
+        if (r->eof) return *len = r->n_buf, r->n_buf ? LINE_OK : LINE_EOF;
+        if (r->cap_buf - r->n_buf < 4096) {
+            char *more = realloc(r->buf, r->cap_buf * 2 + 8192);
+            if (!more) return LINE_ERROR;
+            r->buf = more;
+            r->cap_buf = r->cap_buf * 2 + 8192;
+        }
+        ssize_t got = read_some(r->buf + r->n_buf, r->cap_buf - r->n_buf - 1);
+        if (got < 0) return errno == EINTR ? LINE_INTERRUPT : LINE_ERROR;
+        if (!got) r->eof = true;
+        r->n_buf += (size_t)got;
+    }
+}
+
+static enum line_result plain_next(struct line_reader *r, const char **line, size_t *n)
+{
+    size_t len;
+    if (r->n_line) memmove(r->buf, r->buf + r->n_line, r->n_buf - r->n_line);
+    r->n_buf -= r->n_line;
+    r->n_line = 0;
+    enum line_result res = fill_line(r, &len);
+    if (res) return res;
+    r->n_line = len;
+    if (len && r->buf[len - 1] == '\n') len--;
+    if (len && r->buf[len - 1] == '\r') len--;
+    r->buf[len] = 0; /* over the line end, or in the room kept behind the last byte */
+    *line = r->buf;
+    *n = len;
+    return LINE_OK;
+}
+
+/* ---- both ---- */
+
+struct line_reader *line_open(const char *const *words)
+{
+    struct line_reader *r = calloc(1, sizeof *r);
+    if (!r) return NULL;
+    r->words = words;
+    if (cli_tty(stdin) && cli_tty(stderr) && !open_editor(r)) {
+        line_close(r);
+        return NULL;
+    }
+    return r;
+}
+
+void line_close(struct line_reader *r)
+{
+    if (!r) return;
+    if (r->el) el_end(r->el);
+    if (r->hist) history_end(r->hist);
+    if (r->out) (void)fclose(r->out);
+    free(r->history_path);
+    free(r->prompt);
+    free(r->buf);
+    free(r);
+}
+
+bool line_interactive(const struct line_reader *r) { return r->el != NULL; }
+
+enum line_result line_next(struct line_reader *r, const char *prompt, const char **line,
+                           size_t *n, bool *was_empty)
+{
+    if (was_empty) *was_empty = true;
+    return r->el ? editor_next(r, prompt, line, n, was_empty) : plain_next(r, line, n);
+}

@@ -1,0 +1,439 @@
+/* The engine: opens a model, plans its passes, loads its weights; see tessera.h.
+ *
+ * Owns everything that sessions share.  Order of opening: header, description, plans, budget check,
+ * and only then memory and weights, so that what cannot fit is refused before anything is read. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "moe/run/engine_int.h"
+
+enum { CTX_DEFAULT = 8192, UBATCH_DEFAULT = 512, UBATCH_MAX = 16384, CTX_MIN = 256 };
+/* Code, libraries, heap and thread stacks, measured on the bundled model with room to spare. */
+static const uint64_t PROCESS_BYTES = 24u << 20;
+
+struct tessera_options tessera_defaults(void)
+{
+    return (struct tessera_options){.n_ubatch = UBATCH_DEFAULT, .n_sessions = 1};
+}
+
+static void add_warning(void *arg, const char *text)
+{
+    struct tessera_engine *e = arg;
+    if (e->n_warnings == WARNINGS_MAX) return;
+    e->warning[e->n_warnings] = strdup(text);
+    if (e->warning[e->n_warnings]) e->n_warnings++;
+}
+
+static uint64_t hash_bytes(uint64_t h, const void *p, size_t n)
+{
+    const unsigned char *b = p;
+    for (size_t i = 0; i < n; i++) h = (h ^ b[i]) * 0x100000001b3u; /* FNV-1a */
+    return h;
+}
+
+static uint64_t identity_of(const struct gguf *g)
+{
+    uint64_t h = 0xcbf29ce484222325u, size = gguf_file_bytes(g);
+    h = hash_bytes(h, &size, sizeof size);
+    for (uint64_t i = 0; i < gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, i);
+        h = hash_bytes(h, t->name.s, t->name.n);
+        h = hash_bytes(h, t->dim, sizeof t->dim);
+        h = hash_bytes(h, &t->type, sizeof t->type);
+        h = hash_bytes(h, &t->offset, sizeof t->offset);
+    }
+    return h;
+}
+
+/* ---- opening, in order ---- */
+
+static enum status open_model(struct tessera_engine *e, struct err *err)
+{
+    enum status s = gguf_open(e->path, NULL, &e->file, err);
+    if (s) return s;
+    if ((s = arch_find(e->file, &e->arch, err)) ||
+        (s = e->arch->hparams(e->file, &e->hp, err)))
+        return s;
+    struct gguf_str name;
+    if (gguf_find(e->file, "general.name") && !gguf_get_str(e->file, "general.name", &name, NULL))
+        (void)snprintf(e->name, sizeof e->name, "%.*s", (int)(name.n < 120 ? name.n : 120), name.s);
+    e->identity = identity_of(e->file);
+    weights_init(&e->weights, e->file);
+    build_init(&e->model, &e->weights, err);
+    e->arch->describe(&e->model, &e->hp);
+    if (err->code) return err->code;
+    return part_store_open(&e->parts, &e->weights, err);
+}
+
+static void open_tokenizer(struct tessera_engine *e)
+{
+    err_clear(&e->tok_err);
+    if (tok_open(e->file, &e->tok, &e->tok_err)) {
+        e->tok = NULL;
+        return;
+    }
+    if (tok_n_vocab(e->tok) > e->model.n_vocab) {
+        char text[200];
+        (void)snprintf(text, sizeof text,
+                       "%s: the tokenizer has %d tokens but the model only %d: some text will be "
+                       "refused", e->path, tok_n_vocab(e->tok), e->model.n_vocab);
+        add_warning(e, text);
+    }
+}
+
+static enum status layout_kv(struct tessera_engine *e, struct err *err)
+{
+    const struct build *m = &e->model;
+    const enum kv_type type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16;
+    e->kv_offset = calloc((size_t)m->n_slot + 1, sizeof *e->kv_offset);
+    if (!e->kv_offset) return err_set(err, ERR_MEMORY, "no memory for the KV layout");
+    for (int i = 0; i < m->n_slot; i++) {
+        const struct kv_slot *k = &m->slot[i];
+        if (type == KV_Q8_0 && (k->dk % 32 || k->dv % 32))
+            return err_set(err, ERR_UNSUPPORTED, "a q8_0 KV cache needs heads in steps of 32 "
+                           "values, this model's have %d: use -ctk f16 -ctv f16", k->dk);
+        e->kv_offset[i] = e->kv_page_bytes;
+        e->kv_page_bytes += (uint64_t)k->n_heads * attn_head_bytes(type, k->dk, k->dv);
+    }
+    return OK;
+}
+
+static enum status make_plans(struct tessera_engine *e, struct err *err)
+{
+    for (int n = 1;; n *= 2) {
+        if (n > e->opt.n_ubatch) n = e->opt.n_ubatch;
+        enum status s = plan_make(&e->plan[e->n_plans], &e->model, n, err);
+        if (s) return s;
+        e->n_plans++;
+        if (n == e->opt.n_ubatch) return OK;
+    }
+}
+
+static uint64_t arena_bytes(const struct tessera_engine *e)
+{
+    uint64_t max = 0;
+    for (int i = 0; i < e->n_plans; i++)
+        if (e->plan[i].arena_bytes > max) max = e->plan[i].arena_bytes;
+    return max;
+}
+
+static uint64_t kv_bytes(const struct tessera_engine *e, int n_ctx)
+{
+    return (uint64_t)((n_ctx + KV_PAGE - 1) / KV_PAGE) * e->kv_page_bytes;
+}
+
+/* Chooses the context and refuses what cannot fit. */
+static enum status fit(struct tessera_engine *e, struct err *err)
+{
+    const uint64_t fixed = e->parts.bytes + arena_bytes(e) + e->logits_stride + PROCESS_BYTES;
+    const uint64_t budget = e->opt.mem_budget, n = (uint64_t)e->opt.n_sessions;
+    int want = e->opt.n_ctx;
+    const bool chosen = want > 0;
+    if (chosen && want > e->hp.n_ctx_train)
+        return err_set(err, ERR_RANGE, "a context of %d tokens is larger than the %d that the "
+                       "model was made for: use -c %d or less", want, e->hp.n_ctx_train,
+                       e->hp.n_ctx_train);
+    if (!chosen) want = e->hp.n_ctx_train < CTX_DEFAULT ? e->hp.n_ctx_train : CTX_DEFAULT;
+    const int least = chosen || want < CTX_MIN ? want : CTX_MIN;
+    while (want > least && fixed + n * kv_bytes(e, want) > budget)
+        want = want - KV_PAGE > least ? want - KV_PAGE : least;
+    const uint64_t need = fixed + n * kv_bytes(e, want);
+    if (need > budget)
+        return err_set(err, ERR_BUDGET, "the model does not fit %llu MiB: weights, a context of %d "
+                       "tokens and buffers need --mem %lluM or more",
+                       (unsigned long long)(budget >> 20), want,
+                       (unsigned long long)((need + (1u << 20) - 1) >> 20));
+    e->opt.n_ctx = want;
+    return OK;
+}
+
+static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
+{
+    const size_t ub = (size_t)e->opt.n_ubatch;
+    e->buf = calloc((size_t)e->model.n_buf, sizeof *e->buf);
+    e->weight = calloc((size_t)e->weights.n + 1, sizeof *e->weight);
+    e->row = calloc(ub, sizeof *e->row);
+    e->out_row = calloc(ub, sizeof *e->out_row);
+    e->kv_base = calloc(ub, sizeof *e->kv_base);
+    e->serials = calloc(ub, sizeof *e->serials);
+    e->input = calloc(ub, sizeof *e->input);
+    if (!e->buf || !e->weight || !e->row || !e->out_row || !e->kv_base || !e->serials ||
+        !e->input)
+        return err_set(err, ERR_MEMORY, "no memory for the step arrays");
+    for (int i = 0; i < e->weights.n; i++) {
+        const struct weight *w = &e->weights.at[i];
+        e->weight[i] = (struct dev_weight){
+            .type = w->type, .tiles = w->layout == WEIGHT_TILES,
+            .n_cols = w->n_cols, .n_rows = w->n_rows,
+        };
+    }
+    return obs_open(&e->obs, e->hp.n_expert ? e->hp.n_expert_used : 0, err);
+}
+
+static enum status load(struct tessera_engine *e, struct err *err)
+{
+    enum status s;
+    const uint64_t arena = arena_bytes(e);
+    if ((s = region_reserve(&e->arena, &e->ledger, MEM_ACT, arena, err)) ||
+        (s = region_commit(&e->arena, arena, err)) ||
+        (s = region_reserve(&e->logits, &e->ledger, MEM_ACT,
+                            (size_t)e->logits_stride * (size_t)e->opt.n_ubatch, err)) ||
+        (s = region_commit(&e->logits, e->logits_stride, err)) ||
+        (s = pool_open(e->opt.n_threads, &e->pool, err)) ||
+        (s = dev_cpu_open(e->pool, e->tier, &e->dev, err)))
+        return s;
+    const struct part_load how = {
+        .ledger = &e->ledger, .pool = e->pool, .progress = e->opt.progress,
+        .progress_arg = e->opt.progress_arg, .warn = add_warning, .warn_arg = e,
+    };
+    return part_store_load(&e->parts, &how, err);
+}
+
+static enum status resolve(struct tessera_engine *e, const struct tessera_options *o,
+                           struct err *err)
+{
+    e->opt = *o;
+    if (!o->model_path) return err_set(err, ERR_USAGE, "no model file was named: use -m FILE");
+    if (o->n_threads < 0 || o->n_ctx < 0 || o->n_ubatch < 1 || o->n_ubatch > UBATCH_MAX ||
+        o->n_sessions < 1)
+        return err_set(err, ERR_USAGE, "threads, context, sessions or micro-batch (1 to %d) are "
+                       "out of range", UBATCH_MAX);
+    if (!o->n_threads) {
+        long n = sysconf(_SC_NPROCESSORS_ONLN);
+        e->opt.n_threads = n < 1 ? 1 : n > 256 ? 256 : (int)n;
+    }
+    if (!o->mem_budget) e->opt.mem_budget = UINT64_MAX;
+    e->path = strdup(o->model_path);
+    if (!e->path) return err_set(err, ERR_MEMORY, "no memory to open the model");
+    e->opt.model_path = e->path;
+    return OK;
+}
+
+enum status tessera_open(const struct tessera_options *o, tessera_engine **out, struct err *err)
+{
+    struct err local;
+    if (!err) err = &local;
+    err_clear(err);
+    *out = NULL;
+    struct tessera_engine *e = calloc(1, sizeof *e);
+    if (!e) return err_set(err, ERR_MEMORY, "no memory to open the model");
+    e->tier = cpu_tier_best();
+    e->api = dev_cpu_api();
+    enum status s = resolve(e, o, err);
+    if (!s) s = open_model(e, err);
+    if (!s) s = layout_kv(e, err);
+    if (!s) s = make_plans(e, err);
+    if (!s) {
+        e->logits_stride = (uint32_t)(((uint64_t)e->model.n_vocab * sizeof(float) + 63) & ~63u);
+        ledger_init(&e->ledger, e->opt.mem_budget);
+        s = fit(e, err);
+    }
+    if (!s) s = open_step_arrays(e, err);
+    if (!s) open_tokenizer(e);
+    if (!s && !o->header_only) s = load(e, err);
+    if (s) {
+        tessera_close(e);
+        return s;
+    }
+    *out = e;
+    return OK;
+}
+
+void tessera_close(tessera_engine *e)
+{
+    if (!e) return;
+    ASSERT(e->n_sessions == 0);
+    if (e->dev) e->api->close(e->dev);
+    pool_close(e->pool);
+    part_store_close(&e->parts);
+    region_release(&e->arena);
+    region_release(&e->logits);
+    for (int i = 0; i < e->n_plans; i++) plan_free(&e->plan[i]);
+    build_free(&e->model);
+    weights_free(&e->weights);
+    tok_close(e->tok);
+    gguf_close(e->file);
+    obs_close(&e->obs);
+    for (int i = 0; i < e->n_warnings; i++) free(e->warning[i]);
+    free(e->kv_offset);
+    free(e->buf);
+    free(e->weight);
+    free(e->row);
+    free(e->out_row);
+    free(e->kv_base);
+    free(e->serials);
+    free(e->input);
+    free(e->path);
+    free(e);
+}
+
+/* ---- questions ---- */
+
+static const char *common_type(const struct tessera_engine *e)
+{
+    uint64_t bytes[QTYPE_ID_END] = {0};
+    int best = 0;
+    for (int i = 0; i < e->weights.n; i++) {
+        const struct weight *w = &e->weights.at[i];
+        bytes[w->type] += (uint64_t)w->n_mats * w->mat_file_bytes;
+        if (bytes[w->type] > bytes[best]) best = (int)w->type;
+    }
+    return qtype_info((uint32_t)best)->name;
+}
+
+struct tessera_model tessera_model(const tessera_engine *e)
+{
+    struct tessera_model m = {
+        .arch = e->arch->name, .name = e->name, .n_layer = e->hp.n_layer, .n_embd = e->hp.n_embd,
+        .n_vocab = e->model.n_vocab, .n_ctx_train = e->hp.n_ctx_train, .n_expert = e->hp.n_expert,
+        .n_expert_used = e->hp.n_expert_used, .file_bytes = gguf_file_bytes(e->file),
+        .weight_bytes = e->parts.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
+        .n_ubatch = e->opt.n_ubatch, .cpu = cpu_tier_name(e->tier), .type_label = common_type(e),
+    };
+    for (int i = 0; i < e->weights.n; i++) {
+        const struct weight *w = &e->weights.at[i];
+        const uint64_t one = (uint64_t)w->n_cols * (uint64_t)w->n_rows;
+        m.n_params += one * (uint64_t)w->n_mats;
+        m.n_params_active += one * (uint64_t)(w->n_mats > 1 ? e->hp.n_expert_used : 1);
+    }
+    return m;
+}
+
+const struct tok *tessera_tok(const tessera_engine *e) { return e->tok; }
+const char *tessera_tok_error(const tessera_engine *e) { return e->tok ? "" : e->tok_err.msg; }
+const struct gguf *tessera_gguf(const tessera_engine *e) { return e->file; }
+
+const char *tessera_warning(const tessera_engine *e, int i)
+{
+    return i >= 0 && i < e->n_warnings ? e->warning[i] : NULL;
+}
+
+struct tessera_memory tessera_memory(const tessera_engine *e)
+{
+    return (struct tessera_memory){
+        .weights = atomic_load(&e->ledger.used[MEM_WEIGHTS]),
+        .kv = atomic_load(&e->ledger.used[MEM_KV]),
+        .activations = atomic_load(&e->ledger.used[MEM_ACT]),
+        .staging = atomic_load(&e->ledger.used[MEM_STAGING]),
+        .total = atomic_load(&e->ledger.total),
+        .peak = atomic_load(&e->ledger.peak),
+        .budget = e->ledger.budget,
+    };
+}
+
+enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err)
+{
+    const struct plan_summary s = {
+        .arch = e->arch->name, .name = e->name, .cpu = cpu_tier_name(e->tier),
+        .n_threads = e->opt.n_threads, .n_ctx = e->opt.n_ctx, .n_sessions = e->opt.n_sessions,
+        .n_expert = e->hp.n_expert, .n_expert_used = e->hp.n_expert_used,
+        .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? "q8_0" : "f16",
+        .weights = e->parts.bytes,
+        .kv = (uint64_t)e->opt.n_sessions * kv_bytes(e, e->opt.n_ctx),
+        .activations = arena_bytes(e), .logits = e->logits_stride,
+        .staging = part_store_staging(&e->parts) * (uint64_t)e->opt.n_threads,
+        .budget = e->opt.mem_budget, .n_parts = e->parts.n_parts,
+    };
+    const struct plan *prefill = &e->plan[e->n_plans - 1], *decode = &e->plan[0];
+    (json ? plan_json : plan_text)(to, &s, prefill, decode);
+    if (ferror(to)) return err_set(err, ERR_IO, "cannot write the plan");
+    return OK;
+}
+
+void tessera_cancel(tessera_engine *e) { atomic_store(&e->cancel, 1); }
+
+/* ---- step ---- */
+
+static enum status check_inputs(const struct tessera_engine *e, const struct tessera_input *in,
+                                int n_in, int *n_rows, struct err *err)
+{
+    if (e->opt.header_only)
+        return err_set(err, ERR_USAGE, "the model was opened for planning only");
+    *n_rows = 0;
+    for (int i = 0; i < n_in; i++) {
+        const struct tessera_session *s = in[i].session;
+        if (in[i].n < 1 || in[i].n > e->opt.n_ubatch - *n_rows)
+            return err_set(err, ERR_RANGE, "a step takes 1 to %d tokens in all", e->opt.n_ubatch);
+        *n_rows += in[i].n;
+        if (in[i].n > s->n_ctx - s->n)
+            return err_set(err, ERR_FULL, "the context is full: %d of %d tokens are used and %d "
+                           "more were asked for", s->n, s->n_ctx, in[i].n);
+        for (int k = 0; k < i; k++)
+            if (in[k].session == s) return err_set(err, ERR_USAGE, "a session twice in one step");
+        for (int t = 0; t < in[i].n; t++)
+            if (in[i].ids[t] < 0 || in[i].ids[t] >= e->model.n_vocab)
+                return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary (0 to %d)",
+                               in[i].ids[t], e->model.n_vocab - 1);
+    }
+    return OK;
+}
+
+static const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
+{
+    for (int i = 0; i < e->n_plans; i++)
+        if (e->plan[i].n_rows >= n_rows) return &e->plan[i];
+    ASSERT(!"more rows than the largest plan");
+    return NULL;
+}
+
+/* Fills the row table and returns how many rows want logits. */
+static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, int n_in,
+                     int32_t *serial)
+{
+    int r = 0, n_out = 0;
+    for (int i = 0; i < n_in; i++) {
+        const struct tessera_session *s = in[i].session;
+        e->kv_base[i] = s->kv.base;
+        e->input[i] = (struct step_input){in[i].n, -1, in[i].logits};
+        if (in[i].logits != TESSERA_LOGITS_NONE) e->input[i].out0 = n_out;
+        for (int t = 0; t < in[i].n; t++, r++) {
+            e->row[r] = (struct dev_row){in[i].ids[t], s->n + t, i};
+            serial[r] = s->serial;
+            const bool out = in[i].logits == TESSERA_LOGITS_ALL ||
+                             (in[i].logits == TESSERA_LOGITS_LAST && t == in[i].n - 1);
+            if (out) e->out_row[n_out++] = r;
+        }
+    }
+    e->n_inputs = n_in;
+    return n_out;
+}
+
+enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int n_in,
+                         struct err *err)
+{
+    struct err local;
+    if (!err) err = &local;
+    err_clear(err);
+    int n_rows = 0;
+    e->n_inputs = 0;
+    enum status s = check_inputs(e, in, n_in, &n_rows, err);
+    if (s || !n_rows) return s;
+    for (int i = 0; i < n_in; i++)
+        if ((s = session_commit(in[i].session, in[i].session->n + in[i].n, err))) return s;
+    const int n_out = bind_rows(e, in, n_in, e->serials);
+    if ((s = region_commit(&e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
+                           err)) ||
+        (s = exec_run(e, plan_for(e, n_rows), n_rows, n_out, e->serials, err))) {
+        e->n_inputs = 0;
+        return s;
+    }
+    for (int i = 0; i < n_in; i++) {
+        struct tessera_session *t = in[i].session;
+        memcpy(t->ids + t->n, in[i].ids, sizeof *t->ids * (size_t)in[i].n);
+        t->n += in[i].n;
+    }
+    return OK;
+}
+
+const float *tessera_logits(const tessera_engine *e, int i_in, int32_t row)
+{
+    if (i_in < 0 || i_in >= e->n_inputs) return NULL;
+    const struct step_input *in = &e->input[i_in];
+    if (row < 0 || row >= in->n || in->out0 < 0) return NULL;
+    if (in->logits == TESSERA_LOGITS_LAST && row != in->n - 1) return NULL;
+    const int at = in->out0 + (in->logits == TESSERA_LOGITS_LAST ? 0 : row);
+    return (const float *)(const void *)((const char *)e->logits.base +
+                                         (size_t)e->logits_stride * (size_t)at);
+}

@@ -1,0 +1,49 @@
+/* See obs.h. */
+#include "moe/run/obs.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { RECORDS = 1 << 14, HEAD = 6 };
+
+enum status obs_open(struct obs_ring *r, int n_used, struct err *e)
+{
+    memset(r, 0, sizeof *r);
+    r->n_used = n_used;
+    r->stride = HEAD + n_used;
+    r->cap = n_used ? RECORDS : 0;
+    if (!r->cap) return OK;
+    r->word = calloc((size_t)r->cap * (size_t)r->stride, sizeof *r->word);
+    return r->word ? OK : err_set(e, ERR_MEMORY, "no memory for the observation ring");
+}
+
+void obs_close(struct obs_ring *r)
+{
+    free(r->word);
+    memset(r, 0, sizeof *r);
+}
+
+void obs_put(struct obs_ring *r, const struct obs *o)
+{
+    int32_t *w = r->word + (size_t)(r->n_written % (uint64_t)r->cap) * (size_t)r->stride;
+    w[0] = (int32_t)(uint32_t)o->step;
+    w[1] = (int32_t)(uint32_t)(o->step >> 32);
+    w[2] = o->layer;
+    w[3] = o->session;
+    w[4] = o->pos;
+    w[5] = o->token;
+    memcpy(w + HEAD, o->expert, sizeof *w * (size_t)r->n_used);
+    r->n_written++;
+}
+
+int obs_get(const struct obs_ring *r, uint64_t i, struct obs *o)
+{
+    if (i >= r->n_written || r->n_written - i > (uint64_t)r->cap) return 0;
+    const int32_t *w = r->word + (size_t)(i % (uint64_t)r->cap) * (size_t)r->stride;
+    *o = (struct obs){
+        .step = (uint32_t)w[0] | (uint64_t)(uint32_t)w[1] << 32,
+        .layer = w[2], .session = w[3], .pos = w[4], .token = w[5],
+        .n_used = r->n_used, .expert = w + HEAD,
+    };
+    return 1;
+}

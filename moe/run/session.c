@@ -1,0 +1,178 @@
+/* Sessions: one timeline of tokens and its KV cache; see tessera.h.
+ *
+ * The KV region is laid out page by page (64 positions, all slots and heads), so that a growing
+ * timeline commits a growing prefix.  Going back is exact: positions beyond the end are never read,
+ * and are written again before they are. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/run/engine_int.h"
+
+static uint64_t pages_bytes(const struct tessera_session *s, int32_t n)
+{
+    return (uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * s->engine->kv_page_bytes;
+}
+
+enum status session_commit(struct tessera_session *s, int32_t n, struct err *e)
+{
+    return region_commit(&s->kv, pages_bytes(s, n), e);
+}
+
+enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session **out,
+                                 struct err *err)
+{
+    *out = NULL;
+    if (n_ctx == 0) n_ctx = e->opt.n_ctx;
+    if (n_ctx < 1 || n_ctx > e->hp.n_ctx_train)
+        return err_set(err, ERR_RANGE, "a context of %d tokens; the model takes 1 to %d", n_ctx,
+                       e->hp.n_ctx_train);
+    struct tessera_session *s = calloc(1, sizeof *s);
+    if (!s) return err_set(err, ERR_MEMORY, "no memory for a session");
+    s->engine = e;
+    s->n_ctx = n_ctx;
+    s->ids = calloc((size_t)n_ctx, sizeof *s->ids);
+    enum status st = OK;
+    if (!s->ids) st = err_set(err, ERR_MEMORY, "no memory for a session");
+    if (!st) st = region_reserve(&s->kv, &e->ledger, MEM_KV, pages_bytes(s, n_ctx), err);
+    if (st) {
+        free(s->ids);
+        free(s);
+        return st;
+    }
+    s->serial = e->serial++;
+    e->n_sessions++;
+    *out = s;
+    return OK;
+}
+
+void tessera_session_close(tessera_session *s)
+{
+    if (!s) return;
+    region_release(&s->kv);
+    s->engine->n_sessions--;
+    free(s->ids);
+    free(s);
+}
+
+int tessera_session_n(const tessera_session *s) { return s->n; }
+int tessera_session_n_ctx(const tessera_session *s) { return s->n_ctx; }
+const int32_t *tessera_session_ids(const tessera_session *s) { return s->ids; }
+
+struct tessera_mark tessera_session_mark(const tessera_session *s)
+{
+    return (struct tessera_mark){s->n};
+}
+
+enum status tessera_session_rollback(tessera_session *s, struct tessera_mark m, struct err *err)
+{
+    if (m.n < 0 || m.n > s->n)
+        return err_set(err, ERR_RANGE, "a mark at token %d on a timeline of %d", m.n, s->n);
+    s->n = m.n;
+    return OK;
+}
+
+int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n)
+{
+    int k = 0;
+    while (k < s->n && k < n - 1 && s->ids[k] == ids[k]) k++;
+    s->n = k;
+    return k;
+}
+
+/* ---- save and load: a GGUF container with the tokens and the committed pages ---- */
+
+static const char ARCH[] = "tessera-session";
+enum { GGUF_TENSOR_I8 = 24 };
+
+enum status tessera_session_save(const tessera_session *s, const char *path, struct err *err)
+{
+    const struct tessera_engine *e = s->engine;
+    const uint64_t bytes = pages_bytes(s, s->n);
+    struct gguf_writer *w = gguf_writer_new();
+    if (!w) return err_set(err, ERR_MEMORY, "no memory to write %s", path);
+    gguf_put_str(w, "general.architecture", ARCH);
+    gguf_put_str(w, "general.type", ARCH);
+    gguf_put_u64(w, "tessera.model.hash", e->identity);
+    gguf_put_str(w, "tessera.model.name", e->name);
+    gguf_put_u32(w, "tessera.kv.type", (uint32_t)e->opt.kv);
+    gguf_put_u64(w, "tessera.kv.page_bytes", e->kv_page_bytes);
+    gguf_put_array(w, "tessera.session.tokens", GGUF_I32, s->ids, (uint64_t)s->n);
+    if (bytes) gguf_put_tensor(w, "kv", GGUF_TENSOR_I8, 1, &bytes, bytes);
+    enum status st = gguf_writer_begin(w, path, err);
+    if (!st && bytes) st = gguf_writer_data(w, s->kv.base, bytes, err);
+    if (!st) st = gguf_writer_end(w, err);
+    gguf_writer_close(w);
+    return st;
+}
+
+/* The saved state of another model, format or layout must not be taken for this one's. */
+static enum status check_saved(const struct tessera_session *s, const struct gguf *g,
+                               const struct gguf_kv **tokens, struct err *err)
+{
+    const struct tessera_engine *e = s->engine;
+    const char *path = gguf_path(g, 0);
+    struct gguf_str arch;
+    uint64_t hash, type, page;
+    enum status st;
+    if ((st = gguf_get_str(g, "general.architecture", &arch, err))) return st;
+    if (arch.n != sizeof ARCH - 1 || memcmp(arch.s, ARCH, arch.n))
+        return err_set(err, ERR_FORMAT, "%s is not a saved session", path);
+    if ((st = gguf_get_u64(g, "tessera.model.hash", &hash, err)) ||
+        (st = gguf_get_u64(g, "tessera.kv.type", &type, err)) ||
+        (st = gguf_get_u64(g, "tessera.kv.page_bytes", &page, err)))
+        return st;
+    if (hash != e->identity)
+        return err_set(err, ERR_SHAPE, "%s was saved with another model: open it with that one",
+                       path);
+    if (type != (uint64_t)e->opt.kv || page != e->kv_page_bytes)
+        return err_set(err, ERR_SHAPE, "%s was saved with another KV cache type: use the same "
+                       "-ctk and -ctv", path);
+    *tokens = gguf_find(g, "tessera.session.tokens");
+    if (!*tokens || (*tokens)->value.type != GGUF_ARRAY || (*tokens)->value.elem != GGUF_I32)
+        return err_set(err, ERR_FORMAT, "%s has no token list", path);
+    if ((*tokens)->value.n > (uint64_t)s->n_ctx)
+        return err_set(err, ERR_FULL, "%s holds %llu tokens, this context only %d: use a larger -c",
+                       path, (unsigned long long)(*tokens)->value.n, s->n_ctx);
+    for (uint64_t i = 0; i < (*tokens)->value.n; i++) {
+        int64_t id = gguf_elem_i64(&(*tokens)->value, i);
+        if (id < 0 || id >= e->model.n_vocab)
+            return err_set(err, ERR_FORMAT, "%s holds a token outside the vocabulary", path);
+    }
+    return OK;
+}
+
+static enum status read_saved(struct tessera_session *s, const struct gguf *g,
+                              const struct gguf_kv *tokens, struct err *err)
+{
+    const int32_t n = (int32_t)tokens->value.n;
+    const uint64_t bytes = pages_bytes(s, n);
+    const struct gguf_tensor *t = gguf_find_tensor(g, "kv");
+    if (bytes && (!t || t->dim[0] != bytes))
+        return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
+                       gguf_path(g, 0));
+    enum status st = session_commit(s, n, err);
+    if (st || !bytes) return st;
+    struct osfile f;
+    if ((st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err))) return st;
+    s->n = 0; /* what was there is about to be overwritten */
+    st = osfile_read(&f, s->kv.base, bytes, t->offset, err);
+    osfile_close(&f);
+    return st;
+}
+
+enum status tessera_session_load(tessera_session *s, const char *path, struct err *err)
+{
+    struct gguf *g;
+    const struct gguf_kv *tokens = NULL;
+    enum status st = gguf_open(path, NULL, &g, err);
+    if (st) return st;
+    st = check_saved(s, g, &tokens, err);
+    if (!st) st = read_saved(s, g, tokens, err);
+    if (!st) {
+        s->n = (int32_t)tokens->value.n;
+        for (int32_t i = 0; i < s->n; i++)
+            s->ids[i] = (int32_t)gguf_elem_i64(&tokens->value, (uint64_t)i);
+    }
+    gguf_close(g);
+    return st;
+}

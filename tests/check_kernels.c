@@ -1,0 +1,366 @@
+/* Checks the weight products and activation formats (quant/mm.h) of every tier against the
+ * reference, bit by bit, on random inputs; with --bench measures them.
+ *
+ *     check_kernels [--bench] [--filter TEXT] [--seed N] [--list]
+ *
+ * Names look like "mm.q4_k.avx512" and "act.q8_32.avx2".  Exit code 1 when anything differs.
+ * TESSERA_CPU limits the tiers. */
+#include <ctype.h>
+
+#include "quant/codec.h"
+#include "quant/mm.h"
+#include "tests/check.h"
+
+static const char *lower(const char *name, char *buf)
+{
+    size_t i = 0;
+    for (; name[i] && i < 15; i++) buf[i] = (char)tolower((unsigned char)name[i]);
+    buf[i] = 0;
+    return buf;
+}
+
+static const char *const act_names[] = {"f32", "q8_32", "q8_256"};
+
+static void *need(void *p)
+{
+    if (!p) {
+        fputs("check_kernels: no memory\n", stderr);
+        exit(1);
+    }
+    return p;
+}
+
+/* ---- activations ------------------------------------------------------------------------ */
+
+/* Floats as a model might give them, and now and then what it never should. */
+static void fill_act(float *x, size_t n, int trial, struct rng *r)
+{
+    check_fill((enum check_regime)(trial % CHECK_REGIME_N), x, n, r);
+    static const float odd[] = {INFINITY, -INFINITY, NAN, 0x1p-149f, 0x1p-120f, 0x1.8p-121f, 3.4e38f};
+    if (trial % 3 == 2)
+        for (int i = 0; i < 1 + (int)(n / 600); i++)
+            x[rng_below(r, (uint32_t)n)] = odd[rng_below(r, sizeof odd / sizeof odd[0])];
+    if (trial % 7 == 3) /* halves between two codes */
+        for (size_t i = 0; i < n; i++)
+            x[i] = i % 32 ? ((float)rng_below(r, 254) - 126.5f) : 127.0f;
+}
+
+static void check_act(struct check_opts *o, enum cpu_tier tier, enum act_kind kind)
+{
+    char name[64], what[64];
+    snprintf(name, sizeof name, "act.%s.%s", act_names[kind], cpu_tier_name(tier));
+    if (!check_wanted(o, name)) return;
+    static const int blocks[] = {1, 2, 3, 7, 31};
+    struct rng r;
+    rng_seed(&r, o->seed);
+    int unit = kind == ACT_Q8_256 ? 256 : kind == ACT_Q8_32 ? 32 : 5;
+    for (size_t s = 0; s < sizeof blocks / sizeof blocks[0]; s++)
+        for (int trial = 0; trial < 3 * CHECK_REGIME_N; trial++) {
+            int n = blocks[s] * unit;
+            size_t bytes = act_bytes(kind, n);
+            float *x = need(malloc(4 * (size_t)n));
+            fill_act(x, (size_t)n, trial, &r);
+            struct check_buf a = check_canary_alloc(bytes), b = check_canary_alloc(bytes);
+            mm_kernels(CPU_REF)->act[kind](n, x, a.data);
+            mm_kernels(tier)->act[kind](n, x, b.data);
+            snprintf(what, sizeof what, "n %d trial %d", n, trial);
+            check_same_bytes(o, name, what, a.data, b.data, bytes);
+            check_same_canary(o, name, what, &b);
+            check_canary_free(&a);
+            check_canary_free(&b);
+            free(x);
+        }
+}
+
+/* ---- weights ---------------------------------------------------------------------------- */
+
+enum weight_regime {
+    W_ENCODED, /* what an encoder makes of random floats */
+    W_BYTES,   /* random integers, moderate scales */
+    W_LOW,     /* every integer byte 0x00: -128 after Q8_0's flip is 0x80 in the file */
+    W_HIGH,    /* every integer byte 0xff */
+    W_MIN,     /* every integer byte 0x80 */
+    W_EDGES,   /* bytes 00 7f 80 81 ff mixed, extreme half scales */
+    W_ANY,     /* random bytes: infinite and NaN scales, too */
+    W_REGIME_N,
+};
+
+static void put_half(uint8_t *p, uint16_t h) { memcpy(p, &h, 2); }
+
+static uint16_t moderate_half(struct rng *r)
+{
+    return (uint16_t)(rng_below(r, 2) << 15 | (8 + rng_below(r, 12)) << 10 | rng_below(r, 1024));
+}
+
+static void fill_block(enum qtype type, enum weight_regime g, uint8_t *p, int bytes, struct rng *r)
+{
+    static const uint8_t edges[] = {0x00, 0x7f, 0x80, 0x81, 0xff};
+    static const uint16_t halfs[] = {0x0000, 0x8000, 0x0001, 0x03ff, 0x7bff, 0xfbff, 0x3c00};
+    for (int i = 0; i < bytes; i++) {
+        uint8_t v = (uint8_t)rng_below(r, 256);
+        if (g == W_LOW) v = 0x00;
+        if (g == W_HIGH) v = 0xff;
+        if (g == W_MIN) v = 0x80;
+        if (g == W_EDGES) v = edges[rng_below(r, 5)];
+        p[i] = v;
+    }
+    if (g == W_ANY) return;
+    int at[2] = {type == QTYPE_Q6_K ? 208 : 0, type == QTYPE_Q4_K ? 2 : -1};
+    for (int i = 0; i < 2 && at[i] >= 0; i++)
+        put_half(p + at[i], g == W_EDGES ? halfs[rng_below(r, 7)] : moderate_half(r));
+}
+
+/* n_rows GGUF rows. */
+static void fill_weights(enum qtype type, enum weight_regime g, int trial, uint8_t *rows,
+                         int n_rows, int n_cols, struct rng *r)
+{
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    size_t n = (size_t)n_rows * (size_t)n_cols;
+    if (g == W_ENCODED || (t->block == 1 && g != W_ANY)) {
+        float *x = need(malloc(4 * n));
+        check_fill((enum check_regime)(trial % CHECK_REGIME_N), x, n, r);
+        codec_encode(type, x, rows, (int64_t)n);
+        free(x);
+        return;
+    }
+    for (size_t b = 0; b < n / (size_t)t->block; b++)
+        fill_block(type, g, rows + b * (size_t)t->block_bytes, t->block_bytes, r);
+}
+
+/* ---- products --------------------------------------------------------------------------- */
+
+struct shape {
+    int blocks, tiles, rows;
+};
+
+/* One comparison: the same prepared rows and tiles through the reference and the tier. */
+static void check_mm_once(struct check_opts *o, enum cpu_tier tier, enum qtype type,
+                          struct shape sh, int trial, const char *name, struct rng *r)
+{
+    enum { MAX_ROWS = 64 };
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    const struct mm_kernels *ref = mm_kernels(CPU_REF), *fast = mm_kernels(tier);
+    enum weight_regime g = (enum weight_regime)(trial % W_REGIME_N);
+    int n_cols = sh.blocks * t->block, n_out = sh.tiles * TILE_ROWS;
+    size_t row = qtype_bytes(type, (uint64_t)n_cols), tile = tile_bytes(type, n_cols);
+    size_t abytes = act_bytes(t->act, n_cols), ybytes = 4 * (size_t)n_out;
+
+    uint8_t *rows = need(malloc(row * (size_t)n_out));
+    fill_weights(type, g, trial, rows, n_out, n_cols, r);
+    struct check_buf w[2], y[2][MAX_ROWS];
+    for (int i = 0; i < 2; i++) {
+        w[i] = check_canary_alloc(tile * (size_t)sh.tiles);
+        for (int k = 0; k < sh.tiles; k++)
+            tile_pack(type, n_cols, TILE_ROWS, rows + row * (size_t)(TILE_ROWS * k), row,
+                      (uint8_t *)w[i].data + tile * (size_t)k);
+    }
+    float *x = need(malloc(4 * (size_t)n_cols));
+    char *acts = need(aligned_alloc(64, abytes * (size_t)sh.rows));
+    const void *xs[MAX_ROWS];
+    float *ys[2][MAX_ROWS];
+    for (int c = 0; c < sh.rows; c++) {
+        int order = (c * 7 + trial) % sh.rows; /* rows of a batch need not lie in order */
+        if (sh.rows % 7 == 0) order = c;
+        xs[c] = acts + abytes * (size_t)order;
+        fill_act(x, (size_t)n_cols, trial + c, r);
+        if (trial % 5 == 4) /* the largest sums there can be */
+            for (int k = 0; k < n_cols; k++) x[k] = c & 1 ? -1.0f : 1.0f;
+        ref->act[t->act](n_cols, x, acts + abytes * (size_t)order);
+        for (int i = 0; i < 2; i++) {
+            y[i][c] = check_canary_alloc(ybytes + 16);
+            ys[i][c] = (float *)y[i][c].data + c % 4; /* not aligned */
+        }
+    }
+    ref->mm[type](n_cols, sh.tiles, w[0].data, sh.rows, xs, ys[0]);
+    fast->mm[type](n_cols, sh.tiles, w[1].data, sh.rows, xs, ys[1]);
+
+    char what[96];
+    snprintf(what, sizeof what, "blocks %d tiles %d rows %d trial %d", sh.blocks, sh.tiles, sh.rows,
+             trial);
+    for (int c = 0; c < sh.rows; c++) {
+        check_same_f32(o, name, what, ys[0][c], ys[1][c], (size_t)n_out);
+        if (c % 4) check_same_bytes(o, name, what, y[0][c].data, y[1][c].data, 4 * (size_t)(c % 4));
+        check_same_bytes(o, name, what, ys[0][c] + n_out, ys[1][c] + n_out, 16 - 4 * (size_t)(c % 4));
+        for (int i = 0; i < 2; i++) {
+            check_same_canary(o, name, what, &y[i][c]);
+            check_canary_free(&y[i][c]);
+        }
+    }
+    check_same_bytes(o, name, what, w[0].data, w[1].data, tile * (size_t)sh.tiles);
+    for (int i = 0; i < 2; i++) check_canary_free(&w[i]);
+    free(acts);
+    free(x);
+    free(rows);
+}
+
+static void check_mm(struct check_opts *o, enum cpu_tier tier, enum qtype type)
+{
+    char name[64], low[16];
+    snprintf(name, sizeof name, "mm.%s.%s", lower(qtype_info((uint32_t)type)->name, low),
+             cpu_tier_name(tier));
+    if (!mm_kernels(tier)->mm[type] || !check_wanted(o, name)) return;
+    static const int rows[] = {1, 2, 3, 4, 5, 8, 13, 17, 33};
+    static const int blocks[] = {1, 3, 2, 8};
+    struct rng r;
+    rng_seed(&r, o->seed ^ (uint64_t)type << 32);
+    int trial = 0, unit = qtype_info((uint32_t)type)->block;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        for (int tiles = 1; tiles <= 5; tiles++)
+            for (int b = 0; b < 4; b++, trial++) {
+                int n = blocks[b];
+                if (b == 3 && tiles == 2 && rows[i] < 10) n = 31;
+                if (unit == 1) n *= 11;
+                check_mm_once(o, tier, type, (struct shape){n, tiles, rows[i]}, trial, name, &r);
+            }
+}
+
+/* ---- benchmarks ------------------------------------------------------------------------- */
+
+struct mm_bench {
+    void (*mm)(int, int, const void *, int, const void *const *, float *const *);
+    int n_cols, n_tiles, n_rows;
+    const char *w;
+    size_t stride; /* bytes from one call's weights to the next call's, 0 = the same again */
+    int n_calls, call;
+    const void **x;
+    float **y;
+};
+
+/* Calls walk through the weights, so that each finds its own in DRAM and is still short enough to
+ * fall between two interruptions by the machine's other work. */
+static void run_mm(void *arg)
+{
+    struct mm_bench *b = arg;
+    const char *w = b->w + b->stride * (size_t)b->call;
+    if (++b->call >= b->n_calls) b->call = 0;
+    b->mm(b->n_cols, b->n_tiles, w, b->n_rows, b->x, b->y);
+}
+
+enum { BENCH_COLS = 2048, BENCH_ROWS = 512, MAX_TILES = 1000 };
+static const size_t bench_weights = (size_t)192 << 20;
+
+/* Prepared rows and outputs for up to BENCH_ROWS rows. */
+static void bench_rows(struct mm_bench *b, enum qtype type, int max_tiles)
+{
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    size_t abytes = act_bytes(t->act, b->n_cols);
+    float *x = need(malloc(4 * (size_t)b->n_cols));
+    char *acts = check_huge_alloc(abytes * BENCH_ROWS);
+    float *out = check_huge_alloc(4 * (size_t)TILE_ROWS * (size_t)max_tiles + (size_t)66 * 1024 * BENCH_ROWS);
+    struct rng r;
+    rng_seed(&r, 1);
+    b->x = need(malloc(BENCH_ROWS * sizeof *b->x));
+    b->y = need(malloc(BENCH_ROWS * sizeof *b->y));
+    for (int c = 0; c < BENCH_ROWS; c++) {
+        check_fill(CHECK_UNIFORM, x, (size_t)b->n_cols, &r);
+        mm_kernels(CPU_REF)->act[t->act](b->n_cols, x, acts + abytes * (size_t)c);
+        b->x[c] = acts + abytes * (size_t)c;
+        b->y[c] = out + (size_t)c * (16 * 1024 + 80); /* row 0 may run on: alone it has all the room */
+    }
+    free(x);
+}
+
+/* One packed tile, repeated; numbers of any value cost the same. */
+static void *bench_tiles(enum qtype type, int n_cols, int n_tiles)
+{
+    size_t row = qtype_bytes(type, (uint64_t)n_cols), tile = tile_bytes(type, n_cols);
+    uint8_t *w = check_huge_alloc(tile * (size_t)n_tiles), *rows = need(malloc(TILE_ROWS * row));
+    struct rng r;
+    rng_seed(&r, 2);
+    fill_weights(type, W_ENCODED, CHECK_UNIFORM, rows, TILE_ROWS, n_cols, &r);
+    tile_pack(type, n_cols, TILE_ROWS, rows, row, w);
+    for (int t = 1; t < n_tiles; t++) memcpy(w + tile * (size_t)t, w, tile);
+    free(rows);
+    return w;
+}
+
+/* A line of the table; ns is per call, ref the reference's nanoseconds per multiplication. */
+static void bench_line(const char *name, const struct mm_bench *b, enum qtype type, double ns,
+                       double ref)
+{
+    double macs = (double)b->n_cols * TILE_ROWS * b->n_tiles * b->n_rows;
+    double bytes = (double)tile_bytes(type, b->n_cols) * b->n_tiles;
+    printf("%-20s %5d %6d %5d %12.0f %8.1f %9.1f %8.1f\n", name, b->n_cols, b->n_tiles, b->n_rows,
+           ns, bytes / ns, macs / ns, ref * macs / ns);
+}
+
+static void bench_mm(struct check_opts *o, enum cpu_tier tier, enum qtype type)
+{
+    char name[64], low[16];
+    snprintf(name, sizeof name, "mm.%s.%s", lower(qtype_info((uint32_t)type)->name, low),
+             cpu_tier_name(tier));
+    if (!mm_kernels(tier)->mm[type] || !check_wanted(o, name)) return;
+    static const int rows[] = {1, 2, 3, 4, 6, 8, 16, 32, 64, 512};
+    size_t tile = tile_bytes(type, BENCH_COLS);
+    int all = (int)(bench_weights / tile), cached = (int)(((size_t)512 << 10) / tile / 4 * 4);
+    struct mm_bench b = {.n_cols = BENCH_COLS, .w = bench_tiles(type, BENCH_COLS, all)};
+    bench_rows(&b, type, MAX_TILES);
+    b.mm = mm_kernels(CPU_REF)->mm[type];
+    b.n_tiles = b.n_rows = 1;
+    double ref = check_bench(run_mm, &b, 0.02) / (BENCH_COLS * TILE_ROWS);
+    b.mm = mm_kernels(tier)->mm[type];
+    b.n_tiles = cached < 4 ? 4 : cached;
+    bench_line(name, &b, type, check_bench(run_mm, &b, 0.1), ref);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        b.n_rows = rows[i];
+        b.n_tiles = rows[i] <= 16 ? MAX_TILES : 48;
+        if ((size_t)b.n_tiles * tile > 8 << 20) b.n_tiles = (int)((8 << 20) / tile / 4 * 4);
+        b.n_calls = all / b.n_tiles;
+        b.stride = tile * (size_t)b.n_tiles;
+        bench_line(name, &b, type, check_bench(run_mm, &b, 0.3), ref);
+        b.call = 0;
+    }
+    munmap((void *)(uintptr_t)b.w, tile * (size_t)all);
+    free(b.x);
+    free(b.y);
+}
+
+/* ---- what the machine gives ------------------------------------------------------------- */
+
+struct read_bench {
+    const char *p;
+    size_t bytes, at;
+    uint64_t sum;
+};
+
+static void run_read(void *arg)
+{
+    struct read_bench *b = arg;
+    const size_t n = (size_t)4 << 20;
+    const uint64_t *p = (const uint64_t *)(const void *)(b->p + b->at);
+    uint64_t s[4] = {0};
+    for (size_t i = 0; i < n / 8; i += 8) {
+        __builtin_prefetch(p + i + 512);
+        for (size_t k = 0; k < 4; k++) s[k] += p[i + 2 * k];
+    }
+    b->sum += s[0] + s[1] + s[2] + s[3];
+    b->at = (b->at + n) % b->bytes;
+}
+
+static void bench_read(struct check_opts *o)
+{
+    if (!check_wanted(o, "read")) return;
+    struct read_bench b = {.p = check_huge_alloc(bench_weights), .bytes = bench_weights};
+    printf("one core reads %.1f GB/s\n", (double)((size_t)4 << 20) / check_bench(run_read, &b, 0.3));
+}
+
+/* ---- main ------------------------------------------------------------------------------- */
+
+int main(int argc, char **argv)
+{
+    struct check_opts o;
+    if (!check_parse(&o, argc, argv)) return 2;
+    if (o.bench && !o.list)
+        printf("%-20s %5s %6s %5s %12s %8s %9s %8s\n", "kernel", "cols", "tiles", "rows", "ns",
+               "GB/s", "GMAC/s", "x ref");
+    if (o.bench) bench_read(&o);
+    for (int t = CPU_REF + 1; t <= (int)cpu_tier_best(); t++) {
+        enum cpu_tier tier = (enum cpu_tier)t;
+        for (int k = 0; k < 3 && !o.bench; k++) check_act(&o, tier, (enum act_kind)k);
+        for (int i = 0; qtype_at(i); i++) {
+            if (o.bench) bench_mm(&o, tier, qtype_at(i)->id);
+            else check_mm(&o, tier, qtype_at(i)->id);
+        }
+    }
+    return check_finish(&o);
+}
