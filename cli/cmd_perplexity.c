@@ -137,7 +137,7 @@ static enum status prepare(struct ppl *p, const struct cli_args *a,
 
 /* ---- output ---- */
 
-static void print_final(const struct ppl *p)
+static void print_final(struct ppl *p)
 {
     double mean = p->nll / p->count, var = p->nll2 / p->count - mean * mean;
     double ppl = exp(mean);

@@ -48,8 +48,8 @@ enum status kl_create(struct kl_writer *k, const char *path, int n_vocab, int n_
     if (s) return s;
     int32_t head[3] = {n_ctx, n_vocab, n_chunk};
     size_t n = (size_t)n_ctx * (size_t)n_chunk;
-    if (fwrite(magic, sizeof magic, 1, k->w.fp) != 1 || fwrite(head, sizeof head, 1, k->w.fp) != 1 ||
-        fwrite(ids, sizeof *ids, n, k->w.fp) != n)
+    if (fwrite(magic, sizeof magic, 1, k->w.fp) != 1 ||
+        fwrite(head, sizeof head, 1, k->w.fp) != 1 || fwrite(ids, sizeof *ids, n, k->w.fp) != n)
         s = write_failed(k, e);
     return s;
 }

@@ -229,6 +229,7 @@ static enum status generate(struct talk *t, struct answer *out, struct err *err)
 {
     tessera_generator *g = NULL;
     struct tessera_generator_options o = options(t);
+    t->n_ids = t->n_prompt;
     enum status s = tessera_generator_open(t->s, t->ids, t->n_prompt, &o, &g, err);
     if (s) return s;
     if (!o.n_gen_max)

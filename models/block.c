@@ -234,9 +234,12 @@ static void feed_forward(struct build *b, const struct hparams *h, const struct 
                           build_tiles(b, "blk.%d.ffn_up.weight", l, h->n_embd, h->n_ff, 1)};
         int y[2];
         build_linears(b, "ffn_gate_up", n, 2, w, y);
+        bias_if_there(b, "blk.%d.ffn_gate.bias", l, y[0], h->n_ff);
+        bias_if_there(b, "blk.%d.ffn_up.bias", l, y[1], h->n_ff);
         int a = build_swiglu(b, y[0], y[1]);
         o = build_linear(b, "ffn_down", a,
                          build_tiles(b, "blk.%d.ffn_down.weight", l, h->n_ff, h->n_embd, 1));
+        bias_if_there(b, "blk.%d.ffn_down.bias", l, o, h->n_embd);
     }
     build_add(b, "ffn_residual", o, x);
 }

@@ -127,6 +127,13 @@ struct scratch {
     __m512i i[GROUP][2];
 };
 
+/* How far from byte `at` of a tile its stream is prefetched: past the tile's end it goes on in the
+ * tile T further, because T streams run side by side. */
+INLINE size_t ahead_of(size_t at, int T, size_t tile)
+{
+    return at + AHEAD < tile ? AHEAD : AHEAD + (size_t)(T - 1) * tile;
+}
+
 /* n rows against T tiles; the sums are left in sc->f. */
 INLINE void group_32(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
                      const void *const *x, struct scratch *sc)
@@ -136,9 +143,10 @@ INLINE void group_32(enum qtype type, int T, int n_cols, const uint8_t *p, size_
     for (int b = 0; b < n_cols / 32; b++, p += block_bytes(type)) {
         __m512i w[2][8];
         __m512 d[2];
+        const size_t ahead = ahead_of((size_t)b * (size_t)block_bytes(type), T, tile);
 #pragma GCC unroll 2
         for (int t = 0; t < T; t++) {
-            if (n <= FEW) prefetch(p + tile * (size_t)t + AHEAD, block_bytes(type));
+            if (n <= FEW) prefetch(p + tile * (size_t)t + ahead, block_bytes(type));
             unpack_32(type, p + tile * (size_t)t, w[t]);
             d[t] = load_halfs(p + tile * (size_t)t);
         }
@@ -345,12 +353,13 @@ INLINE void group_256(enum qtype type, int T, int n_cols, const uint8_t *p, size
             sc->i[r][t] = zero();
         }
     for (int b = 0; b < n_cols / 256; b++, p += bytes) {
+        const size_t ahead = ahead_of((size_t)b * (size_t)bytes, T, tile);
         for (int t = 0; t < T; t++) super_head(type, p + tile * (size_t)t, &s[t]);
         for (int u = 0; u < 8; u++) {
             __m512i w[2][8];
 #pragma GCC unroll 2
             for (int t = 0; t < T; t++) {
-                if (n <= FEW) prefetch(p + tile * (size_t)t + AHEAD + bytes / 8 * u, bytes / 8);
+                if (n <= FEW) prefetch(p + tile * (size_t)t + ahead + bytes / 8 * u, bytes / 8);
                 if (type == QTYPE_Q4_K) unpack_q4_k(p + tile * (size_t)t, u, w[t]);
                 else unpack_q6_k(p + tile * (size_t)t, u, w[t]);
             }

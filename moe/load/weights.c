@@ -166,3 +166,24 @@ int weights_bind_split(struct weights *ws, struct weight_shape s, const char *na
     }
     return finish(ws, w, s, name);
 }
+
+static bool is_used(const struct weights *ws, const struct gguf_tensor *t)
+{
+    for (int i = 0; i < ws->n; i++)
+        for (int k = 0; k < ws->at[i].n_src; k++)
+            if (ws->at[i].src[k] == t) return true;
+    return false;
+}
+
+enum status weights_check_all_used(const struct weights *ws, struct err *e)
+{
+    for (uint64_t i = 0; i < gguf_n_tensors(ws->file); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(ws->file, i);
+        if (!is_used(ws, t))
+            return err_set_at(e, ERR_UNSUPPORTED, t->offset,
+                              "%s: tensor %.*s is not part of this architecture as Tessera knows "
+                              "it; without it the model's answers would be wrong",
+                              gguf_path(ws->file, t->shard), (int)t->name.n, t->name.s);
+    }
+    return OK;
+}

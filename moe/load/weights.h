@@ -57,6 +57,10 @@ int weights_bind(struct weights *ws, struct weight_shape shape, const char *name
 int weights_bind_split(struct weights *ws, struct weight_shape shape, const char *name,
                        const char *prefix, const char *suffix, struct err *e);
 
+/* Every tensor of the file must have been bound: one that was not would change what the model says.
+ * ERR_UNSUPPORTED names the first. */
+enum status weights_check_all_used(const struct weights *ws, struct err *e);
+
 bool weights_has(const struct weights *ws, const char *name);
 
 #endif

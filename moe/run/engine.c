@@ -64,6 +64,7 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     build_init(&e->model, &e->weights, err);
     e->arch->describe(&e->model, &e->hp);
     if (err->code) return err->code;
+    if ((s = weights_check_all_used(&e->weights, err))) return s;
     return part_store_open(&e->parts, &e->weights, err);
 }
 
