@@ -13,7 +13,7 @@
 #include "moe/base/rng.h"
 #include "moe/load/gguf.h"
 
-enum { REPS = 100, TESTS = 32 };
+enum { REPS = 100, TESTS = 32, CTX_AUTO = 8192 /* what an absent -c gives at most */ };
 
 enum format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON, FORMAT_JSONL };
 
@@ -124,7 +124,8 @@ static void print_md(const struct bench *b, const struct test *t)
                "--------------", "-------------------");
     (void)snprintf(size, sizeof size, mib < 1024 ? "%.2f MiB" : "%.2f GiB",
                    mib < 1024 ? mib : mib / 1024);
-    (void)snprintf(params, sizeof params, n < 1e9 ? "%.2f M" : "%.2f B", n < 1e9 ? n / 1e6 : n / 1e9);
+    (void)snprintf(params, sizeof params, n < 1e9 ? "%.2f M" : "%.2f B",
+                   n < 1e9 ? n / 1e6 : n / 1e9);
     (void)snprintf(test, sizeof test, t->n_prompt ? "pp%d" : "tg%d", t->n_prompt + t->n_gen);
     (void)snprintf(ts, sizeof ts, "%.2f ± %.2f", t->avg_ts, t->dev_ts);
     printf("| %-30s | %10s | %10s | %-10s | %7d | %15s | %21s |\n", b->type, size, params, "CPU",
@@ -303,19 +304,25 @@ static void describe(struct bench *b, const struct cli_args *a)
         memcpy(b->cpu, machine.cpu, sizeof b->cpu);
 }
 
-static enum status run_tests(struct bench *b, struct test *t, int n, struct err *err)
+static int longest_test(const struct test *t, int n)
 {
-    int32_t *ids = NULL;
     int longest = 1;
-    enum status s = OK;
     for (int i = 0; i < n; i++) {
         int rows = t[i].n_prompt + t[i].n_gen;
         longest = rows > longest ? rows : longest;
     }
+    return longest;
+}
+
+static enum status run_tests(struct bench *b, struct test *t, int n, struct err *err)
+{
+    int32_t *ids = NULL;
+    int longest = longest_test(t, n);
+    enum status s = OK;
     if (longest > b->m.n_ctx)
         s = err_set(err, ERR_RANGE, "a test of %d tokens does not fit the context of %d", longest,
                     b->m.n_ctx);
-    if (!s) s = tessera_session_open(b->e, 0, &b->session, err);
+    if (!s) s = tessera_session_open(b->e, longest, &b->session, err);
     if (!s && !(ids = malloc((size_t)longest * sizeof *ids)))
         s = err_set(err, ERR_MEMORY, "no memory for %d ids", longest);
     rng_seed(&b->rng, 1);
@@ -359,6 +366,7 @@ int cmd_bench(int argc, char **argv)
     if (rc != CLI_GO_ON) return rc;
     err_clear(&err);
     b.reps = own.reps;
+    if (!a.ctx && longest_test(tests, n_tests) > CTX_AUTO) a.ctx = longest_test(tests, n_tests);
     if ((rc = cli_open_engine(&a, &b.e))) return rc;
     describe(&b, &a);
     cli_interrupt_target(b.e);

@@ -95,8 +95,8 @@ static enum status check_job(tessera_engine *e, const struct job *j, struct err 
         for (int k = 0; k < p->n; k++)
             if (p->ids[k] < 0 || p->ids[k] >= m.n_vocab)
                 return err_set(err, ERR_RANGE,
-                               "id %d (number %d of the prompt) is outside the vocabulary: ids "
-                               "are 0 to %d", (int)p->ids[k], k + 1, m.n_vocab - 1);
+                               "id %d (number %d of the prompt) is outside the vocabulary: "
+                               "ids are 0 to %d", (int)p->ids[k], k + 1, m.n_vocab - 1);
         if (p->n > m.n_ctx)
             return err_set(err, ERR_RANGE, "the prompt has %d tokens, the context %d%s", p->n,
                            m.n_ctx, m.n_ctx < m.n_ctx_train ? ": give a larger -c"

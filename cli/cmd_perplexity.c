@@ -219,7 +219,8 @@ int cmd_perplexity(int argc, char **argv)
         {"--chunks", "N", "score the first N chunks only (default -1 = all)", CLI_INT,
          offsetof(struct perplexity_args, chunks), -1, 1 << 30},
         {"--kl-divergence-base --save-all-logits", "FILE",
-         "write every scored distribution to FILE", CLI_STR, offsetof(struct perplexity_args, base), 0, 0},
+         "write every scored distribution to FILE", CLI_STR,
+         offsetof(struct perplexity_args, base), 0, 0},
         {"--kl-divergence", NULL, "compare with the distributions in --kl-divergence-base",
          CLI_TRUE, offsetof(struct perplexity_args, kl), 0, 0},
         {0}};

@@ -104,16 +104,13 @@ static bool do_set(struct talk *t, const char *arg)
     }
     const struct setting *s = find_setting(arg, n);
     if (!s) return unknown_setting(arg, n), true;
-    if (s->kind == SET_TEXT) {
-        (void)talk_set_system(t, value);
-        return true;
-    }
-    if (!set_number(t->a, s, value))
+    bool ok = s->kind == SET_TEXT ? talk_set_system(t, value) : set_number(t->a, s, value);
+    if (ok && line_interactive(t->in)) show_setting(t, s);
+    if (!ok && s->kind != SET_TEXT)
         fprintf(stderr, "tessera: %s wants a %s from %.10g%s, not '%s'\n", s->name,
                 s->kind == SET_FLOAT ? "number" : "whole number", s->lo,
                 s->hi >= INT_MAX ? " up" : s->hi > 1 ? " to 1000" : " to 1", value);
-    else if (s->kind == SET_SEED)
-        t->n_answers = 0;
+    if (ok && s->kind == SET_SEED) t->n_answers = 0;
     return true;
 }
 

@@ -289,6 +289,7 @@ static bool talk_answer(struct talk *t)
     if (a.stop == TESSERA_STOP_FULL) say_full(t, true);
     if (a.stop == TESSERA_STOP_LENGTH && t->a->n_predict > 0 && cli_tty(stderr))
         fprintf(stderr, "%s(cut at %d tokens: -n)%s\n", cli_dim(), t->a->n_predict, cli_plain());
+    if (line_interactive(t->in)) fprintf(stderr, "\n");
     free(a.text);
     return true;
 }

@@ -7,7 +7,7 @@ Never does:  choose data (the stream's order is fixed) or write a model file for
 
     python train.py story DATA RUN [--tokens 20e6] [--procs 2] [--schedule OTHER_RUN/schedule.json]
 
-Started again with the same folder it goes on where it stopped. Started again with fewer --tokens, the rest of the run is shortened:
+A file RUN/stop makes it save and end. Started again with the same folder it goes on where it stopped. Started again with fewer --tokens, the rest of the run is shortened:
 the learning rate lands at zero earlier and windows are left out evenly, so that the end of the stream is still the end of the run.
 schedule.json records that; a twin given the file sees the same windows in the same order.
 """
@@ -139,7 +139,7 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
         if counts is not None:
             f = counts / counts.sum(-1, keepdim=True)
             low = float((-(f * (f + 1e-9).log()).sum(-1) / math.log(f.shape[-1])).min())
-        st.note[rank] = torch.tensor([loss_sum, aux_sum, low, 0.0])
+        st.note[rank, :3] = torch.tensor([loss_sum, aux_sum, low])
         wait()
         rate = sched.rate(step * batch, o.warm * batch)
         update(st, net, mine, step, rate, o)
@@ -148,16 +148,22 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
             done = step + 1
             row = [done, done * batch * net.c.context, f"{loss:.4f}", f"{o.muon_lr * rate:.5f}", f"{aux:.4f}", f"{low:.3f}"]
             if not math.isfinite(loss): raise SystemExit("the loss is not finite")
+            st.note[0, 3] = os.path.exists(o.run + "/stop")
         wait()
-        if rank: continue
+        stop = bool(st.note[0, 3])
+        if rank:
+            if stop: break
+            continue
         now = time.time()
         if done % 10 == 0 or done == total:
             row += [f"{(done - at0) * batch * net.c.context / (now - t0):.0f}"]; t0, at0 = now, done
             if done % o.eval_every == 0 or done == total: row += [f"{v:.4f}" for v in held_out(net, o.data, device).values()]
             csv.writer(log).writerow(row); log.flush()
             print(*row, flush=True)
-        if now - saved > o.save_every or done == total:
+        if now - saved > o.save_every or done == total or stop:
             save(o, net, st, sched, done); saved = now
+        if stop:
+            os.remove(o.run + "/stop"); print(f"stopped after step {done}"); break
 
 def save(o, net, st, sched, step):
     d = {"config": net.c.dict(), "preset": o.preset, "step": step, "names": st.names, "slices": st.slices, "shapes": [tuple(p.shape) for p in net.parameters()], **st.save()}
