@@ -10,7 +10,7 @@ COMMIT  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 CSTD    := -std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. -ffp-contract=off -pthread
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef \
            -Wpointer-arith -Wwrite-strings $(if $(WERROR),-Werror)
-OPT     := $(if $(SAN),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) $(if $(filter undefined,$(SAN)),-fno-sanitize-recover=all),-O2 -g)
+OPT     := $(if $(SAN),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) $(if $(findstring undefined,$(SAN)),-fno-sanitize-recover=all),-O2 -g)
 CFLAGS  += $(CSTD) $(WARN) $(OPT)
 PKGS    := hwloc liburing libpcre2-8 libutf8proc libedit libcjson
 LIBS    := $(shell pkg-config --libs $(PKGS)) -lm -ldl $(if $(SAN),,-ljemalloc)
@@ -26,6 +26,7 @@ CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cli/*.c))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 FUZZ    := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TOOLS   := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
+JOBS    ?= $(shell nproc)
 Q       := $(if $(V),,@)
 
 all: $(BIN)
@@ -59,6 +60,46 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtessera.a
 
 tools: $(TOOLS)
 
+# ---- tests ----
+# Test programs that fail the Nth allocation or read wrap the functions they fail.
+WRAP_ALLOC := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=strdup,--wrap=mmap,--wrap=pread
+
+CHECKS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/check_*.c))
+SCRIPTS := $(wildcard tests/cli_*.sh)
+REPLAY  := $(foreach f,$(FUZZ),"$(f) tests/corpus/$(f:$(BUILD)/tests/fuzz_%=%)")
+
+# One configuration: unit tests, kernel checks, fuzz corpora, command line.
+test-one: $(BIN) $(TESTS) $(CHECKS) $(FUZZ) $(TOOLS)
+	$(Q)BIN=./$(BIN) GEN=$(BUILD)/bench/gen_model bash tests/run.sh \
+	    $(if $(SAN),,tests/includes.sh) $(TESTS) $(CHECKS) $(REPLAY) $(SCRIPTS)
+
+# Everything, twice: as released, and under AddressSanitizer and UBSan.
+test:
+	$(Q)$(MAKE) -j$(JOBS) test-one
+	$(Q)$(MAKE) -j$(JOBS) SAN=address,undefined test-one
+	@echo "all tests passed"
+
+check: $(CHECKS)
+	$(Q)for c in $(CHECKS); do $$c || exit 1; done
+
+bench: $(BIN) $(CHECKS) $(TOOLS)
+	$(Q)for c in $(CHECKS); do $$c --bench || exit 1; done
+
+# Coverage-guided fuzzing with clang's libFuzzer, MINUTES each (needs clang and libclang-rt).
+MINUTES ?= 5
+fuzz:
+	$(Q)mkdir -p build/fuzz
+	$(Q)for f in $(wildcard tests/fuzz_*.c); do n=$$(basename $$f .c); \
+	  clang $(CSTD) -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
+	    $(shell pkg-config --cflags $(PKGS)) $$f \
+	    $(filter-out %_avx512.c %_avx2.c moe/run/% models/%,$(ALL_SRC)) \
+	    -o build/fuzz/$$n $(shell pkg-config --libs $(PKGS)) -lm && \
+	  build/fuzz/$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
+	    tests/corpus/$${n#fuzz_} || exit 1; done
+
+chat: $(BIN)
+	./$(BIN) chat -m models/zoo/story-q8_0.gguf
+
 clean:
 	rm -rf build tessera
 
@@ -66,5 +107,5 @@ install: $(BIN)
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/tessera
 
 -include $(shell find build -name '*.d' 2>/dev/null)
-.PHONY: all tools clean install test check bench fuzz chat
+.PHONY: all tools clean install test test-one check bench fuzz chat
 .SECONDARY:

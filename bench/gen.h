@@ -39,6 +39,7 @@ struct gen_spec {
     unsigned type;     /* enum qtype or GEN_Q4_K_M */
     bool tied;         /* no output.weight */
     const char *vocab; /* GGUF whose tokenizer is copied; NULL = no tokenizer, n_vocab ids */
+    bool byte_vocab;   /* else: a small tokenizer of our own, bytes and letters, with ChatML */
     int n_vocab;
     uint64_t seed;
 };
@@ -321,6 +322,53 @@ static uint32_t gen_file_type(unsigned type)
     }
 }
 
+/* SentencePiece-style: five specials, 256 bytes, then pieces; the earlier the better. */
+static const char *const gen_pieces[] = {
+    "\xe2\x96\x81the", "\xe2\x96\x81t", "he", "th", "the", "in", "er", "an", "\xe2\x96\x81",
+    "e", "t", "a", "o", "i", "n", "s", "h", "r", "d", "l", "u", "c", "m", "w", "f", "g", "y", "p",
+    "b", "v", "k", ".", ",",
+};
+enum {
+    GEN_SPECIALS = 5, /* <unk> <s> </s> <|im_start|> <|im_end|> */
+    GEN_PIECES = sizeof gen_pieces / sizeof *gen_pieces,
+    GEN_BYTE_VOCAB = GEN_SPECIALS + 256 + GEN_PIECES
+};
+
+static void gen_byte_vocab(struct gguf_writer *w)
+{
+    static const char *const specials[] = {"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"};
+    struct gguf_str tokens[GEN_BYTE_VOCAB];
+    char bytes[256][8];
+    float scores[GEN_BYTE_VOCAB];
+    int32_t types[GEN_BYTE_VOCAB]; /* 1 normal, 2 unknown, 3 control, 6 byte */
+    for (int i = 0; i < GEN_BYTE_VOCAB; i++) {
+        const char *s = i < GEN_SPECIALS ? specials[i] : "";
+        int byte = i - GEN_SPECIALS, piece = byte - 256;
+        if (byte >= 0 && byte < 256) {
+            (void)snprintf(bytes[byte], sizeof bytes[byte], "<0x%02X>", (unsigned)byte);
+            s = bytes[byte];
+        } else if (piece >= 0) {
+            s = gen_pieces[piece];
+        }
+        tokens[i] = (struct gguf_str){s, strlen(s)};
+        scores[i] = piece > 0 ? -(float)piece : 0;
+        types[i] = i == 0 ? 2 : i < GEN_SPECIALS ? 3 : piece < 0 ? 6 : 1;
+    }
+    gguf_put_str(w, "tokenizer.ggml.model", "llama");
+    gguf_put_strs(w, "tokenizer.ggml.tokens", tokens, GEN_BYTE_VOCAB);
+    gguf_put_array(w, "tokenizer.ggml.scores", GGUF_F32, scores, GEN_BYTE_VOCAB);
+    gguf_put_array(w, "tokenizer.ggml.token_type", GGUF_I32, types, GEN_BYTE_VOCAB);
+    gguf_put_u32(w, "tokenizer.ggml.bos_token_id", 1);
+    gguf_put_u32(w, "tokenizer.ggml.eos_token_id", 4);
+    gguf_put_u32(w, "tokenizer.ggml.unknown_token_id", 0);
+    gguf_put_bool(w, "tokenizer.ggml.add_bos_token", true);
+    gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", false);
+    gguf_put_str(w, "tokenizer.chat_template",
+                 "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
+                 "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+                 "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}");
+}
+
 static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const struct gguf *vocab)
 {
     char k[96];
@@ -345,7 +393,8 @@ static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const stru
     }
     if (!strcmp(g->arch, "qwen3moe"))
         gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);
-    if (!vocab) gguf_put_str(w, "tokenizer.ggml.model", "no_vocab");
+    if (!vocab && g->byte_vocab) gen_byte_vocab(w);
+    if (!vocab && !g->byte_vocab) gguf_put_str(w, "tokenizer.ggml.model", "no_vocab");
     for (uint64_t i = 0; vocab && i < gguf_n_kv(vocab); i++) {
         const struct gguf_kv *kv = gguf_kv_at(vocab, i);
         if (kv->key.n > 10 && !memcmp(kv->key.s, "tokenizer.", 10)) gguf_put_kv(w, kv);
@@ -455,6 +504,7 @@ static enum status gen_write(const struct gen_spec *spec, const char *path, bool
         else
             s = err_set(e, ERR_MISSING, "%s has no tokenizer.ggml.tokens", spec->vocab);
     }
+    if (!vocab && spec->byte_vocab) m.spec.n_vocab = GEN_BYTE_VOCAB;
     if (!s) s = gen_check(&m.spec, e);
     if (!s) {
         m.tensor = calloc(GEN_TENSORS, sizeof *m.tensor);

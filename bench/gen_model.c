@@ -18,7 +18,8 @@ static int usage(FILE *to)
         "  --used N         experts per token\n"
         "  --ctx N          context length written to the file\n"
         "  --vocab FILE     copy this GGUF's tokenizer\n"
-        "  --n-vocab N      without one: how many ids\n"
+        "  --byte-vocab     a small tokenizer of its own: bytes, letters, ChatML\n"
+        "  --n-vocab N      without a tokenizer: how many ids\n"
         "  --tied           no output matrix: the embedding serves as one\n"
         "  --name TEXT --seed N\n"
         "  --tiny           start from a few kilobytes instead of the 8-layer model\n",
@@ -81,6 +82,8 @@ int main(int argc, char **argv)
         if (!strcmp(argv[i], "--tiny")) continue;
         if (!strcmp(argv[i], "--tied")) {
             g.tied = true;
+        } else if (!strcmp(argv[i], "--byte-vocab")) {
+            g.byte_vocab = true;
         } else if (argv[i][0] != '-' && !out) {
             out = argv[i];
         } else if (i + 1 == argc || !option(&g, argv[i], argv[i + 1])) {

@@ -171,7 +171,7 @@ static int open_talk(struct talk *t)
     int rc = cli_open_engine(t->a, &t->e);
     if (rc) return rc;
     t->tok = tessera_tok(t->e);
-    if (!t->tok) return cli_no_tokenizer(t->e, "`tessera run --ids 1,2,3` works");
+    if (!t->tok) return cli_no_tokenizer(t->e, "(tessera run --ids 1,2,3)");
     if (chat_check(tessera_gguf(t->e), &err)) return cli_fail(&err);
     if (tessera_session_open(t->e, 0, &t->s, &err)) return cli_fail(&err);
     if (t->a->analyze && tessera_explain(t->e, stderr, false, &err)) return cli_fail(&err);

@@ -105,7 +105,7 @@ static enum status check_job(tessera_engine *e, const struct job *j, struct err 
     return OK;
 }
 
-/* One step: the next piece of every prompt that is not at its end; the first one's logits go out. */
+/* One step: the next piece of every prompt that has one; the first prompt's logits go out. */
 static enum status one_step(tessera_engine *e, struct job *j, FILE *out, struct err *err)
 {
     struct tessera_input in[PROMPTS];

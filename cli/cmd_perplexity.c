@@ -124,8 +124,8 @@ static enum status prepare(struct ppl *p, const struct cli_args *a,
     if (s) return s;
     if (!own->kl) p->n_chunk = p->n / p->n_ctx;
     if (!own->kl && p->n_chunk < 2)
-        return err_set(err, ERR_RANGE, "the text has %d tokens; a context of %d needs at least %d",
-                       p->n, p->n_ctx, 2 * p->n_ctx);
+        return err_set(err, ERR_RANGE, "the text has %d token%s; a context of %d needs at least %d",
+                       p->n, p->n == 1 ? "" : "s", p->n_ctx, 2 * p->n_ctx);
     if (p->n_ctx > m.n_ctx)
         return err_set(err, ERR_RANGE, "%s was made with a context of %d: give -c %d", own->base,
                        p->n_ctx, p->n_ctx);

@@ -119,7 +119,7 @@ static int run_prompt(struct run *r, const char *text, size_t n)
     if (rc) return rc;
     if (r->a->analyze && tessera_explain(r->e, stderr, false, &err)) return cli_fail(&err);
     r->print_ids = !tessera_tok(r->e);
-    if (text && r->print_ids) return cli_no_tokenizer(r->e, "--ids 1,2,3 works");
+    if (text && r->print_ids) return cli_no_tokenizer(r->e, "(--ids 1,2,3)");
     if (text && encode_prompt(r, text, n, &err)) return cli_fail(&err);
     if (tessera_session_open(r->e, 0, &r->s, &err)) return cli_fail(&err);
     cli_interrupt_target(r->e);

@@ -265,8 +265,9 @@ static void print_percentiles(const char *what, const float *sorted, int64_t n, 
 {
     static const struct { const char *name; double at; } rows[] = {
         {"Maximum", 1},    {"99.9%  ", 0.999}, {"99.0%  ", 0.99}, {"95.0%  ", 0.95},
-        {"90.0%  ", 0.9},  {"Median ", 0.5},   {"10.0%  ", 0.1},  {" 5.0%  ", 0.05},
-        {" 1.0%  ", 0.01}, {" 0.1%  ", 0.001}, {"Minimum", 0},
+        {"90.0%  ", 0.9},  {"75.0%  ", 0.75},  {"Median ", 0.5},  {"25.0%  ", 0.25},
+        {"10.0%  ", 0.1},  {" 5.0%  ", 0.05},  {" 1.0%  ", 0.01}, {" 0.1%  ", 0.001},
+        {"Minimum", 0},
     };
     bool percent = scale > 1;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

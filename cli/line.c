@@ -13,12 +13,16 @@
 #include <limits.h>
 #include <locale.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <utf8proc.h>
+#include <wchar.h>
 
 #include "cli/cli.h"
 
@@ -29,6 +33,7 @@ struct line_reader {
     History *hist;
     FILE *out;    /* of the editor: a buffered copy of stderr */
     char *history_path, *prompt;
+    int prompt_columns;
     const char *const *words;
     char *buf;    /* plain: bytes read, the current line in front */
     size_t n_buf, cap_buf, n_line;
@@ -37,12 +42,66 @@ struct line_reader {
 
 /* ---- bytes ---- */
 
+/* Set by SIGCONT (back from the background, where the shell used the terminal its own way) and
+ * SIGWINCH (another size). */
+static volatile sig_atomic_t terminal_changed;
+
+static void on_terminal(int sig)
+{
+    (void)sig;
+    terminal_changed = 1;
+}
+
+/* Columns of text from s to end, as a terminal shows it. */
+static int columns(const char *s, const char *end)
+{
+    int sum = 0;
+    wchar_t c;
+    while (s < end) {
+        int n = mbtowc(&c, s, (size_t)(end - s)), w = n > 0 ? utf8proc_charwidth(c) : 1;
+        sum += w > 0 ? w : 0;
+        s += n > 0 ? n : 1;
+    }
+    return sum;
+}
+
+/* How many rows of the edited line lie above (before) and below the cursor's. */
+static void rows_around(EditLine *el, int *above, int *below)
+{
+    struct line_reader *r = NULL;
+    struct winsize w;
+    const LineInfo *li = el_line(el);
+    el_get(el, EL_CLIENTDATA, &r);
+    int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &w) || !w.ws_col ? 80 : w.ws_col;
+    int at = r->prompt_columns + columns(li->buffer, li->cursor);
+    *above = at / width;
+    *below = (at + columns(li->cursor, li->lastchar)) / width - *above;
+}
+
+/* Takes the terminal back and draws the line anew where it stood. */
+static void redraw(EditLine *el)
+{
+    struct line_reader *r = NULL;
+    int above, below;
+    terminal_changed = 0;
+    el_get(el, EL_CLIENTDATA, &r);
+    rows_around(el, &above, &below);
+    el_set(el, EL_PREP_TERM, 0); /* it believes that it still has it */
+    el_set(el, EL_PREP_TERM, 1);
+    el_resize(el);
+    if (above) (void)fprintf(r->out, "\033[%dA", above);
+    (void)fputs("\r\033[J", r->out);
+    (void)fflush(r->out);
+    el_set(el, EL_REFRESH);
+}
+
 /* One read after waiting: bytes, 0 at the end, -1 with errno (EINTR after SIGINT). */
-static ssize_t read_some(void *buf, size_t n)
+static ssize_t read_some(EditLine *el, void *buf, size_t n)
 {
     for (;;) {
         struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
         if (cli_interrupted()) return errno = EINTR, -1;
+        if (el && terminal_changed) redraw(el);
         if (poll(&p, 1, -1) < 0) {
             if (errno == EINTR) continue;
             return -1;
@@ -64,13 +123,12 @@ static int utf8_more(unsigned char c)
 static int get_char(EditLine *el, wchar_t *out)
 {
     unsigned char c[4];
-    (void)el;
-    ssize_t got = read_some(c, 1);
+    ssize_t got = read_some(el, c, 1);
     if (got <= 0) return (int)got;
     int more = utf8_more(c[0]);
     if (more < 0) return *out = 0xfffd, 1;
     for (int i = 1; i <= more; i++) {
-        if (read_some(c + i, 1) <= 0) return -1;
+        if (read_some(el, c + i, 1) <= 0) return -1;
         if ((c[i] & 0xc0) != 0x80) return *out = 0xfffd, 1;
     }
     uint32_t v = more == 0 ? c[0] : c[0] & (0x3fu >> more);
@@ -226,6 +284,12 @@ static bool open_editor(struct line_reader *r)
     el_set(r->el, EL_BIND, "\033[1;5D", "ed-prev-word", NULL);
     el_set(r->el, EL_BIND, "\033[3~", "ed-delete-next-char", NULL);
     (void)el_source(r->el, NULL);
+    struct sigaction sa;
+    memset(&sa, 0, sizeof sa);
+    sa.sa_handler = on_terminal;
+    sa.sa_flags = SA_RESTART;
+    (void)sigaction(SIGCONT, &sa, NULL);
+    (void)sigaction(SIGWINCH, &sa, NULL);
     r->history_path = history_file();
     if (r->history_path) history_load(r);
     return true;
@@ -238,6 +302,7 @@ static bool set_prompt(struct line_reader *r, const char *prompt)
     char *p = realloc(r->prompt, cap);
     if (!p) return false;
     r->prompt = p;
+    r->prompt_columns = (int)strlen(prompt); /* prompts are ASCII */
     if (*cli_bold())
         (void)snprintf(p, cap, "\1%s\1%s\1%s\1", cli_bold(), prompt, cli_plain());
     else
@@ -251,12 +316,15 @@ static enum line_result editor_next(struct line_reader *r, const char *prompt, c
     int got = 0;
     if (!set_prompt(r, prompt)) return LINE_ERROR;
     el_resize(r->el);
+    terminal_changed = 0;
     const char *s = el_gets(r->el, &got);
     if (!s || got <= 0) {
         int code = errno;
         const LineInfo *li = el_line(r->el);
         if (was_empty) *was_empty = li->lastchar == li->buffer;
-        (void)fputs("\n", r->out);
+        int above, below;
+        rows_around(r->el, &above, &below);
+        while (below-- >= 0) (void)fputc('\n', r->out); /* leave below a wrapped line */
         (void)fflush(r->out);
         el_reset(r->el);
         if (cli_interrupted()) return LINE_INTERRUPT;
@@ -291,7 +359,7 @@ static enum line_result fill_line(struct line_reader *r, size_t *len)
             r->buf = more;
             r->cap_buf = r->cap_buf * 2 + 8192;
         }
-        ssize_t got = read_some(r->buf + r->n_buf, r->cap_buf - r->n_buf - 1);
+        ssize_t got = read_some(NULL, r->buf + r->n_buf, r->cap_buf - r->n_buf - 1);
         if (got < 0) return errno == EINTR ? LINE_INTERRUPT : LINE_ERROR;
         if (!got) r->eof = true;
         r->n_buf += (size_t)got;

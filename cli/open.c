@@ -182,7 +182,7 @@ int cli_no_tokenizer(const tessera_engine *e, const char *instead)
 {
     const char *why = tessera_tok_error(e);
     fprintf(stderr, "tessera: this model cannot read text: %s%s%s\n",
-            why && *why ? why : "it has no tokenizer", *instead ? "; " : "", instead);
+            why && *why ? why : "it has no tokenizer", *instead ? " " : "", instead);
     return CLI_ERROR;
 }
 

@@ -349,7 +349,7 @@ static int serve(struct batch *b, int parallel)
     b->a->n_sessions = b->n_slots;
     int rc = cli_open_engine(b->a, &b->e);
     if (rc) return rc;
-    if (!tessera_tok(b->e)) return cli_no_tokenizer(b->e, "--ids works, one prompt at a time");
+    if (!tessera_tok(b->e)) return cli_no_tokenizer(b->e, "(--ids 1,2,3, one prompt at a time)");
     if ((rc = open_slots(b))) return rc;
     cli_interrupt_target(b->e);
     rc = run_jobs(b);

@@ -11,7 +11,7 @@
  *
  * Several rows (prefill): two tiles at a time; a stretch of 32 weights of both tiles is unpacked
  * into sixteen registers and meets every row of the group before the next stretch, so unpacking is
- * paid once per group.  Float (and, for K types, integer) accumulators wait in L1 scratch: one
+ * paid once per group.  (Few rows take one tile at a time: one stream reads DRAM best.)  Float (and, for K types, integer) accumulators wait in L1 scratch: one
  * load and one store per sixteen vpdpbusd.  A group is at most GROUP rows; groups are taken inside
  * a tile pair, so that the pair stays in L2, and everything inside a chunk of rows whose
  * activations fit L2 too. */
@@ -23,17 +23,11 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-#ifndef XONE
-#define XONE 0
-#endif
 enum {
-    FEW = 16, ONE = XONE,
-    GROUP = 32,              /* rows of a group: scratch is GROUP * 2 vectors */
+    GROUP = 32,              /* rows of a group: scratch is GROUP * 2 vectors of each kind */
     CHUNK_BYTES = 384 << 10, /* activations that stay in L2 beside a tile pair */
-#ifndef XAHEAD
-#define XAHEAD 2048
-#endif
-    AHEAD = XAHEAD,            /* bytes that a stream is prefetched ahead of its use */
+    AHEAD = 8192,            /* bytes that one stream of weights is prefetched before its use */
+    AHEAD_PAIR = 4096,       /* the same for each of two streams */
 };
 
 /* ---- small pieces ----------------------------------------------------------------------- */
@@ -131,12 +125,13 @@ struct scratch {
  * tile T further, because T streams run side by side. */
 INLINE size_t ahead_of(size_t at, int T, size_t tile)
 {
-    return at + AHEAD < tile ? AHEAD : AHEAD + (size_t)(T - 1) * tile;
+    const size_t ahead = T == 1 ? AHEAD : AHEAD_PAIR;
+    return at + ahead < tile ? ahead : ahead + (size_t)(T - 1) * tile;
 }
 
 /* n rows against T tiles; the sums are left in sc->f. */
-INLINE void group_32(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
-                     const void *const *x, struct scratch *sc)
+INLINE void group_32(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int cold,
+                     int n, const void *const *x, struct scratch *sc)
 {
     for (int r = 0; r < n; r++)
         for (int t = 0; t < T; t++) sc->f[r][t] = _mm512_setzero_ps();
@@ -146,7 +141,7 @@ INLINE void group_32(enum qtype type, int T, int n_cols, const uint8_t *p, size_
         const size_t ahead = ahead_of((size_t)b * (size_t)block_bytes(type), T, tile);
 #pragma GCC unroll 2
         for (int t = 0; t < T; t++) {
-            if (n <= FEW) prefetch(p + tile * (size_t)t + ahead, block_bytes(type));
+            if (cold) prefetch(p + tile * (size_t)t + ahead, block_bytes(type));
             unpack_32(type, p + tile * (size_t)t, w[t]);
             d[t] = load_halfs(p + tile * (size_t)t);
         }
@@ -212,33 +207,42 @@ INLINE __m512i byte_i8(__m512i v, int i)
     return _mm512_srai_epi32(_mm512_slli_epi32(v, (unsigned)(24 - 8 * i)), 24);
 }
 
-/* Stretch u of a Q4_K super-block; u may be known only at run time. */
-INLINE void unpack_q4_k(const uint8_t *p, int u, __m512i *w)
+/* Stretch 2 i + odd of a Q4_K super-block: the low or the high nibbles of quarter i. */
+INLINE void unpack_q4_k(const uint8_t *p, int i, int odd, __m512i *w)
 {
     const __m512i low = _mm512_set1_epi8(15);
-    const __m128i shift = _mm_cvtsi32_si128(4 * (u & 1));
-    p += T4_K_Q + (u >> 1) * 512;
+    p += T4_K_Q + i * 512;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
-        w[i] = _mm512_and_si512(_mm512_srl_epi16(load512(p + 64 * i), shift), low);
+    for (int j = 0; j < 8; j++) {
+        __m512i v = load512(p + 64 * j);
+        w[j] = _mm512_and_si512(odd ? _mm512_srli_epi16(v, 4) : v, low);
+    }
 }
 
-/* Stretch u of a Q6_K super-block: quarter u & 3 of half u >> 2. */
-INLINE void unpack_q6_k(const uint8_t *p, int u, __m512i *w)
+/* Stretch 4 i + t of a Q6_K super-block: quarter t of half i. */
+INLINE void unpack_q6_k(const uint8_t *p, int i, int t, __m512i *w)
 {
     const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(0x30);
-    const __m128i shift = _mm_cvtsi32_si128((u & 2) * 2);
-    const __m128i up = _mm_cvtsi32_si128(u & 2 ? 0 : 4 - 2 * (u & 1));
-    const __m128i down = _mm_cvtsi32_si128(u & 2 ? 2 * (u & 1) : 0);
-    const uint8_t *ql = p + T6_K_QL + ((u >> 2) * 16 + (u & 1) * 8) * 64;
-    const uint8_t *qh = p + T6_K_QH + (u >> 2) * 512;
+    const uint8_t *ql = p + T6_K_QL + (i * 16 + (t & 1) * 8) * 64;
+    const uint8_t *qh = p + T6_K_QH + i * 512;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        __m512i lo = _mm512_srl_epi16(load512(ql + 64 * i), shift);
-        __m512i hi = _mm512_srl_epi16(_mm512_sll_epi16(load512(qh + 64 * i), up), down);
+    for (int j = 0; j < 8; j++) {
+        __m512i lo = load512(ql + 64 * j), hi = load512(qh + 64 * j);
+        if (t & 2) lo = _mm512_srli_epi16(lo, 4);
+        if (t < 2) hi = _mm512_slli_epi16(hi, t ? 2 : 4);
+        if (t == 3) hi = _mm512_srli_epi16(hi, 2);
         /* (lo & low) | (hi & high) */
-        w[i] = _mm512_ternarylogic_epi32(_mm512_and_si512(lo, low), hi, high, 0xf8);
+        w[j] = _mm512_ternarylogic_epi32(_mm512_and_si512(lo, low), hi, high, 0xf8);
     }
+}
+
+/* Stretches that differ in their shifts only: unrolled, so that the shifts are constants. */
+INLINE int phases(enum qtype type) { return type == QTYPE_Q4_K ? 2 : 4; }
+
+INLINE void unpack_256(enum qtype type, const uint8_t *p, int i, int phase, __m512i *w)
+{
+    if (type == QTYPE_Q4_K) unpack_q4_k(p, i, phase, w);
+    else unpack_q6_k(p, i, phase, w);
 }
 
 /* The correction sums of a super-block: sum m_s * s32_s (Q4_K), sum sc_s * s16_s (Q6_K). */
@@ -326,23 +330,25 @@ INLINE void row_256(enum qtype type, int n_cols, int n_tiles, const uint8_t *p, 
             struct super s;
             super_head(type, p, &s);
             __m512i isum = zero();
-#pragma GCC unroll 8
-            for (int u = 0; u < 8; u++) {
-                prefetch(p + AHEAD + bytes / 8 * u, bytes / 8);
-                __m512i w[8];
-                if (type == QTYPE_Q4_K) unpack_q4_k(p, u, w);
-                else unpack_q6_k(p, u, w);
-                isum = _mm512_add_epi32(
-                    isum, stretch_sum(type, w, s.scale, u, x + 256 * b + 32 * u));
-            }
+#pragma GCC unroll 1
+            for (int i = 0; i < 8 / phases(type); i++)
+#pragma GCC unroll 4
+                for (int k = 0; k < phases(type); k++) {
+                    const int u = i * phases(type) + k;
+                    __m512i w[8];
+                    prefetch(p + AHEAD + bytes / 8 * u, bytes / 8);
+                    unpack_256(type, p, i, k, w);
+                    isum = _mm512_add_epi32(
+                        isum, stretch_sum(type, w, s.scale, u, x + 256 * b + 32 * u));
+                }
             acc = super_step(type, &s, isum, x, o, b, acc);
         }
         _mm512_storeu_ps(y + TILE_ROWS * t, acc);
     }
 }
 
-INLINE void group_256(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
-                      const void *const *x, struct scratch *sc)
+INLINE void group_256(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int cold,
+                      int n, const void *const *x, struct scratch *sc)
 {
     const int bytes = type == QTYPE_Q4_K ? T4_K_BYTES : T6_K_BYTES;
     struct act256 o = act256(n_cols);
@@ -355,22 +361,25 @@ INLINE void group_256(enum qtype type, int T, int n_cols, const uint8_t *p, size
     for (int b = 0; b < n_cols / 256; b++, p += bytes) {
         const size_t ahead = ahead_of((size_t)b * (size_t)bytes, T, tile);
         for (int t = 0; t < T; t++) super_head(type, p + tile * (size_t)t, &s[t]);
-        for (int u = 0; u < 8; u++) {
-            __m512i w[2][8];
+        for (int i = 0; i < 8 / phases(type); i++)
+#pragma GCC unroll 4
+            for (int k = 0; k < phases(type); k++) {
+                const int u = i * phases(type) + k;
+                __m512i w[2][8];
 #pragma GCC unroll 2
-            for (int t = 0; t < T; t++) {
-                if (n <= FEW) prefetch(p + tile * (size_t)t + ahead + bytes / 8 * u, bytes / 8);
-                if (type == QTYPE_Q4_K) unpack_q4_k(p + tile * (size_t)t, u, w[t]);
-                else unpack_q6_k(p + tile * (size_t)t, u, w[t]);
-            }
-            for (int r = 0; r < n; r++) {
-                const char *a = (const char *)x[r] + 256 * b + 32 * u;
+                for (int t = 0; t < T; t++) {
+                    const uint8_t *q = p + tile * (size_t)t;
+                    if (cold) prefetch(q + ahead + bytes / 8 * u, bytes / 8);
+                    unpack_256(type, q, i, k, w[t]);
+                }
+                for (int r = 0; r < n; r++) {
+                    const char *a = (const char *)x[r] + 256 * b + 32 * u;
 #pragma GCC unroll 2
-                for (int t = 0; t < T; t++)
-                    sc->i[r][t] =
-                        _mm512_add_epi32(sc->i[r][t], stretch_sum(type, w[t], s[t].scale, u, a));
+                    for (int t = 0; t < T; t++)
+                        sc->i[r][t] = _mm512_add_epi32(
+                            sc->i[r][t], stretch_sum(type, w[t], s[t].scale, u, a));
+                }
             }
-        }
         for (int r = 0; r < n; r++)
             for (int t = 0; t < T; t++) {
                 sc->f[r][t] = super_step(type, &s[t], sc->i[r][t], x[r], o, b, sc->f[r][t]);
@@ -381,11 +390,11 @@ INLINE void group_256(enum qtype type, int T, int n_cols, const uint8_t *p, size
 
 /* ---- the loops around the quantised types -------------------------------------------------- */
 
-INLINE void group_any(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
-                      const void *const *x, struct scratch *sc)
+INLINE void group_any(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int cold,
+                      int n, const void *const *x, struct scratch *sc)
 {
-    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) group_256(type, T, n_cols, p, tile, n, x, sc);
-    else group_32(type, T, n_cols, p, tile, n, x, sc);
+    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) group_256(type, T, n_cols, p, tile, cold, n, x, sc);
+    else group_32(type, T, n_cols, p, tile, cold, n, x, sc);
 }
 
 INLINE void row_any(enum qtype type, int n_cols, int n_tiles, const uint8_t *p, const char *x,
@@ -404,17 +413,18 @@ INLINE void mm_any(enum qtype type, enum act_kind act, int n_cols, int n_tiles, 
     }
     struct scratch sc;
     const size_t tile = tile_bytes(type, n_cols);
+    const int alone = type == QTYPE_Q6_K ? 16 : type == QTYPE_Q4_K ? 8 : 2;
     int chunk = (int)(CHUNK_BYTES / act_bytes(act, n_cols));
     chunk = chunk < GROUP ? GROUP : chunk / GROUP * GROUP;
     for (int c0 = 0; c0 < n_rows; c0 += chunk) {
         int c1 = c0 + chunk < n_rows ? c0 + chunk : n_rows;
         for (int t = 0, pair; t < n_tiles; t += 1 + pair) {
             const uint8_t *p = (const uint8_t *)w + tile * (size_t)t;
-            pair = n_tiles - t >= 2 && n_rows > ONE;
+            pair = n_tiles - t >= 2 && n_rows > alone;
             for (int r0 = c0; r0 < c1; r0 += GROUP) {
                 int n = c1 - r0 < GROUP ? c1 - r0 : GROUP;
-                if (pair) group_any(type, 2, n_cols, p, tile, n, x + r0, &sc);
-                else group_any(type, 1, n_cols, p, tile, n, x + r0, &sc);
+                if (pair) group_any(type, 2, n_cols, p, tile, r0 == c0, n, x + r0, &sc);
+                else group_any(type, 1, n_cols, p, tile, r0 == c0, n, x + r0, &sc);
                 for (int r = 0; r < n; r++)
                     for (int i = 0; i <= pair; i++)
                         _mm512_storeu_ps(y[r0 + r] + TILE_ROWS * (t + i), sc.f[r][i]);
@@ -451,7 +461,7 @@ INLINE void block_plain(enum qtype type, int T, int C, int n_cols, const uint8_t
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
             v[t] = load_plain(type, p + tile * (size_t)t);
-            if (C == 1 && (type == QTYPE_F32 || !(k & 1)))
+            if (type == QTYPE_F32 || !(k & 1))
                 _mm_prefetch((const char *)(p + tile * (size_t)t + AHEAD), _MM_HINT_T0);
         }
 #pragma GCC unroll 8

@@ -22,6 +22,12 @@ INLINE __m256 load8(enum kind kind, const void *src, size_t i)
         _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)src + i))));
 }
 
+/* Into the first-level cache; any address may be named. */
+INLINE void prefetch(const void *p, size_t bytes, ptrdiff_t ahead)
+{
+    _mm_prefetch((const char *)((uintptr_t)p + bytes + (uintptr_t)ahead), _MM_HINT_T0);
+}
+
 INLINE void to_f32(enum kind kind, int n, const void *src, float *dst)
 {
     for (int i = 0; i < n; i += LANES) _mm256_storeu_ps(dst + i, load8(kind, src, (size_t)i));
@@ -35,7 +41,7 @@ static void scale_by(const float *x, const float *w, float *y)
 
 /* nq vectors x 16 positions, from position at. */
 INLINE void qk_strip(enum kind kind, const int nq, const float *const *q, size_t d0, int n_d,
-                     const void *k, const uint16_t *kd, int first, float *s, size_t at)
+                     const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s, size_t at)
 {
     __m256 a[6][2];
     const float *qi[6];
@@ -49,8 +55,10 @@ INLINE void qk_strip(enum kind kind, const int nq, const float *const *q, size_t
                                   : _mm256_loadu_ps(s + i * KV_PAGE + z * LANES);
     }
     for (size_t d = 0; d < (size_t)n_d; d++) {
-        const __m256 k0 = load8(kind, k, d * KV_PAGE + at);
-        const __m256 k1 = load8(kind, k, d * KV_PAGE + at + LANES);
+        const size_t row = d * KV_PAGE + at;
+        const __m256 k0 = load8(kind, k, row), k1 = load8(kind, k, row + LANES);
+        if (kind == SRC_F16) prefetch(k, row * 2, ahead);
+        if (kind == SRC_I8) prefetch(k, row, ahead);
 #pragma GCC unroll 6
         for (int i = 0; i < nq; i++) {
             const __m256 b = _mm256_broadcast_ss(qi[i] + d);
@@ -73,34 +81,34 @@ INLINE void qk_strip(enum kind kind, const int nq, const float *const *q, size_t
 }
 
 INLINE void qk_page(enum kind kind, const int nq, const float *const *q, size_t d0, int n_d,
-                    const void *k, const uint16_t *kd, int first, float *s)
+                    const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
 {
     for (size_t at = 0; at < KV_PAGE; at += STRIP)
-        qk_strip(kind, nq, q, d0, n_d, k, kd, first, s, at);
+        qk_strip(kind, nq, q, d0, n_d, k, ahead, kd, first, s, at);
 }
 
 INLINE void qk_kind(enum kind kind, int nq, const float *const *q, size_t d0, int n_d,
-                    const void *k, const uint16_t *kd, int first, float *s)
+                    const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
 {
     switch (nq) {
-    case 1: qk_page(kind, 1, q, d0, n_d, k, kd, first, s); break;
-    case 2: qk_page(kind, 2, q, d0, n_d, k, kd, first, s); break;
-    case 3: qk_page(kind, 3, q, d0, n_d, k, kd, first, s); break;
-    case 4: qk_page(kind, 4, q, d0, n_d, k, kd, first, s); break;
-    case 5: qk_page(kind, 5, q, d0, n_d, k, kd, first, s); break;
-    default: qk_page(kind, 6, q, d0, n_d, k, kd, first, s); break;
+    case 1: qk_page(kind, 1, q, d0, n_d, k, ahead, kd, first, s); break;
+    case 2: qk_page(kind, 2, q, d0, n_d, k, ahead, kd, first, s); break;
+    case 3: qk_page(kind, 3, q, d0, n_d, k, ahead, kd, first, s); break;
+    case 4: qk_page(kind, 4, q, d0, n_d, k, ahead, kd, first, s); break;
+    case 5: qk_page(kind, 5, q, d0, n_d, k, ahead, kd, first, s); break;
+    default: qk_page(kind, 6, q, d0, n_d, k, ahead, kd, first, s); break;
     }
 }
 
 static void qk_group(enum kind kind, int nq, const float *const *q, int d0, int n_d, const void *k,
-                     const uint16_t *kd, int first, float *s)
+                     ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
 {
     if (kind == SRC_F32)
-        qk_kind(SRC_F32, nq, q, (size_t)d0, n_d, k, kd, first, s);
+        qk_kind(SRC_F32, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
     else if (kind == SRC_F16)
-        qk_kind(SRC_F16, nq, q, (size_t)d0, n_d, k, NULL, first, s);
+        qk_kind(SRC_F16, nq, q, (size_t)d0, n_d, k, ahead, NULL, first, s);
     else
-        qk_kind(SRC_I8, nq, q, (size_t)d0, n_d, k, kd, first, s);
+        qk_kind(SRC_I8, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
 }
 
 INLINE float fold_add(__m256 lo, __m256 hi)
@@ -111,49 +119,59 @@ INLINE float fold_add(__m256 lo, __m256 hi)
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-/* The maximum of sixteen lanes and m, in every lane; equal zeros keep the sign the order gives. */
-INLINE __m256 fold_max(__m256 lo, __m256 hi, float m)
+INLINE float fold_max(__m256 lo, __m256 hi, float m)
 {
     const __m256 b = _mm256_max_ps(lo, hi);
     __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
     c = _mm_max_ps(c, _mm_movehl_ps(c, c));
-    return _mm256_broadcastss_ps(_mm_max_ss(_mm_max_ss(c, _mm_movehdup_ps(c)), _mm_set_ss(m)));
+    return _mm_cvtss_f32(_mm_max_ss(_mm_max_ss(c, _mm_movehdup_ps(c)), _mm_set_ss(m)));
 }
 
-/* One online softmax step of one vector; see elem.h. */
-static float soften(float *s, int lo, int hi, float scale, float *m, float *l)
+/* All ones where lo <= position <= hi, for positions z * 8 and up. */
+INLINE __m256 seen(int z, int lo, int hi)
+{
+    const __m256i at = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                        _mm256_set1_epi32(z * LANES));
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(lo - 1)),
+                                                _mm256_cmpgt_epi32(_mm256_set1_epi32(hi + 1), at)));
+}
+
+INLINE float top_of(float *s, int lo, int hi, float scale, float m)
 {
     const __m256 f = _mm256_set1_ps(scale), none = _mm256_set1_ps(-INFINITY);
-    const __m256i below = _mm256_set1_epi32(lo - 1), above = _mm256_set1_epi32(hi + 1);
-    __m256i at = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    __m256 seen[8];
     __m256 top[2] = {none, none};
     for (int z = 0; z < 8; z++) {
-        seen[z] = _mm256_castsi256_ps(
-            _mm256_and_si256(_mm256_cmpgt_epi32(at, below), _mm256_cmpgt_epi32(above, at)));
-        at = _mm256_add_epi32(at, _mm256_set1_epi32(LANES));
-        const __m256 x = _mm256_blendv_ps(
-            none, _mm256_mul_ps(_mm256_loadu_ps(s + z * LANES), f), seen[z]);
+        const __m256 x = _mm256_blendv_ps(none, _mm256_mul_ps(_mm256_loadu_ps(s + z * LANES), f),
+                                          seen(z, lo, hi));
         _mm256_storeu_ps(s + z * LANES, x);
         top[z & 1] = _mm256_max_ps(x, top[z & 1]);
     }
-    const __m256 best = fold_max(top[0], top[1], *m);
-    const float c = _mm256_cvtss_f32(elem_exp256(_mm256_sub_ps(_mm256_set1_ps(*m), best)));
+    return fold_max(top[0], top[1], m);
+}
+
+INLINE float weigh(float *s, int lo, int hi, float top)
+{
+    const __m256 m = _mm256_set1_ps(top);
     __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int z = 0; z < 8; z++) {
-        const __m256 e = elem_exp256(_mm256_sub_ps(_mm256_loadu_ps(s + z * LANES), best));
-        const __m256 x = _mm256_and_ps(e, seen[z]);
+        const __m256 e = elem_exp256(_mm256_sub_ps(_mm256_loadu_ps(s + z * LANES), m));
+        const __m256 x = _mm256_and_ps(e, seen(z, lo, hi));
         _mm256_storeu_ps(s + z * LANES, x);
         sum[z & 1] = _mm256_add_ps(sum[z & 1], x);
     }
-    *m = _mm256_cvtss_f32(best);
-    *l = fmaf(*l, c, fold_add(sum[0], sum[1]));
-    return c;
+    return fold_add(sum[0], sum[1]);
+}
+
+INLINE void exp_diff(int n, const float *x, float *y)
+{
+    for (int i = 0; i < n; i += LANES)
+        _mm256_storeu_ps(y + i, elem_exp256(_mm256_sub_ps(_mm256_loadu_ps(y + i),
+                                                          _mm256_loadu_ps(x + i))));
 }
 
 /* nq vectors x 16 outputs, from output col of the piece. */
 INLINE void pv_strip(enum kind kind, const int nq, const float *e, const float *c, const void *v,
-                     size_t ld, int lo, int hi, float *const *o, size_t c0, size_t col)
+                     ptrdiff_t ahead, size_t ld, int lo, int hi, float *const *o, size_t c0, size_t col)
 {
     __m256 a[6][2];
 #pragma GCC unroll 6
@@ -163,8 +181,10 @@ INLINE void pv_strip(enum kind kind, const int nq, const float *e, const float *
         a[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o[i] + c0 + col + LANES), f);
     }
     for (int p = lo; p <= hi; p++) {
-        const __m256 v0 = load8(kind, v, (size_t)p * ld + col);
-        const __m256 v1 = load8(kind, v, (size_t)p * ld + col + LANES);
+        const size_t row = (size_t)p * ld + col;
+        const __m256 v0 = load8(kind, v, row), v1 = load8(kind, v, row + LANES);
+        if (kind == SRC_F16) prefetch(v, row * 2, ahead);
+        if (kind == SRC_I8) prefetch(v, row, ahead);
 #pragma GCC unroll 6
         for (int i = 0; i < nq; i++) {
             const __m256 b = _mm256_broadcast_ss(e + i * KV_PAGE + p);
@@ -180,34 +200,34 @@ INLINE void pv_strip(enum kind kind, const int nq, const float *e, const float *
 }
 
 INLINE void pv_cols(enum kind kind, const int nq, const float *e, const float *c, const void *v,
-                    size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
+                    ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
 {
     for (size_t col = 0; col < (size_t)n_col; col += STRIP)
-        pv_strip(kind, nq, e, c, v, ld, lo, hi, o, c0, col);
+        pv_strip(kind, nq, e, c, v, ahead, ld, lo, hi, o, c0, col);
 }
 
 INLINE void pv_kind(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                    size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
+                    ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
 {
     switch (nq) {
-    case 1: pv_cols(kind, 1, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 2: pv_cols(kind, 2, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 3: pv_cols(kind, 3, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 4: pv_cols(kind, 4, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 5: pv_cols(kind, 5, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    default: pv_cols(kind, 6, e, c, v, ld, n_col, lo, hi, o, c0); break;
+    case 1: pv_cols(kind, 1, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 2: pv_cols(kind, 2, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 3: pv_cols(kind, 3, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 4: pv_cols(kind, 4, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 5: pv_cols(kind, 5, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    default: pv_cols(kind, 6, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
     }
 }
 
 static void pv_group(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                     size_t ld, int n_col, int lo, int hi, float *const *o, int c0)
+                     ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, int c0)
 {
     if (kind == SRC_F32)
-        pv_kind(SRC_F32, nq, e, c, v, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F32, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
     else if (kind == SRC_F16)
-        pv_kind(SRC_F16, nq, e, c, v, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F16, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
     else
-        pv_kind(SRC_I8, nq, e, c, v, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_I8, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
 }
 
 static void finish(int dv, float *o, float l)

@@ -22,6 +22,12 @@ INLINE __m512 load16(enum kind kind, const void *src, size_t i)
         _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)((const int8_t *)src + i))));
 }
 
+/* Into the first-level cache; any address may be named. */
+INLINE void prefetch(const void *p, size_t bytes, ptrdiff_t ahead)
+{
+    _mm_prefetch((const char *)((uintptr_t)p + bytes + (uintptr_t)ahead), _MM_HINT_T0);
+}
+
 INLINE void to_f32(enum kind kind, int n, const void *src, float *dst)
 {
     for (int i = 0; i < n; i += LANES) _mm512_storeu_ps(dst + i, load16(kind, src, (size_t)i));
@@ -35,7 +41,8 @@ static void scale_by(const float *x, const float *w, float *y)
 
 /* nq vectors x nz registers of positions, from position at. */
 INLINE void qk_strip(enum kind kind, const int nq, const int nz, const float *const *q, size_t d0,
-                     int n_d, const void *k, const uint16_t *kd, int first, float *s, size_t at)
+                     int n_d, const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s,
+                     size_t at)
 {
     __m512 a[8][4];
     const float *qi[8];
@@ -50,8 +57,12 @@ INLINE void qk_strip(enum kind kind, const int nq, const int nz, const float *co
     }
     for (size_t d = 0; d < (size_t)n_d; d++) {
         __m512 kv[4];
+        const size_t row = d * KV_PAGE + at;
+        if (kind == SRC_F16) prefetch(k, row * 2, ahead);
+        if (kind == SRC_F16 && nz == 4) prefetch(k, row * 2 + 64, ahead);
+        if (kind == SRC_I8) prefetch(k, row, ahead);
 #pragma GCC unroll 4
-        for (int z = 0; z < nz; z++) kv[z] = load16(kind, k, d * KV_PAGE + at + (size_t)z * LANES);
+        for (int z = 0; z < nz; z++) kv[z] = load16(kind, k, row + (size_t)z * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < nq; i++) {
             const __m512 b = _mm512_set1_ps(qi[i][d]);
@@ -74,35 +85,35 @@ INLINE void qk_strip(enum kind kind, const int nq, const int nz, const float *co
 }
 
 INLINE void qk_kind(enum kind kind, int nq, const float *const *q, size_t d0, int n_d,
-                    const void *k, const uint16_t *kd, int first, float *s)
+                    const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
 {
     switch (nq) {
-    case 1: qk_strip(kind, 1, 4, q, d0, n_d, k, kd, first, s, 0); break;
-    case 2: qk_strip(kind, 2, 4, q, d0, n_d, k, kd, first, s, 0); break;
-    case 3: qk_strip(kind, 3, 4, q, d0, n_d, k, kd, first, s, 0); break;
-    case 4: qk_strip(kind, 4, 4, q, d0, n_d, k, kd, first, s, 0); break;
-    case 5: qk_strip(kind, 5, 4, q, d0, n_d, k, kd, first, s, 0); break;
-    case 6: qk_strip(kind, 6, 4, q, d0, n_d, k, kd, first, s, 0); break;
+    case 1: qk_strip(kind, 1, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
+    case 2: qk_strip(kind, 2, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
+    case 3: qk_strip(kind, 3, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
+    case 4: qk_strip(kind, 4, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
+    case 5: qk_strip(kind, 5, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
+    case 6: qk_strip(kind, 6, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
     case 7:
         for (size_t at = 0; at < KV_PAGE; at += 32)
-            qk_strip(kind, 7, 2, q, d0, n_d, k, kd, first, s, at);
+            qk_strip(kind, 7, 2, q, d0, n_d, k, ahead, kd, first, s, at);
         break;
     default:
         for (size_t at = 0; at < KV_PAGE; at += 32)
-            qk_strip(kind, 8, 2, q, d0, n_d, k, kd, first, s, at);
+            qk_strip(kind, 8, 2, q, d0, n_d, k, ahead, kd, first, s, at);
         break;
     }
 }
 
 static void qk_group(enum kind kind, int nq, const float *const *q, int d0, int n_d, const void *k,
-                     const uint16_t *kd, int first, float *s)
+                     ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
 {
     if (kind == SRC_F32)
-        qk_kind(SRC_F32, nq, q, (size_t)d0, n_d, k, kd, first, s);
+        qk_kind(SRC_F32, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
     else if (kind == SRC_F16)
-        qk_kind(SRC_F16, nq, q, (size_t)d0, n_d, k, NULL, first, s);
+        qk_kind(SRC_F16, nq, q, (size_t)d0, n_d, k, ahead, NULL, first, s);
     else
-        qk_kind(SRC_I8, nq, q, (size_t)d0, n_d, k, kd, first, s);
+        qk_kind(SRC_I8, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
 }
 
 INLINE float fold_add(__m512 a)
@@ -113,46 +124,57 @@ INLINE float fold_add(__m512 a)
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-/* The maximum of sixteen lanes and m, in every lane; equal zeros keep the sign the order gives. */
-INLINE __m512 fold_max(__m512 a, float m)
+INLINE float fold_max(__m512 a, float m)
 {
     __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
     c = _mm_max_ps(c, _mm_movehl_ps(c, c));
-    return _mm512_broadcastss_ps(_mm_max_ss(_mm_max_ss(c, _mm_movehdup_ps(c)), _mm_set_ss(m)));
+    return _mm_cvtss_f32(_mm_max_ss(_mm_max_ss(c, _mm_movehdup_ps(c)), _mm_set_ss(m)));
 }
 
-/* One online softmax step of one vector; see elem.h. */
-static float soften(float *s, int lo, int hi, float scale, float *m, float *l)
+/* Bit p tells whether position p is seen. */
+INLINE uint64_t seen(int lo, int hi) { return (UINT64_MAX << lo) & (UINT64_MAX >> (63 - hi)); }
+
+INLINE float top_of(float *s, int lo, int hi, float scale, float m)
 {
     const __m512 f = _mm512_set1_ps(scale), none = _mm512_set1_ps(-INFINITY);
-    const uint64_t seen = (UINT64_MAX << lo) & (UINT64_MAX >> (63 - hi));
-    __m512 x[4];
+    const uint64_t mask = seen(lo, hi);
     __m512 top = none;
 #pragma GCC unroll 4
     for (int z = 0; z < 4; z++) {
-        x[z] = _mm512_mask_mul_ps(none, (__mmask16)(seen >> (z * LANES)),
-                                  _mm512_loadu_ps(s + z * LANES), f);
-        top = _mm512_max_ps(x[z], top);
+        const __m512 x = _mm512_mask_mul_ps(none, (__mmask16)(mask >> (z * LANES)),
+                                            _mm512_loadu_ps(s + z * LANES), f);
+        _mm512_storeu_ps(s + z * LANES, x);
+        top = _mm512_max_ps(x, top);
     }
-    top = fold_max(top, *m);
-    const float c = _mm512_cvtss_f32(elem_exp512(_mm512_sub_ps(_mm512_set1_ps(*m), top)));
+    return fold_max(top, m);
+}
+
+INLINE float weigh(float *s, int lo, int hi, float top)
+{
+    const __m512 m = _mm512_set1_ps(top);
+    const uint64_t mask = seen(lo, hi);
     __m512 sum = _mm512_setzero_ps();
 #pragma GCC unroll 4
     for (int z = 0; z < 4; z++) {
-        x[z] = _mm512_maskz_mov_ps((__mmask16)(seen >> (z * LANES)),
-                                   elem_exp512(_mm512_sub_ps(x[z], top)));
-        sum = _mm512_add_ps(sum, x[z]);
-        _mm512_storeu_ps(s + z * LANES, x[z]);
+        const __m512 e = elem_exp512(_mm512_sub_ps(_mm512_loadu_ps(s + z * LANES), m));
+        const __m512 x = _mm512_maskz_mov_ps((__mmask16)(mask >> (z * LANES)), e);
+        sum = _mm512_add_ps(sum, x);
+        _mm512_storeu_ps(s + z * LANES, x);
     }
-    *m = _mm512_cvtss_f32(top);
-    *l = fmaf(*l, c, fold_add(sum));
-    return c;
+    return fold_add(sum);
+}
+
+INLINE void exp_diff(int n, const float *x, float *y)
+{
+    for (int i = 0; i < n; i += LANES)
+        _mm512_storeu_ps(y + i, elem_exp512(_mm512_sub_ps(_mm512_loadu_ps(y + i),
+                                                          _mm512_loadu_ps(x + i))));
 }
 
 /* nq vectors x nz registers of outputs, from output col of the piece. */
 INLINE void pv_strip(enum kind kind, const int nq, const int nz, const float *e, const float *c,
-                     const void *v, size_t ld, int lo, int hi, float *const *o, size_t c0,
+                     const void *v, ptrdiff_t ahead, size_t ld, int lo, int hi, float *const *o, size_t c0,
                      size_t col)
 {
     __m512 a[8][4];
@@ -165,9 +187,13 @@ INLINE void pv_strip(enum kind kind, const int nq, const int nz, const float *e,
     }
     for (int p = lo; p <= hi; p++) {
         __m512 vv[4];
+        const size_t row = (size_t)p * ld + col;
+        if (kind == SRC_F16) prefetch(v, row * 2, ahead);
+        if (kind == SRC_F16 && nz == 4) prefetch(v, row * 2 + 64, ahead);
+        if (kind == SRC_I8) prefetch(v, row, ahead);
 #pragma GCC unroll 4
         for (int z = 0; z < nz; z++)
-            vv[z] = load16(kind, v, (size_t)p * ld + col + (size_t)z * LANES);
+            vv[z] = load16(kind, v, row + (size_t)z * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < nq; i++) {
             const __m512 b = _mm512_set1_ps(e[i * KV_PAGE + p]);
@@ -183,41 +209,41 @@ INLINE void pv_strip(enum kind kind, const int nq, const int nz, const float *e,
 
 /* All columns of a piece: wide strips, then what is left in single registers. */
 INLINE void pv_cols(enum kind kind, const int nq, const int nz, const float *e, const float *c,
-                    const void *v, size_t ld, int n_col, int lo, int hi, float *const *o,
-                    size_t c0)
+                    const void *v, ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi,
+                    float *const *o, size_t c0)
 {
     size_t col = 0;
     const size_t wide = (size_t)nz * LANES, n = (size_t)n_col;
     for (; col + wide <= n; col += wide)
-        pv_strip(kind, nq, nz, e, c, v, ld, lo, hi, o, c0, col);
-    for (; col < n; col += LANES) pv_strip(kind, nq, 1, e, c, v, ld, lo, hi, o, c0, col);
+        pv_strip(kind, nq, nz, e, c, v, ahead, ld, lo, hi, o, c0, col);
+    for (; col < n; col += LANES) pv_strip(kind, nq, 1, e, c, v, ahead, ld, lo, hi, o, c0, col);
 }
 
 INLINE void pv_kind(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                    size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
+                    ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
 {
     const int nz = kind == SRC_I8 ? 2 : 4;
     switch (nq) {
-    case 1: pv_cols(kind, 1, nz, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 2: pv_cols(kind, 2, nz, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 3: pv_cols(kind, 3, nz, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 4: pv_cols(kind, 4, nz, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 5: pv_cols(kind, 5, nz, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 6: pv_cols(kind, 6, nz, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    case 7: pv_cols(kind, 7, 2, e, c, v, ld, n_col, lo, hi, o, c0); break;
-    default: pv_cols(kind, 8, 2, e, c, v, ld, n_col, lo, hi, o, c0); break;
+    case 1: pv_cols(kind, 1, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 2: pv_cols(kind, 2, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 3: pv_cols(kind, 3, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 4: pv_cols(kind, 4, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 5: pv_cols(kind, 5, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 6: pv_cols(kind, 6, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 7: pv_cols(kind, 7, 2, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    default: pv_cols(kind, 8, 2, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
     }
 }
 
 static void pv_group(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                     size_t ld, int n_col, int lo, int hi, float *const *o, int c0)
+                     ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, int c0)
 {
     if (kind == SRC_F32)
-        pv_kind(SRC_F32, nq, e, c, v, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F32, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
     else if (kind == SRC_F16)
-        pv_kind(SRC_F16, nq, e, c, v, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F16, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
     else
-        pv_kind(SRC_I8, nq, e, c, v, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_I8, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
 }
 
 static void finish(int dv, float *o, float l)

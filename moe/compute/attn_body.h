@@ -1,12 +1,12 @@
 /* The driver of vectorised attention: attn_avx2.c and attn_avx512.c each include it once, behind
  * their own inner kernels.  Private to the two.
  *
- * Owns no state; scratch is on the stack (about 45 KiB), whatever dk and dv are.  Never allocates.
+ * Owns no state; scratch is on the stack (about 75 KiB), whatever dk and dv are.  Never allocates.
  *
  * DESIGN.  Consecutive rows on the same pages are flattened into vectors (row, query head), TILE at
  * a time.  For every page: the scores of all active vectors, their softmax step, then the values.
  *   - Few vectors (decode): the inner kernels read the page as it is stored, once, and are bound
- *     by memory.
+ *     by memory; while they read K they prefetch V, and with V the next page's K.
  *   - Many vectors (prefill): a piece of the page (64 x 64 values) is converted to float once and
  *     serves the whole tile from the first-level cache; the kernels are bound by multiply-adds.
  * The pieces cut dk and dv, never a sum's order: scores continue through memory from piece to
@@ -15,17 +15,20 @@
  * multiplied by zero but left out, as a page may hold anything there; vectors of one group whose
  * ranges differ (the last page of a prompt, the edge of a window) share the common part only.
  *
- * The including file provides GROUP_F32, GROUP_DIRECT and
+ * The including file provides GROUP_F32 and GROUP_DIRECT, the largest nq of its kernels, and
  *   to_f32(kind, n, src, dst)                                   n a multiple of 16
- *   qk_group(kind, nq, q, d0, n_d, k, kd, first, s)             s[nq][64] (+)= q . k
- *   soften(s, lo, hi, scale, m, l)                              s -> e; returns c
- *   scale_by(n, x, w, y)                                        y[64] = x * w
- *   pv_group(kind, nq, e, c, v, ld, n_col, lo, hi, o, c0)       o = o * c + e v
- *   finish(dv, o, l)                                            o /= l */
+ *   qk_group(kind, nq, q, d0, n_d, k, ahead, kd, first, s)      s[nq][64] (+)= q . k
+ *   top_of(s, lo, hi, scale, m)                                 s[64] *= scale; max(max s, m)
+ *   exp_diff(n, x, y)                                           y = exp(y - x), n padded to 16
+ *   weigh(s, lo, hi, top)                                       s[64] -> e, returns their sum
+ *   scale_by(x, w, y)                                           y[64] = x * w
+ *   pv_group(kind, nq, e, c, v, ahead, ld, n_col, lo, hi, o, c0)  o = o * c + e v
+ *   finish(dv, o, l)                                            o /= l
+ * `ahead` is how many bytes behind what is read the prefetch goes; SRC_F32 does not prefetch. */
 #ifndef MOE_COMPUTE_ATTN_BODY_H
 #define MOE_COMPUTE_ATTN_BODY_H
 
-enum { TILE = 48, PIECE = 64 };
+enum { TILE = 96, PIECE = 64, DIRECT_MAX = 8 };
 
 struct tile {
     int n;                /* vectors */
@@ -67,24 +70,30 @@ static void collect(const struct tile *t, int32_t page, struct active *a)
     }
 }
 
+/* How many vectors go together: as equal as the kernels allow. */
+static int group_size(enum kind kind, int n)
+{
+    const int most = kind == SRC_F32 ? GROUP_F32 : GROUP_DIRECT;
+    const int groups = (n + most - 1) / most;
+    return (n + groups - 1) / groups;
+}
+
 /* One piece of K for all active vectors. */
 static void qk_all(enum kind kind, const struct active *a, int d0, int n_d, const void *k,
-                   const uint16_t *kd, float *s)
+                   ptrdiff_t ahead, const uint16_t *kd, float *s)
 {
-    const int group = kind == SRC_F32 ? GROUP_F32 : GROUP_DIRECT;
+    const int group = group_size(kind, a->n);
     for (int g = 0; g < a->n; g += group)
-        qk_group(kind, min_int(group, a->n - g), a->q + g, d0, n_d, k, kd, d0 == 0,
+        qk_group(kind, min_int(group, a->n - g), a->q + g, d0, n_d, k, ahead, kd, d0 == 0,
                  s + g * KV_PAGE);
 }
 
-/* One piece of V for all active vectors; e is [n][e_step]. */
-static void pv_all(enum kind kind, const struct active *a, const float *e, const void *v, size_t ld,
-                   int c0, int n_col)
+/* One piece of V for all active vectors. */
+static void pv_all(enum kind kind, const struct active *a, const float *e, const void *v,
+                   ptrdiff_t ahead, size_t ld, int c0, int n_col)
 {
-    static const float ones[TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                     1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                     1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const int group = kind == SRC_F32 ? GROUP_F32 : GROUP_DIRECT;
+    static const float ones[DIRECT_MAX] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const int group = group_size(kind, a->n);
     for (int g = 0; g < a->n; g += group) {
         const int nq = min_int(group, a->n - g);
         int lo = a->lo[g], hi = a->hi[g], all_lo = lo, all_hi = hi;
@@ -96,59 +105,72 @@ static void pv_all(enum kind kind, const struct active *a, const float *e, const
         }
         const float *eg = e + g * KV_PAGE;
         if (lo == all_lo && hi == all_hi) {
-            pv_group(kind, nq, eg, a->c + g, v, ld, n_col, lo, hi, a->o + g, c0);
+            pv_group(kind, nq, eg, a->c + g, v, ahead, ld, n_col, lo, hi, a->o + g, c0);
             continue;
         }
         /* Alone up to the common part (or all the way when there is none), together, alone. */
         if (lo > hi) lo = KV_PAGE, hi = KV_PAGE - 1;
         for (int i = 0; i < nq; i++)
-            pv_group(kind, 1, eg + i * KV_PAGE, a->c + g + i, v, ld, n_col, a->lo[g + i],
+            pv_group(kind, 1, eg + i * KV_PAGE, a->c + g + i, v, ahead, ld, n_col, a->lo[g + i],
                      min_int(lo - 1, a->hi[g + i]), a->o + g + i, c0);
         if (lo > hi) continue;
-        pv_group(kind, nq, eg, ones, v, ld, n_col, lo, hi, a->o + g, c0);
+        pv_group(kind, nq, eg, ones, v, ahead, ld, n_col, lo, hi, a->o + g, c0);
         for (int i = 0; i < nq; i++)
             if (a->hi[g + i] > hi)
-                pv_group(kind, 1, eg + i * KV_PAGE, ones, v, ld, n_col, hi + 1, a->hi[g + i],
+                pv_group(kind, 1, eg + i * KV_PAGE, ones, v, ahead, ld, n_col, hi + 1, a->hi[g + i],
                          a->o + g + i, c0);
     }
 }
 
+/* The online softmax step of all active vectors: s becomes e. */
 static void soften_all(struct tile *t, struct active *a, float scale, float *s)
 {
-    for (int i = 0; i < a->n; i++) {
+    _Alignas(64) float top[TILE];
+    const int n = a->n;
+    for (int i = 0; i < n; i++) {
+        a->c[i] = t->m[a->at[i]];
+        top[i] = top_of(s + i * KV_PAGE, a->lo[i], a->hi[i], scale, a->c[i]);
+    }
+    for (int i = n; i % 16; i++) a->c[i] = top[i] = 0.0f;
+    exp_diff(n, top, a->c);
+    for (int i = 0; i < n; i++) {
         const int at = a->at[i];
-        a->c[i] = soften(s + i * KV_PAGE, a->lo[i], a->hi[i], scale, t->m + at, t->l + at);
+        const float sum = weigh(s + i * KV_PAGE, a->lo[i], a->hi[i], top[i]);
+        t->m[at] = top[i];
+        t->l[at] = fmaf(t->l[at], a->c[i], sum);
     }
 }
 
-static void page_f16(int dk, int dv, float scale, const char *page, struct tile *t,
+/* `next` is the distance to the page after this one, for the prefetch. */
+static void page_f16(int dk, int dv, float scale, const char *page, ptrdiff_t next, struct tile *t,
                      struct active *a)
 {
     _Alignas(64) float s[TILE * KV_PAGE];
     _Alignas(64) float piece[PIECE * KV_PAGE];
     const uint16_t *k = (const uint16_t *)page;             /* [dk][64] */
     const uint16_t *v = k + (size_t)dk * KV_PAGE;           /* [64][dv] */
-    if (a->n <= GROUP_DIRECT) {
-        qk_all(SRC_F16, a, 0, dk, k, NULL, s);
+    const ptrdiff_t k_to_v = (ptrdiff_t)attn_head_bytes(KV_F16, dk, 0);
+    if (a->n <= DIRECT_MAX) {
+        qk_all(SRC_F16, a, 0, dk, k, k_to_v, NULL, s);
         soften_all(t, a, scale, s);
-        pv_all(SRC_F16, a, s, v, (size_t)dv, 0, dv);
+        pv_all(SRC_F16, a, s, v, next - k_to_v, (size_t)dv, 0, dv);
         return;
     }
     for (int d0 = 0; d0 < dk; d0 += PIECE) {
         const int n_d = min_int(PIECE, dk - d0);
         to_f32(SRC_F16, n_d * KV_PAGE, k + (size_t)d0 * KV_PAGE, piece);
-        qk_all(SRC_F32, a, d0, n_d, piece, NULL, s);
+        qk_all(SRC_F32, a, d0, n_d, piece, 0, NULL, s);
     }
     soften_all(t, a, scale, s);
     for (int c0 = 0; c0 < dv; c0 += PIECE) {
         const int n_col = min_int(PIECE, dv - c0);
         for (size_t p = 0; p < KV_PAGE; p++)
             to_f32(SRC_F16, n_col, v + p * (size_t)dv + (size_t)c0, piece + p * PIECE);
-        pv_all(SRC_F32, a, s, piece, PIECE, c0, n_col);
+        pv_all(SRC_F32, a, s, piece, 0, PIECE, c0, n_col);
     }
 }
 
-static void page_q8(int dk, int dv, float scale, const char *page, struct tile *t,
+static void page_q8(int dk, int dv, float scale, const char *page, ptrdiff_t next, struct tile *t,
                     struct active *a)
 {
     _Alignas(64) float s[TILE * KV_PAGE];
@@ -161,12 +183,13 @@ static void page_q8(int dk, int dv, float scale, const char *page, struct tile *
     const int8_t *k = (const int8_t *)(kd + kb * KV_PAGE);             /* [dk][64] */
     const uint16_t *vd = (const uint16_t *)(k + (size_t)dk * KV_PAGE); /* [64][dv/32] */
     const int8_t *v = (const int8_t *)(vd + vb * KV_PAGE);             /* [64][dv] */
-    const int direct = a->n <= GROUP_DIRECT;
+    const ptrdiff_t k_to_v = (ptrdiff_t)attn_head_bytes(KV_Q8_0, dk, 0);
+    const int direct = a->n <= DIRECT_MAX;
     for (size_t b = 0; b < kb; b++) {
         const int8_t *kp = k + b * Q8_BLOCK * KV_PAGE;
         if (!direct) to_f32(SRC_I8, Q8_BLOCK * KV_PAGE, kp, piece);
         qk_all(direct ? SRC_I8 : SRC_F32, a, (int)b * Q8_BLOCK, Q8_BLOCK,
-               direct ? (const void *)kp : piece, kd + b * KV_PAGE, s);
+               direct ? (const void *)kp : piece, k_to_v, kd + b * KV_PAGE, s);
     }
     soften_all(t, a, scale, s);
     for (size_t b = 0; b < vb; b++) {
@@ -176,12 +199,12 @@ static void page_q8(int dk, int dv, float scale, const char *page, struct tile *
         const int8_t *vp = v + b * Q8_BLOCK;
         const int c0 = (int)b * Q8_BLOCK;
         if (direct) {
-            pv_all(SRC_I8, a, w, vp, (size_t)dv, c0, Q8_BLOCK);
+            pv_all(SRC_I8, a, w, vp, next - k_to_v, (size_t)dv, c0, Q8_BLOCK);
             continue;
         }
         for (size_t p = 0; p < KV_PAGE; p++)
             to_f32(SRC_I8, Q8_BLOCK, vp + p * (size_t)dv, piece + p * Q8_BLOCK);
-        pv_all(SRC_F32, a, w, piece, Q8_BLOCK, c0, Q8_BLOCK);
+        pv_all(SRC_F32, a, w, piece, 0, Q8_BLOCK, c0, Q8_BLOCK);
     }
 }
 
@@ -201,10 +224,11 @@ static void run_tile(enum kv_type type, int dk, int dv, float scale, const char 
         collect(t, page, &a);
         if (!a.n) continue;
         const char *p = kv + (size_t)page * page_stride;
+        const ptrdiff_t next = page < last / KV_PAGE ? (ptrdiff_t)page_stride : 0;
         if (type == KV_F16)
-            page_f16(dk, dv, scale, p, t, &a);
+            page_f16(dk, dv, scale, p, next, t, &a);
         else
-            page_q8(dk, dv, scale, p, t, &a);
+            page_q8(dk, dv, scale, p, next, t, &a);
     }
     for (int i = 0; i < t->n; i++) finish(dv, t->o[i], t->l[i]);
 }

@@ -65,7 +65,7 @@ struct shard {
 struct gguf {
     struct shard *shards;
     int n_shards;
-    uint64_t shards_cap;
+    uint64_t shards_cap, header_bytes; /* of all parts so far */
     uint32_t version;
     struct kv_table kv; /* of the first part */
     struct entry *tensors;
@@ -730,6 +730,7 @@ static void settle(struct reader *r)
     struct gguf *g = r->g;
     uint8_t *p = realloc(r->buf, (size_t)r->c.pos);
     if (p) r->buf = p;
+    g->header_bytes += r->c.pos;
     for (uint64_t i = 0; i < r->kv.n; i++) {
         struct pair *kv = &r->kv.v[i];
         kv->kv.key.s = (const char *)r->buf + kv->key_at;
@@ -766,7 +767,8 @@ static enum status read_part(struct reader *r, const char *path, const struct os
     part->file_bytes = r->file.size;
     part->path = strdup(path);
     if (!part->path) return no_memory(r);
-    r->c.size = r->file.size < HEADER_MAX ? r->file.size : HEADER_MAX;
+    uint64_t most = HEADER_MAX - g->header_bytes; /* a limit for the whole set */
+    r->c.size = r->file.size < most ? r->file.size : most;
     r->c.more = read_more;
     r->c.arg = r;
     s = parse_part(r, version);

@@ -1,9 +1,9 @@
 /* GGUF: the container of model files, versions 2 and 3, split files included; and its writer.
  *
- * gguf_open() maps the header only (key-value pairs and the tensor directory) and checks every
+ * gguf_open() reads the header only (key-value pairs and the tensor directory) and checks every
  * length, offset, count and type in it before anything is returned; iterating then hands out
- * pointers borrowed from that mapping, valid until gguf_close().  Tensor data is never mapped:
- * callers read {shard, offset, bytes} through moe/base/osfile.h.
+ * pointers borrowed from that copy, valid until gguf_close().  No file stays open or mapped:
+ * callers read tensor data, {shard, offset, bytes}, through moe/base/osfile.h.
  *
  * Layout (little endian):
  *   "GGUF" | u32 version | u64 n_tensors | u64 n_kv
@@ -37,13 +37,13 @@ struct gguf_value {
     enum gguf_type elem;       /* element type of an array */
     uint64_t n;                /* elements of an array, else 1 */
     const void *data;          /* borrowed little-endian bytes, unaligned */
-    uint64_t bytes;            /* of data */
+    uint64_t bytes;            /* of data; of a string: its length */
 };
 
 struct gguf_kv {
     struct gguf_str key;
     struct gguf_value value;
-    uint64_t pos; /* byte of the value in the first shard, for messages */
+    uint64_t pos; /* byte of the value (of an array: of its element type), for messages */
 };
 
 enum { GGUF_DIMS = 4 };
@@ -61,7 +61,16 @@ struct gguf_tensor {
 struct gguf;
 
 /* Opens path, and its sisters when it is part of a split set (split.count > 1; the first part
- * must be the one named).  ERR_IO, ERR_FORMAT (with byte), ERR_MEMORY.  *out NULL on failure. */
+ * must be the one named; the keys are the first part's).  *out NULL on failure:
+ *   ERR_IO           cannot be opened or read; a part is missing
+ *   ERR_FORMAT       malformed or truncated; err.pos is the byte (where data is cut off: the
+ *                    file's size)
+ *   ERR_UNSUPPORTED  version 1 or unknown, big-endian, arrays of arrays, or larger than any model:
+ *                    a header over 256 MiB, over 65,536 keys or 1,048,576 tensors
+ *   ERR_MEMORY
+ * Guaranteed afterwards: names are unique and not empty; dims are positive; the bytes of every
+ * tensor whose type is known lie inside its file, aligned, and no two overlap; bools are 0 or 1.
+ * NOT checked: what keys mean, whether strings are UTF-8, types without a row in quant/qtype.h. */
 enum status gguf_open(const char *path, const struct osfile_ops *ops, struct gguf **out,
                       struct err *e);
 void gguf_close(struct gguf *g);
@@ -77,8 +86,9 @@ const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, uint64_t i);
 const struct gguf_kv *gguf_find(const struct gguf *g, const char *key);            /* or NULL */
 const struct gguf_tensor *gguf_find_tensor(const struct gguf *g, const char *name); /* or NULL */
 
-/* Typed access.  Any integer type converts to another when the value fits; F32 and F64 convert.
- * Missing: ERR_MISSING naming the key; wrong type or range: ERR_SHAPE. */
+/* Typed access.  Any integer type converts to another when the value fits; F32 and F64 convert;
+ * integers are no floats and no bools.  Missing: ERR_MISSING naming the key; wrong type or range:
+ * ERR_SHAPE with the byte. */
 enum status gguf_get_u64(const struct gguf *g, const char *key, uint64_t *out, struct err *e);
 enum status gguf_get_f32(const struct gguf *g, const char *key, float *out, struct err *e);
 enum status gguf_get_str(const struct gguf *g, const char *key, struct gguf_str *out,
@@ -91,11 +101,13 @@ enum status gguf_get_f32_or(const struct gguf *g, const char *key, float dflt, f
 enum status gguf_get_bool_or(const struct gguf *g, const char *key, bool dflt, bool *out,
                              struct err *e);
 
-/* Array elements; i < value->n and the element type must suit (integers convert). */
+/* Array elements (or a scalar, i = 0); i < value->n.  Integers and bools convert to each other as
+ * C casts do, and to double; what does not suit (a string, a float as integer) gives 0, so check
+ * value->elem first where the file is not trusted. */
 uint64_t gguf_elem_u64(const struct gguf_value *v, uint64_t i);
 int64_t gguf_elem_i64(const struct gguf_value *v, uint64_t i);
 double gguf_elem_f64(const struct gguf_value *v, uint64_t i);
-/* Strings of an array have no index: walk them.  *cursor starts at 0. */
+/* Strings of an array have no index: walk them.  *cursor starts at 0; s is NULL after the last. */
 struct gguf_str gguf_elem_next_str(const struct gguf_value *v, uint64_t *cursor);
 
 /* "u32", "string", "array" ... */
@@ -105,7 +117,10 @@ const char *gguf_type_name(enum gguf_type t);
  * Collect keys and tensor descriptions, then stream the data in the same order:
  *   gguf_writer_new, gguf_put_*..., gguf_put_tensor..., gguf_writer_begin(path),
  *   gguf_writer_data(bytes) for each tensor in order (any number of pieces), gguf_writer_end.
- * The file is written aside and renamed at the end; close without end leaves nothing behind. */
+ * The file is written aside and renamed at the end; close without end leaves nothing behind.
+ * Version 3, alignment 32 unless general.alignment is put before the first tensor; padding is the
+ * writer's.  What gguf_open would refuse is refused by begin: ERR_RANGE (names, duplicates),
+ * ERR_SHAPE (dims, or bytes that do not suit type and dims).  A failed write (ERR_IO) sticks. */
 struct gguf_writer;
 
 struct gguf_writer *gguf_writer_new(void); /* NULL when out of memory */
@@ -118,16 +133,19 @@ void gguf_put_f32(struct gguf_writer *w, const char *key, float v);
 void gguf_put_bool(struct gguf_writer *w, const char *key, bool v);
 void gguf_put_str(struct gguf_writer *w, const char *key, const char *s);
 void gguf_put_strs(struct gguf_writer *w, const char *key, const struct gguf_str *s, uint64_t n);
-/* An array of numbers, n elements of type t at data. */
+/* An array of numbers or bools (one byte each), n elements of type t at data, in the machine's
+ * byte order. */
 void gguf_put_array(struct gguf_writer *w, const char *key, enum gguf_type t, const void *data,
                     uint64_t n);
 /* Copies a pair of an open file as it is. */
 void gguf_put_kv(struct gguf_writer *w, const struct gguf_kv *kv);
+/* Types without a row in quant/qtype.h may have any number of bytes; readers see 0 for them. */
 void gguf_put_tensor(struct gguf_writer *w, const char *name, uint32_t type, int n_dims,
                      const uint64_t *dim, uint64_t bytes);
 enum status gguf_writer_begin(struct gguf_writer *w, const char *path, struct err *e);
 enum status gguf_writer_data(struct gguf_writer *w, const void *data, uint64_t bytes,
                              struct err *e);
+/* Every tensor must have had its bytes: ERR_RANGE otherwise. */
 enum status gguf_writer_end(struct gguf_writer *w, struct err *e);
 
 #endif
