@@ -50,6 +50,15 @@ $(BIN): $(CLI_OBJ) $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
 
+# Tests that fail the Nth call (tests/fault.h) wrap the functions that they fail.
+comma := ,
+FAULTS := malloc calloc realloc free strdup aligned_alloc mmap mprotect open pread fopen fwrite \
+          fflush fsync fclose rename pthread_create
+FAULT_LINK := $(FAULTS:%=-Wl$(comma)--wrap=%)
+LINK_test_engine := $(FAULT_LINK)
+LINK_test_fault_base := $(FAULT_LINK)
+LINK_test_fault_gguf := $(FAULT_LINK)
+
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) $(LINK_$*) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
@@ -61,8 +70,6 @@ $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtessera.a
 tools: $(TOOLS)
 
 # ---- tests ----
-# Test programs that fail the Nth allocation or read wrap the functions they fail.
-WRAP_ALLOC := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=strdup,--wrap=mmap,--wrap=pread
 
 CHECKS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/check_*.c))
 SCRIPTS := $(wildcard tests/cli_*.sh)

@@ -13,15 +13,6 @@
 #define TESSERA_COMMIT "unknown"
 #endif
 
-/* Commands that are being written link as absent until their file exists. */
-#pragma weak cmd_plan
-#pragma weak cmd_info
-#pragma weak cmd_tokenize
-#pragma weak cmd_logits
-#pragma weak cmd_perplexity
-#pragma weak cmd_bench
-#pragma weak cmd_doctor
-
 static const struct cli_command *commands(void)
 {
     static const struct cli_command table[] = {
@@ -34,8 +25,7 @@ static const struct cli_command *commands(void)
         {"perplexity", "-m F -f TEXT [-c 512]", "how well a model predicts a text",
          cmd_perplexity},
         {"bench", "-m F [-p 512] [-n 128] [-r 5]", "tokens per second", cmd_bench},
-        {"doctor", "[-o FILE]", "this machine: what it has, how fast it is, what is slow and why",
-         cmd_doctor},
+        {"doctor", "[-o FILE]", "what this machine has, how fast it is, what is slow", cmd_doctor},
         {NULL, NULL, NULL, NULL}};
     return table;
 }
@@ -51,7 +41,7 @@ static void usage(FILE *to)
 {
     fprintf(to, "Tessera runs Mixture-of-Experts language models inside a memory budget.\n\n");
     for (const struct cli_command *c = commands(); c->name; c++)
-        if (c->fn) fprintf(to, "  tessera %-10s %-30s %s\n", c->name, c->args, c->help);
+        fprintf(to, "  tessera %-10s %-30s %s\n", c->name, c->args, c->help);
     fprintf(to, "\n  tessera help COMMAND lists its flags; tessera --version says which build "
                 "this is\n");
 }
@@ -90,10 +80,7 @@ static int unknown(const char *word)
 static int call(const char *name, int argc, char **argv)
 {
     const struct cli_command *c = cli_command(name);
-    if (!c) return unknown(name);
-    if (c->fn) return c->fn(argc, argv);
-    fprintf(stderr, "tessera: %s is not in this build\n", name);
-    return CLI_USAGE;
+    return c ? c->fn(argc, argv) : unknown(name);
 }
 
 static int help(int argc, char **argv)

@@ -142,10 +142,10 @@ static float fit_affine(const float *x, float inv, float lo, float *scale, float
         sxq += x[i] * (float)q[i];
     }
     float det = 32 * sqq - sq * sq;
-    if (!(det > 0)) return INFINITY;
-    *scale = (32 * sxq - sq * sx) / det;
-    *min = (sq * sxq - sqq * sx) / det;
-    if (*min < 0) {
+    if (!(sqq > 0)) return INFINITY;
+    *scale = det > 0 ? (32 * sxq - sq * sx) / det : 0;
+    *min = det > 0 ? (sq * sxq - sqq * sx) / det : -1;
+    if (*min < 0) { /* the constraint binds, or all codes are equal */
         *min = 0;
         *scale = sxq / sqq;
     }
@@ -164,8 +164,8 @@ static void search_affine(const float *x, float *scale, float *min)
         lo = fminf(lo, x[i]);
         hi = fmaxf(hi, x[i]);
     }
-    *scale = 0;
     *min = -lo;
+    *scale = (hi - lo) / 15.0f;
     if (!(hi > lo)) return;
     float best = INFINITY;
     for (int k = -12; k <= 24; k++) {

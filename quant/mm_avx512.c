@@ -11,10 +11,10 @@
  *
  * Several rows (prefill): two tiles at a time; a stretch of 32 weights of both tiles is unpacked
  * into sixteen registers and meets every row of the group before the next stretch, so unpacking is
- * paid once per group.  (Few rows take one tile at a time: one stream reads DRAM best.)  Float (and, for K types, integer) accumulators wait in L1 scratch: one
- * load and one store per sixteen vpdpbusd.  A group is at most GROUP rows; groups are taken inside
- * a tile pair, so that the pair stays in L2, and everything inside a chunk of rows whose
- * activations fit L2 too. */
+ * paid once per group.  Float (and, for K types, integer) accumulators wait in L1 scratch: one load
+ * and one store per sixteen vpdpbusd.  A group is at most GROUP rows; groups are taken inside a
+ * tile pair, so that the pair stays in L2, and everything inside a chunk of rows whose activations
+ * fit L2 too.  Few rows take one tile at a time: one stream reads DRAM best. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -448,6 +448,7 @@ INLINE void block_plain(enum qtype type, int T, int C, int n_cols, const uint8_t
                         const void *const *x, float *const *y, int y_at)
 {
     const size_t step = type == QTYPE_F32 ? 64 : 32;
+    const size_t ahead = (size_t)AHEAD / (size_t)T;
     __m512 acc[4][8];
     const char *a[8];
 #pragma GCC unroll 8
@@ -462,7 +463,7 @@ INLINE void block_plain(enum qtype type, int T, int C, int n_cols, const uint8_t
         for (int t = 0; t < T; t++) {
             v[t] = load_plain(type, p + tile * (size_t)t);
             if (type == QTYPE_F32 || !(k & 1))
-                _mm_prefetch((const char *)(p + tile * (size_t)t + AHEAD), _MM_HINT_T0);
+                _mm_prefetch((const char *)(p + tile * (size_t)t + ahead), _MM_HINT_T0);
         }
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
@@ -482,9 +483,18 @@ INLINE void rows_plain(enum qtype type, int T, int n_cols, const uint8_t *p, siz
                        const void *const *x, float *const *y, int y_at)
 {
     for (; n >= 8; n -= 8, x += 8, y += 8) block_plain(type, T, 8, n_cols, p, tile, x, y, y_at);
-    for (; n >= 4; n -= 4, x += 4, y += 4) block_plain(type, T, 4, n_cols, p, tile, x, y, y_at);
-    for (; n >= 2; n -= 2, x += 2, y += 2) block_plain(type, T, 2, n_cols, p, tile, x, y, y_at);
-    if (n) block_plain(type, T, 1, n_cols, p, tile, x, y, y_at);
+    switch (n) {
+#define ROWS(C)                                                                                  \
+    case C: block_plain(type, T, C, n_cols, p, tile, x, y, y_at); break;
+        ROWS(1)
+        ROWS(2)
+        ROWS(3)
+        ROWS(4)
+        ROWS(5)
+        ROWS(6)
+        ROWS(7)
+#undef ROWS
+    }
 }
 
 INLINE void mm_plain(enum qtype type, int n_cols, int n_tiles, const void *w, int n_rows,

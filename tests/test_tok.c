@@ -150,9 +150,9 @@ static size_t random_text(struct rng *r, char *s, size_t cap, bool broken)
 {
     static const char *const chars[] = {
         " ", " ", " ", "\n", "\t", "  ", "e", "t", "a", "h", "l", "o", "w", "the", " the", "hello",
-        " world", "'s", "'LL", "123", "4", "<", "/", "s>", "\xc3\xa9", "\xe2\x82\xac", "\xe3\x80\x80",
-        "\xf0\x9f\x98\x80", "\xe4\xb8\xad", "\xd0\x9f", "\xc2\xa0", "\xcc\x81", "\xe0\xa4\xb9", "!?",
-        "aaaaaaaa", "\r\n", "A", "Zz",
+        " world", "'s", "'LL", "123", "4", "<", "/", "s>", "\xc3\xa9", "\xe2\x82\xac",
+        "\xe3\x80\x80", "\xf0\x9f\x98\x80", "\xe4\xb8\xad", "\xd0\x9f", "\xc2\xa0", "\xcc\x81",
+        "\xe0\xa4\xb9", "!?", "aaaaaaaa", "\r\n", "A", "Zz",
     };
     size_t n = 0;
     int words = (int)rng_below(r, 60);
@@ -253,7 +253,8 @@ struct naive {
     int pos[256], len[256], id[256], n;
 };
 
-static bool naive_best(const struct tok *t, const char *word, const struct naive *y, int *at, int *id)
+static bool naive_best(const struct tok *t, const char *word, const struct naive *y, int *at,
+                       int *id)
 {
     bool any = false;
     uint32_t best = 0;
@@ -348,7 +349,8 @@ static void test_merge_loop(void **state)
             int n = 1 + (int)rng_below(&r, 80), m = 0;
             for (int i = 0; i < n; i++) {
                 text[i] = "abc "[rng_below(&r, spm ? 4 : 3)];
-                m += sprintf(word + m, "%s", text[i] == ' ' ? "\xe2\x96\x81" : (char[]){text[i], 0});
+                if (text[i] == ' ') m += sprintf(word + m, "\xe2\x96\x81");
+                else m += sprintf(word + m, "%c", text[i]);
             }
             text[n] = 0;
             check_against_naive(t, text, word);
@@ -528,7 +530,8 @@ static void test_special(void **state)
     int space = ID("\xe2\x96\x81");
     IDS(t, "</s>the", TOK_SPECIAL, 2, ID("\xe2\x96\x81the"));
     IDS(t, "</s>", 0, space, ID("</"), ID("s>"));
-    IDS(t, "<0x41>", 0, space, ID("<"), ID("<0x30>"), ID("<0x78>"), ID("<0x34>"), ID("<0x31>"), ID(">"));
+    IDS(t, "<0x41>", 0, space, ID("<"), ID("<0x30>"), ID("<0x78>"), ID("<0x34>"), ID("<0x31>"),
+        ID(">"));
     tok_close(t);
 }
 
@@ -700,8 +703,9 @@ static void test_stream_every_split(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "", "a", "\xc3\xa9", "a\xe2\x82\xac" "b\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80\xf0\x9f\x98\x80",
-        "\xf0\x9f\x98", "\xff\xfe\x80", "\xe2\x82" "a\xe2", "\xc0\xaf\xed\xa0\x80", "\xf4\x90\x80\x80",
+        "", "a", "\xc3\xa9", "a\xe2\x82\xac" "b\xf0\x9f\x98\x80",
+        "\xf0\x9f\x98\x80\xf0\x9f\x98\x80", "\xf0\x9f\x98", "\xff\xfe\x80",
+        "\xe2\x82" "a\xe2", "\xc0\xaf\xed\xa0\x80", "\xf4\x90\x80\x80",
         "\xf0\x80\x80\x80", "\xc3\xc3\xa9\xe2\xe2\x82\xac", "\x80\x80\x80\x80\x80", "\xe0\x9f\xbf",
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
@@ -864,7 +868,7 @@ static void test_malformed_keys(void **state)
         char key[64];
         int n = snprintf(key, sizeof key, "tokenizer.ggml.%s", keys[i]);
         tv_write(&v, &b);
-        for (size_t at = 0; at + 64 < b.n; at++) /* rename it, put another one in front */
+        for (size_t at = 24; at + (size_t)n < b.n; at++) /* rename it, put another one in front */
             if (!memcmp(b.p + at, key, (size_t)n) && b.p[at - 8] == n) b.p[at] = 'T';
         struct blob w = {0};
         uint64_t n_kv;
@@ -876,7 +880,7 @@ static void test_malformed_keys(void **state)
         struct gguf *g;
         struct tok *t;
         struct err e;
-        assert_int_equal(tv_open_bytes(w.p, w.n, &g, &t, &e), ERR_SHAPE);
+        if (tv_open_bytes(w.p, w.n, &g, &t, &e) != ERR_SHAPE) fail_msg("%s: %s", key, e.msg);
         assert_null(t);
         gguf_close(g);
         blob_free(&b);
@@ -904,7 +908,8 @@ static void test_long_words(void **state)
     (void)state;
     static const char *const units[] = {
         "a", "A", "aA", " ", "\n", " \n", "\t ", "1", "!", "'", "'s", "\xc3\xa9", "\xe4\xb8\xad",
-        "\xcc\x81", "\xe4\xb8\xad" "A", "a1", "\xff", "\xe3\x80\x80", "\r", " a", "/\n", "\xf0\x9f\x98\x80",
+        "\xcc\x81", "\xe4\xb8\xad" "A", "a1", "\xff", "\xe3\x80\x80", "\r", " a", "/\n",
+        "\xf0\x9f\x98\x80",
     };
     enum { SIZE = 1 << 20, SMALL = 1 << 17 };
     char *s = malloc(SIZE + 16);

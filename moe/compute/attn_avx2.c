@@ -10,7 +10,6 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 8, STRIP = 16, GROUP_F32 = 6, GROUP_DIRECT = 6 };
-enum kind { SRC_F32, SRC_F16, SRC_I8 };
 
 /* Eight values from element i of src. */
 INLINE __m256 load8(enum kind kind, const void *src, size_t i)
@@ -40,25 +39,28 @@ static void scale_by(const float *x, const float *w, float *y)
 }
 
 /* nq vectors x 16 positions, from position at. */
-INLINE void qk_strip(enum kind kind, const int nq, const float *const *q, size_t d0, int n_d,
-                     const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s, size_t at)
+INLINE void qk_strip(enum kind kind, const int nq, const float *const *q,
+                     const struct k_piece *k, float *s, size_t at)
 {
+    const uint16_t *kd = kind == SRC_F16 ? NULL : k->kd;
+    const int first = k->d0 == 0;
+    const size_t n_d = (size_t)k->n_d;
     __m256 a[6][2];
     const float *qi[6];
     s += at;
 #pragma GCC unroll 6
     for (int i = 0; i < nq; i++) {
-        qi[i] = q[i] + d0;
+        qi[i] = q[i] + k->d0;
 #pragma GCC unroll 2
         for (int z = 0; z < 2; z++)
             a[i][z] = kd || first ? _mm256_setzero_ps()
                                   : _mm256_loadu_ps(s + i * KV_PAGE + z * LANES);
     }
-    for (size_t d = 0; d < (size_t)n_d; d++) {
+    for (size_t d = 0; d < n_d; d++) {
         const size_t row = d * KV_PAGE + at;
-        const __m256 k0 = load8(kind, k, row), k1 = load8(kind, k, row + LANES);
-        if (kind == SRC_F16) prefetch(k, row * 2, ahead);
-        if (kind == SRC_I8) prefetch(k, row, ahead);
+        const __m256 k0 = load8(kind, k->k, row), k1 = load8(kind, k->k, row + LANES);
+        if (kind == SRC_F16) prefetch(k->k, row * 2, k->ahead);
+        if (kind == SRC_I8) prefetch(k->k, row, k->ahead);
 #pragma GCC unroll 6
         for (int i = 0; i < nq; i++) {
             const __m256 b = _mm256_broadcast_ss(qi[i] + d);
@@ -80,35 +82,35 @@ INLINE void qk_strip(enum kind kind, const int nq, const float *const *q, size_t
     }
 }
 
-INLINE void qk_page(enum kind kind, const int nq, const float *const *q, size_t d0, int n_d,
-                    const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
+INLINE void qk_page(enum kind kind, const int nq, const float *const *q,
+                    const struct k_piece *k, float *s)
 {
     for (size_t at = 0; at < KV_PAGE; at += STRIP)
-        qk_strip(kind, nq, q, d0, n_d, k, ahead, kd, first, s, at);
+        qk_strip(kind, nq, q, k, s, at);
 }
 
-INLINE void qk_kind(enum kind kind, int nq, const float *const *q, size_t d0, int n_d,
-                    const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
+INLINE void qk_kind(enum kind kind, int nq, const float *const *q, const struct k_piece *k,
+                    float *s)
 {
     switch (nq) {
-    case 1: qk_page(kind, 1, q, d0, n_d, k, ahead, kd, first, s); break;
-    case 2: qk_page(kind, 2, q, d0, n_d, k, ahead, kd, first, s); break;
-    case 3: qk_page(kind, 3, q, d0, n_d, k, ahead, kd, first, s); break;
-    case 4: qk_page(kind, 4, q, d0, n_d, k, ahead, kd, first, s); break;
-    case 5: qk_page(kind, 5, q, d0, n_d, k, ahead, kd, first, s); break;
-    default: qk_page(kind, 6, q, d0, n_d, k, ahead, kd, first, s); break;
+    case 1: qk_page(kind, 1, q, k, s); break;
+    case 2: qk_page(kind, 2, q, k, s); break;
+    case 3: qk_page(kind, 3, q, k, s); break;
+    case 4: qk_page(kind, 4, q, k, s); break;
+    case 5: qk_page(kind, 5, q, k, s); break;
+    default: qk_page(kind, 6, q, k, s); break;
     }
 }
 
-static void qk_group(enum kind kind, int nq, const float *const *q, int d0, int n_d, const void *k,
-                     ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
+static void qk_group(enum kind kind, int nq, const float *const *q, const struct k_piece *k,
+                     float *s)
 {
     if (kind == SRC_F32)
-        qk_kind(SRC_F32, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
+        qk_kind(SRC_F32, nq, q, k, s);
     else if (kind == SRC_F16)
-        qk_kind(SRC_F16, nq, q, (size_t)d0, n_d, k, ahead, NULL, first, s);
+        qk_kind(SRC_F16, nq, q, k, s);
     else
-        qk_kind(SRC_I8, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
+        qk_kind(SRC_I8, nq, q, k, s);
 }
 
 INLINE float fold_add(__m256 lo, __m256 hi)
@@ -149,15 +151,14 @@ INLINE float top_of(float *s, int lo, int hi, float scale, float m)
     return fold_max(top[0], top[1], m);
 }
 
-INLINE float weigh(float *s, int lo, int hi, float top)
+INLINE float weigh(float *s, float top)
 {
     const __m256 m = _mm256_set1_ps(top);
     __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int z = 0; z < 8; z++) {
         const __m256 e = elem_exp256(_mm256_sub_ps(_mm256_loadu_ps(s + z * LANES), m));
-        const __m256 x = _mm256_and_ps(e, seen(z, lo, hi));
-        _mm256_storeu_ps(s + z * LANES, x);
-        sum[z & 1] = _mm256_add_ps(sum[z & 1], x);
+        _mm256_storeu_ps(s + z * LANES, e);
+        sum[z & 1] = _mm256_add_ps(sum[z & 1], e);
     }
     return fold_add(sum[0], sum[1]);
 }
@@ -170,21 +171,22 @@ INLINE void exp_diff(int n, const float *x, float *y)
 }
 
 /* nq vectors x 16 outputs, from output col of the piece. */
-INLINE void pv_strip(enum kind kind, const int nq, const float *e, const float *c, const void *v,
-                     ptrdiff_t ahead, size_t ld, int lo, int hi, float *const *o, size_t c0, size_t col)
+INLINE void pv_strip(enum kind kind, const int nq, const float *e, const float *c, int lo, int hi,
+                     const struct v_piece *v, float *const *o, size_t col)
 {
+    const size_t c0 = (size_t)v->c0 + col;
     __m256 a[6][2];
 #pragma GCC unroll 6
     for (int i = 0; i < nq; i++) {
         const __m256 f = _mm256_set1_ps(c[i]);
-        a[i][0] = _mm256_mul_ps(_mm256_loadu_ps(o[i] + c0 + col), f);
-        a[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o[i] + c0 + col + LANES), f);
+        a[i][0] = _mm256_mul_ps(_mm256_loadu_ps(o[i] + c0), f);
+        a[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o[i] + c0 + LANES), f);
     }
     for (int p = lo; p <= hi; p++) {
-        const size_t row = (size_t)p * ld + col;
-        const __m256 v0 = load8(kind, v, row), v1 = load8(kind, v, row + LANES);
-        if (kind == SRC_F16) prefetch(v, row * 2, ahead);
-        if (kind == SRC_I8) prefetch(v, row, ahead);
+        const size_t row = (size_t)p * v->ld + col;
+        const __m256 v0 = load8(kind, v->v, row), v1 = load8(kind, v->v, row + LANES);
+        if (kind == SRC_F16) prefetch(v->v, row * 2, v->ahead);
+        if (kind == SRC_I8) prefetch(v->v, row, v->ahead);
 #pragma GCC unroll 6
         for (int i = 0; i < nq; i++) {
             const __m256 b = _mm256_broadcast_ss(e + i * KV_PAGE + p);
@@ -194,40 +196,40 @@ INLINE void pv_strip(enum kind kind, const int nq, const float *e, const float *
     }
 #pragma GCC unroll 6
     for (int i = 0; i < nq; i++) {
-        _mm256_storeu_ps(o[i] + c0 + col, a[i][0]);
-        _mm256_storeu_ps(o[i] + c0 + col + LANES, a[i][1]);
+        _mm256_storeu_ps(o[i] + c0, a[i][0]);
+        _mm256_storeu_ps(o[i] + c0 + LANES, a[i][1]);
     }
 }
 
-INLINE void pv_cols(enum kind kind, const int nq, const float *e, const float *c, const void *v,
-                    ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
+INLINE void pv_cols(enum kind kind, const int nq, const float *e, const float *c, int lo, int hi,
+                    const struct v_piece *v, float *const *o)
 {
-    for (size_t col = 0; col < (size_t)n_col; col += STRIP)
-        pv_strip(kind, nq, e, c, v, ahead, ld, lo, hi, o, c0, col);
+    for (size_t col = 0; col < (size_t)v->n_col; col += STRIP)
+        pv_strip(kind, nq, e, c, lo, hi, v, o, col);
 }
 
-INLINE void pv_kind(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                    ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
+INLINE void pv_kind(enum kind kind, int nq, const float *e, const float *c, int lo, int hi,
+                    const struct v_piece *v, float *const *o)
 {
     switch (nq) {
-    case 1: pv_cols(kind, 1, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 2: pv_cols(kind, 2, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 3: pv_cols(kind, 3, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 4: pv_cols(kind, 4, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 5: pv_cols(kind, 5, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    default: pv_cols(kind, 6, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 1: pv_cols(kind, 1, e, c, lo, hi, v, o); break;
+    case 2: pv_cols(kind, 2, e, c, lo, hi, v, o); break;
+    case 3: pv_cols(kind, 3, e, c, lo, hi, v, o); break;
+    case 4: pv_cols(kind, 4, e, c, lo, hi, v, o); break;
+    case 5: pv_cols(kind, 5, e, c, lo, hi, v, o); break;
+    default: pv_cols(kind, 6, e, c, lo, hi, v, o); break;
     }
 }
 
-static void pv_group(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                     ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, int c0)
+static void pv_group(enum kind kind, int nq, const float *e, const float *c, int lo, int hi,
+                     const struct v_piece *v, float *const *o)
 {
     if (kind == SRC_F32)
-        pv_kind(SRC_F32, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F32, nq, e, c, lo, hi, v, o);
     else if (kind == SRC_F16)
-        pv_kind(SRC_F16, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F16, nq, e, c, lo, hi, v, o);
     else
-        pv_kind(SRC_I8, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_I8, nq, e, c, lo, hi, v, o);
 }
 
 static void finish(int dv, float *o, float l)

@@ -10,7 +10,6 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 16, GROUP_F32 = 6, GROUP_DIRECT = 8 };
-enum kind { SRC_F32, SRC_F16, SRC_I8 };
 
 /* Sixteen values from element i of src. */
 INLINE __m512 load16(enum kind kind, const void *src, size_t i)
@@ -40,29 +39,31 @@ static void scale_by(const float *x, const float *w, float *y)
 }
 
 /* nq vectors x nz registers of positions, from position at. */
-INLINE void qk_strip(enum kind kind, const int nq, const int nz, const float *const *q, size_t d0,
-                     int n_d, const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s,
-                     size_t at)
+INLINE void qk_strip(enum kind kind, const int nq, const int nz, const float *const *q,
+                     const struct k_piece *k, float *s, size_t at)
 {
+    const uint16_t *kd = kind == SRC_F16 ? NULL : k->kd;
+    const int first = k->d0 == 0;
+    const size_t n_d = (size_t)k->n_d;
     __m512 a[8][4];
     const float *qi[8];
     s += at;
 #pragma GCC unroll 8
     for (int i = 0; i < nq; i++) {
-        qi[i] = q[i] + d0;
+        qi[i] = q[i] + k->d0;
 #pragma GCC unroll 4
         for (int z = 0; z < nz; z++)
             a[i][z] = kd || first ? _mm512_setzero_ps()
                                   : _mm512_loadu_ps(s + i * KV_PAGE + z * LANES);
     }
-    for (size_t d = 0; d < (size_t)n_d; d++) {
+    for (size_t d = 0; d < n_d; d++) {
         __m512 kv[4];
         const size_t row = d * KV_PAGE + at;
-        if (kind == SRC_F16) prefetch(k, row * 2, ahead);
-        if (kind == SRC_F16 && nz == 4) prefetch(k, row * 2 + 64, ahead);
-        if (kind == SRC_I8) prefetch(k, row, ahead);
+        if (kind == SRC_F16) prefetch(k->k, row * 2, k->ahead);
+        if (kind == SRC_F16 && nz == 4) prefetch(k->k, row * 2 + 64, k->ahead);
+        if (kind == SRC_I8) prefetch(k->k, row, k->ahead);
 #pragma GCC unroll 4
-        for (int z = 0; z < nz; z++) kv[z] = load16(kind, k, row + (size_t)z * LANES);
+        for (int z = 0; z < nz; z++) kv[z] = load16(kind, k->k, row + (size_t)z * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < nq; i++) {
             const __m512 b = _mm512_set1_ps(qi[i][d]);
@@ -84,36 +85,36 @@ INLINE void qk_strip(enum kind kind, const int nq, const int nz, const float *co
     }
 }
 
-INLINE void qk_kind(enum kind kind, int nq, const float *const *q, size_t d0, int n_d,
-                    const void *k, ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
+INLINE void qk_kind(enum kind kind, int nq, const float *const *q, const struct k_piece *k,
+                    float *s)
 {
     switch (nq) {
-    case 1: qk_strip(kind, 1, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
-    case 2: qk_strip(kind, 2, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
-    case 3: qk_strip(kind, 3, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
-    case 4: qk_strip(kind, 4, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
-    case 5: qk_strip(kind, 5, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
-    case 6: qk_strip(kind, 6, 4, q, d0, n_d, k, ahead, kd, first, s, 0); break;
+    case 1: qk_strip(kind, 1, 4, q, k, s, 0); break;
+    case 2: qk_strip(kind, 2, 4, q, k, s, 0); break;
+    case 3: qk_strip(kind, 3, 4, q, k, s, 0); break;
+    case 4: qk_strip(kind, 4, 4, q, k, s, 0); break;
+    case 5: qk_strip(kind, 5, 4, q, k, s, 0); break;
+    case 6: qk_strip(kind, 6, 4, q, k, s, 0); break;
     case 7:
         for (size_t at = 0; at < KV_PAGE; at += 32)
-            qk_strip(kind, 7, 2, q, d0, n_d, k, ahead, kd, first, s, at);
+            qk_strip(kind, 7, 2, q, k, s, at);
         break;
     default:
         for (size_t at = 0; at < KV_PAGE; at += 32)
-            qk_strip(kind, 8, 2, q, d0, n_d, k, ahead, kd, first, s, at);
+            qk_strip(kind, 8, 2, q, k, s, at);
         break;
     }
 }
 
-static void qk_group(enum kind kind, int nq, const float *const *q, int d0, int n_d, const void *k,
-                     ptrdiff_t ahead, const uint16_t *kd, int first, float *s)
+static void qk_group(enum kind kind, int nq, const float *const *q, const struct k_piece *k,
+                     float *s)
 {
     if (kind == SRC_F32)
-        qk_kind(SRC_F32, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
+        qk_kind(SRC_F32, nq, q, k, s);
     else if (kind == SRC_F16)
-        qk_kind(SRC_F16, nq, q, (size_t)d0, n_d, k, ahead, NULL, first, s);
+        qk_kind(SRC_F16, nq, q, k, s);
     else
-        qk_kind(SRC_I8, nq, q, (size_t)d0, n_d, k, ahead, kd, first, s);
+        qk_kind(SRC_I8, nq, q, k, s);
 }
 
 INLINE float fold_add(__m512 a)
@@ -150,17 +151,15 @@ INLINE float top_of(float *s, int lo, int hi, float scale, float m)
     return fold_max(top, m);
 }
 
-INLINE float weigh(float *s, int lo, int hi, float top)
+INLINE float weigh(float *s, float top)
 {
     const __m512 m = _mm512_set1_ps(top);
-    const uint64_t mask = seen(lo, hi);
     __m512 sum = _mm512_setzero_ps();
 #pragma GCC unroll 4
     for (int z = 0; z < 4; z++) {
         const __m512 e = elem_exp512(_mm512_sub_ps(_mm512_loadu_ps(s + z * LANES), m));
-        const __m512 x = _mm512_maskz_mov_ps((__mmask16)(mask >> (z * LANES)), e);
-        sum = _mm512_add_ps(sum, x);
-        _mm512_storeu_ps(s + z * LANES, x);
+        sum = _mm512_add_ps(sum, e);
+        _mm512_storeu_ps(s + z * LANES, e);
     }
     return fold_add(sum);
 }
@@ -174,26 +173,26 @@ INLINE void exp_diff(int n, const float *x, float *y)
 
 /* nq vectors x nz registers of outputs, from output col of the piece. */
 INLINE void pv_strip(enum kind kind, const int nq, const int nz, const float *e, const float *c,
-                     const void *v, ptrdiff_t ahead, size_t ld, int lo, int hi, float *const *o, size_t c0,
-                     size_t col)
+                     int lo, int hi, const struct v_piece *v, float *const *o, size_t col)
 {
+    const size_t c0 = (size_t)v->c0 + col;
     __m512 a[8][4];
 #pragma GCC unroll 8
     for (int i = 0; i < nq; i++) {
         const __m512 f = _mm512_set1_ps(c[i]);
 #pragma GCC unroll 4
         for (int z = 0; z < nz; z++)
-            a[i][z] = _mm512_mul_ps(_mm512_loadu_ps(o[i] + c0 + col + z * LANES), f);
+            a[i][z] = _mm512_mul_ps(_mm512_loadu_ps(o[i] + c0 + z * LANES), f);
     }
     for (int p = lo; p <= hi; p++) {
         __m512 vv[4];
-        const size_t row = (size_t)p * ld + col;
-        if (kind == SRC_F16) prefetch(v, row * 2, ahead);
-        if (kind == SRC_F16 && nz == 4) prefetch(v, row * 2 + 64, ahead);
-        if (kind == SRC_I8) prefetch(v, row, ahead);
+        const size_t row = (size_t)p * v->ld + col;
+        if (kind == SRC_F16) prefetch(v->v, row * 2, v->ahead);
+        if (kind == SRC_F16 && nz == 4) prefetch(v->v, row * 2 + 64, v->ahead);
+        if (kind == SRC_I8) prefetch(v->v, row, v->ahead);
 #pragma GCC unroll 4
         for (int z = 0; z < nz; z++)
-            vv[z] = load16(kind, v, row + (size_t)z * LANES);
+            vv[z] = load16(kind, v->v, row + (size_t)z * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < nq; i++) {
             const __m512 b = _mm512_set1_ps(e[i * KV_PAGE + p]);
@@ -204,46 +203,45 @@ INLINE void pv_strip(enum kind kind, const int nq, const int nz, const float *e,
 #pragma GCC unroll 8
     for (int i = 0; i < nq; i++)
 #pragma GCC unroll 4
-        for (int z = 0; z < nz; z++) _mm512_storeu_ps(o[i] + c0 + col + z * LANES, a[i][z]);
+        for (int z = 0; z < nz; z++) _mm512_storeu_ps(o[i] + c0 + z * LANES, a[i][z]);
 }
 
 /* All columns of a piece: wide strips, then what is left in single registers. */
 INLINE void pv_cols(enum kind kind, const int nq, const int nz, const float *e, const float *c,
-                    const void *v, ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi,
-                    float *const *o, size_t c0)
+                    int lo, int hi, const struct v_piece *v, float *const *o)
 {
     size_t col = 0;
-    const size_t wide = (size_t)nz * LANES, n = (size_t)n_col;
+    const size_t wide = (size_t)nz * LANES, n = (size_t)v->n_col;
     for (; col + wide <= n; col += wide)
-        pv_strip(kind, nq, nz, e, c, v, ahead, ld, lo, hi, o, c0, col);
-    for (; col < n; col += LANES) pv_strip(kind, nq, 1, e, c, v, ahead, ld, lo, hi, o, c0, col);
+        pv_strip(kind, nq, nz, e, c, lo, hi, v, o, col);
+    for (; col < n; col += LANES) pv_strip(kind, nq, 1, e, c, lo, hi, v, o, col);
 }
 
-INLINE void pv_kind(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                    ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, size_t c0)
+INLINE void pv_kind(enum kind kind, int nq, const float *e, const float *c, int lo, int hi,
+                    const struct v_piece *v, float *const *o)
 {
     const int nz = kind == SRC_I8 ? 2 : 4;
     switch (nq) {
-    case 1: pv_cols(kind, 1, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 2: pv_cols(kind, 2, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 3: pv_cols(kind, 3, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 4: pv_cols(kind, 4, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 5: pv_cols(kind, 5, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 6: pv_cols(kind, 6, nz, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    case 7: pv_cols(kind, 7, 2, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
-    default: pv_cols(kind, 8, 2, e, c, v, ahead, ld, n_col, lo, hi, o, c0); break;
+    case 1: pv_cols(kind, 1, nz, e, c, lo, hi, v, o); break;
+    case 2: pv_cols(kind, 2, nz, e, c, lo, hi, v, o); break;
+    case 3: pv_cols(kind, 3, nz, e, c, lo, hi, v, o); break;
+    case 4: pv_cols(kind, 4, nz, e, c, lo, hi, v, o); break;
+    case 5: pv_cols(kind, 5, nz, e, c, lo, hi, v, o); break;
+    case 6: pv_cols(kind, 6, nz, e, c, lo, hi, v, o); break;
+    case 7: pv_cols(kind, 7, 2, e, c, lo, hi, v, o); break;
+    default: pv_cols(kind, 8, 2, e, c, lo, hi, v, o); break;
     }
 }
 
-static void pv_group(enum kind kind, int nq, const float *e, const float *c, const void *v,
-                     ptrdiff_t ahead, size_t ld, int n_col, int lo, int hi, float *const *o, int c0)
+static void pv_group(enum kind kind, int nq, const float *e, const float *c, int lo, int hi,
+                     const struct v_piece *v, float *const *o)
 {
     if (kind == SRC_F32)
-        pv_kind(SRC_F32, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F32, nq, e, c, lo, hi, v, o);
     else if (kind == SRC_F16)
-        pv_kind(SRC_F16, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_F16, nq, e, c, lo, hi, v, o);
     else
-        pv_kind(SRC_I8, nq, e, c, v, ahead, ld, n_col, lo, hi, o, (size_t)c0);
+        pv_kind(SRC_I8, nq, e, c, lo, hi, v, o);
 }
 
 static void finish(int dv, float *o, float l)

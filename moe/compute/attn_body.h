@@ -17,14 +17,13 @@
  *
  * The including file provides GROUP_F32 and GROUP_DIRECT, the largest nq of its kernels, and
  *   to_f32(kind, n, src, dst)                                   n a multiple of 16
- *   qk_group(kind, nq, q, d0, n_d, k, ahead, kd, first, s)      s[nq][64] (+)= q . k
+ *   qk_group(kind, nq, q, k_piece, s)                           s[nq][64] (+)= q . k
  *   top_of(s, lo, hi, scale, m)                                 s[64] *= scale; max(max s, m)
  *   exp_diff(n, x, y)                                           y = exp(y - x), n padded to 16
- *   weigh(s, lo, hi, top)                                       s[64] -> e, returns their sum
+ *   weigh(s, top)                                               s[64] -> e, returns their sum
  *   scale_by(x, w, y)                                           y[64] = x * w
- *   pv_group(kind, nq, e, c, v, ahead, ld, n_col, lo, hi, o, c0)  o = o * c + e v
- *   finish(dv, o, l)                                            o /= l
- * `ahead` is how many bytes behind what is read the prefetch goes; SRC_F32 does not prefetch. */
+ *   pv_group(kind, nq, e, c, lo, hi, v_piece, o)                o = o * c + e v, lo <= p <= hi
+ *   finish(dv, o, l)                                            o /= l */
 #ifndef MOE_COMPUTE_ATTN_BODY_H
 #define MOE_COMPUTE_ATTN_BODY_H
 
@@ -79,18 +78,16 @@ static int group_size(enum kind kind, int n)
 }
 
 /* One piece of K for all active vectors. */
-static void qk_all(enum kind kind, const struct active *a, int d0, int n_d, const void *k,
-                   ptrdiff_t ahead, const uint16_t *kd, float *s)
+static void qk_all(enum kind kind, const struct active *a, const struct k_piece *k, float *s)
 {
     const int group = group_size(kind, a->n);
     for (int g = 0; g < a->n; g += group)
-        qk_group(kind, min_int(group, a->n - g), a->q + g, d0, n_d, k, ahead, kd, d0 == 0,
-                 s + g * KV_PAGE);
+        qk_group(kind, min_int(group, a->n - g), a->q + g, k, s + g * KV_PAGE);
 }
 
 /* One piece of V for all active vectors. */
-static void pv_all(enum kind kind, const struct active *a, const float *e, const void *v,
-                   ptrdiff_t ahead, size_t ld, int c0, int n_col)
+static void pv_all(enum kind kind, const struct active *a, const float *e,
+                   const struct v_piece *v)
 {
     static const float ones[DIRECT_MAX] = {1, 1, 1, 1, 1, 1, 1, 1};
     const int group = group_size(kind, a->n);
@@ -105,20 +102,19 @@ static void pv_all(enum kind kind, const struct active *a, const float *e, const
         }
         const float *eg = e + g * KV_PAGE;
         if (lo == all_lo && hi == all_hi) {
-            pv_group(kind, nq, eg, a->c + g, v, ahead, ld, n_col, lo, hi, a->o + g, c0);
+            pv_group(kind, nq, eg, a->c + g, lo, hi, v, a->o + g);
             continue;
         }
         /* Alone up to the common part (or all the way when there is none), together, alone. */
         if (lo > hi) lo = KV_PAGE, hi = KV_PAGE - 1;
         for (int i = 0; i < nq; i++)
-            pv_group(kind, 1, eg + i * KV_PAGE, a->c + g + i, v, ahead, ld, n_col, a->lo[g + i],
-                     min_int(lo - 1, a->hi[g + i]), a->o + g + i, c0);
+            pv_group(kind, 1, eg + i * KV_PAGE, a->c + g + i, a->lo[g + i],
+                     min_int(lo - 1, a->hi[g + i]), v, a->o + g + i);
         if (lo > hi) continue;
-        pv_group(kind, nq, eg, ones, v, ahead, ld, n_col, lo, hi, a->o + g, c0);
+        pv_group(kind, nq, eg, ones, lo, hi, v, a->o + g);
         for (int i = 0; i < nq; i++)
             if (a->hi[g + i] > hi)
-                pv_group(kind, 1, eg + i * KV_PAGE, ones, v, ahead, ld, n_col, hi + 1, a->hi[g + i],
-                         a->o + g + i, c0);
+                pv_group(kind, 1, eg + i * KV_PAGE, ones, hi + 1, a->hi[g + i], v, a->o + g + i);
     }
 }
 
@@ -135,7 +131,8 @@ static void soften_all(struct tile *t, struct active *a, float scale, float *s)
     exp_diff(n, top, a->c);
     for (int i = 0; i < n; i++) {
         const int at = a->at[i];
-        const float sum = weigh(s + i * KV_PAGE, a->lo[i], a->hi[i], top[i]);
+        /* Masked positions hold -inf, so their e is 0 unless top is -inf and l NaN anyway. */
+        const float sum = weigh(s + i * KV_PAGE, top[i]);
         t->m[at] = top[i];
         t->l[at] = fmaf(t->l[at], a->c[i], sum);
     }
@@ -151,22 +148,24 @@ static void page_f16(int dk, int dv, float scale, const char *page, ptrdiff_t ne
     const uint16_t *v = k + (size_t)dk * KV_PAGE;           /* [64][dv] */
     const ptrdiff_t k_to_v = (ptrdiff_t)attn_head_bytes(KV_F16, dk, 0);
     if (a->n <= DIRECT_MAX) {
-        qk_all(SRC_F16, a, 0, dk, k, k_to_v, NULL, s);
+        const struct k_piece kp = {k, k_to_v, NULL, 0, dk};
+        const struct v_piece vp = {v, next - k_to_v, (size_t)dv, 0, dv};
+        qk_all(SRC_F16, a, &kp, s);
         soften_all(t, a, scale, s);
-        pv_all(SRC_F16, a, s, v, next - k_to_v, (size_t)dv, 0, dv);
+        pv_all(SRC_F16, a, s, &vp);
         return;
     }
     for (int d0 = 0; d0 < dk; d0 += PIECE) {
-        const int n_d = min_int(PIECE, dk - d0);
-        to_f32(SRC_F16, n_d * KV_PAGE, k + (size_t)d0 * KV_PAGE, piece);
-        qk_all(SRC_F32, a, d0, n_d, piece, 0, NULL, s);
+        const struct k_piece kp = {piece, 0, NULL, d0, min_int(PIECE, dk - d0)};
+        to_f32(SRC_F16, kp.n_d * KV_PAGE, k + (size_t)d0 * KV_PAGE, piece);
+        qk_all(SRC_F32, a, &kp, s);
     }
     soften_all(t, a, scale, s);
     for (int c0 = 0; c0 < dv; c0 += PIECE) {
-        const int n_col = min_int(PIECE, dv - c0);
+        const struct v_piece vp = {piece, 0, PIECE, c0, min_int(PIECE, dv - c0)};
         for (size_t p = 0; p < KV_PAGE; p++)
-            to_f32(SRC_F16, n_col, v + p * (size_t)dv + (size_t)c0, piece + p * PIECE);
-        pv_all(SRC_F32, a, s, piece, 0, PIECE, c0, n_col);
+            to_f32(SRC_F16, vp.n_col, v + p * (size_t)dv + (size_t)c0, piece + p * PIECE);
+        pv_all(SRC_F32, a, s, &vp);
     }
 }
 
@@ -186,25 +185,28 @@ static void page_q8(int dk, int dv, float scale, const char *page, ptrdiff_t nex
     const ptrdiff_t k_to_v = (ptrdiff_t)attn_head_bytes(KV_Q8_0, dk, 0);
     const int direct = a->n <= DIRECT_MAX;
     for (size_t b = 0; b < kb; b++) {
-        const int8_t *kp = k + b * Q8_BLOCK * KV_PAGE;
-        if (!direct) to_f32(SRC_I8, Q8_BLOCK * KV_PAGE, kp, piece);
-        qk_all(direct ? SRC_I8 : SRC_F32, a, (int)b * Q8_BLOCK, Q8_BLOCK,
-               direct ? (const void *)kp : piece, k_to_v, kd + b * KV_PAGE, s);
+        struct k_piece kp = {k + b * Q8_BLOCK * KV_PAGE, k_to_v, kd + b * KV_PAGE,
+                             (int)b * Q8_BLOCK, Q8_BLOCK};
+        if (!direct) {
+            to_f32(SRC_I8, Q8_BLOCK * KV_PAGE, kp.k, piece);
+            kp.k = piece;
+        }
+        qk_all(direct ? SRC_I8 : SRC_F32, a, &kp, s);
     }
     soften_all(t, a, scale, s);
     for (size_t b = 0; b < vb; b++) {
         for (size_t p = 0; p < KV_PAGE; p++) half[p] = vd[p * vb + b];
         to_f32(SRC_F16, KV_PAGE, half, d);
         for (int i = 0; i < a->n; i++) scale_by(s + i * KV_PAGE, d, w + i * KV_PAGE);
-        const int8_t *vp = v + b * Q8_BLOCK;
-        const int c0 = (int)b * Q8_BLOCK;
-        if (direct) {
-            pv_all(SRC_I8, a, w, vp, next - k_to_v, (size_t)dv, c0, Q8_BLOCK);
-            continue;
+        const int8_t *vb8 = v + b * Q8_BLOCK;
+        struct v_piece vp = {vb8, next - k_to_v, (size_t)dv, (int)b * Q8_BLOCK, Q8_BLOCK};
+        if (!direct) {
+            for (size_t p = 0; p < KV_PAGE; p++)
+                to_f32(SRC_I8, Q8_BLOCK, vb8 + p * (size_t)dv, piece + p * Q8_BLOCK);
+            vp.v = piece;
+            vp.ld = Q8_BLOCK;
         }
-        for (size_t p = 0; p < KV_PAGE; p++)
-            to_f32(SRC_I8, Q8_BLOCK, vp + p * (size_t)dv, piece + p * Q8_BLOCK);
-        pv_all(SRC_F32, a, w, piece, 0, Q8_BLOCK, c0, Q8_BLOCK);
+        pv_all(direct ? SRC_I8 : SRC_F32, a, w, &vp);
     }
 }
 

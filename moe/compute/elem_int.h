@@ -30,6 +30,26 @@
 
 enum { Q8_BLOCK = 32 };
 
+/* What the inner attention kernels read: floats, or a page as it is stored. */
+enum kind { SRC_F32, SRC_F16, SRC_I8 };
+
+/* Part of a page's K for one kernel call.  `ahead` is how many bytes behind what is read the
+ * prefetch goes; SRC_F32 does not prefetch. */
+struct k_piece {
+    const void *k; /* [n_d][64] */
+    ptrdiff_t ahead;
+    const uint16_t *kd; /* [64] scales of a Q8_0 block, else NULL */
+    int d0, n_d;        /* which d of q it meets; scores start at d0 = 0 and continue after it */
+};
+
+/* Part of a page's V. */
+struct v_piece {
+    const void *v; /* [64][ld], n_col of it */
+    ptrdiff_t ahead;
+    size_t ld;
+    int c0, n_col; /* which outputs it makes */
+};
+
 #if defined(__x86_64__)
 extern const struct elem_kernels elem_table_avx2, elem_table_avx512;
 
