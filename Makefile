@@ -92,17 +92,18 @@ check: $(CHECKS)
 bench: $(BIN) $(CHECKS) $(TOOLS)
 	$(Q)for c in $(CHECKS); do $$c --bench || exit 1; done
 
-# Coverage-guided fuzzing with clang's libFuzzer, MINUTES each (needs clang and libclang-rt).
+# Coverage-guided fuzzing with clang's libFuzzer, MINUTES each (needs clang and libclang-rt).  What
+# it finds goes to build/fuzz; what is worth keeping is copied to tests/corpus by hand.
 MINUTES ?= 5
 fuzz:
-	$(Q)mkdir -p build/fuzz
-	$(Q)for f in $(wildcard tests/fuzz_*.c); do n=$$(basename $$f .c); \
-	  clang $(CSTD) -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
-	    $(shell pkg-config --cflags $(PKGS)) $$f \
+	$(Q)for n in $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c)); do \
+	  mkdir -p build/fuzz/$$n && \
+	  clang $(CSTD) -U__x86_64__ -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
+	    $(shell pkg-config --cflags $(PKGS)) tests/fuzz_$$n.c \
 	    $(filter-out %_avx512.c %_avx2.c moe/run/% models/%,$(ALL_SRC)) \
-	    -o build/fuzz/$$n $(shell pkg-config --libs $(PKGS)) -lm && \
-	  build/fuzz/$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
-	    tests/corpus/$${n#fuzz_} || exit 1; done
+	    -o build/fuzz/fuzz_$$n $(shell pkg-config --libs $(PKGS)) -lm && \
+	  build/fuzz/fuzz_$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
+	    build/fuzz/$$n tests/corpus/$$n || exit 1; done
 
 chat: $(BIN)
 	./$(BIN) chat -m models/zoo/story-q8_0.gguf

@@ -119,12 +119,46 @@ static int utf8_more(unsigned char c)
            : c >= 0xf0 && c < 0xf5 ? 3 : -1;
 }
 
-/* The editor's source of characters. */
+/* What the tab key adds to the line: the rest of a slash command, as far as it is certain. */
+static size_t completion(EditLine *el, char *add, size_t cap)
+{
+    struct line_reader *r = NULL;
+    const LineInfo *li = el_line(el);
+    const char *found = NULL;
+    size_t n = (size_t)(li->cursor - li->buffer), common = 0;
+    el_get(el, EL_CLIENTDATA, &r);
+    if (!n || li->buffer[0] != '/' || memchr(li->buffer, ' ', n)) return 0;
+    for (int i = 0; r->words[i]; i++) {
+        size_t k = n;
+        if (strncmp(r->words[i], li->buffer, n)) continue;
+        if (!found)
+            k = strlen(found = r->words[i]);
+        else
+            while (k < common && found[k] == r->words[i][k]) k++;
+        common = k;
+    }
+    if (!found || common <= n || common - n >= cap) return 0;
+    memcpy(add, found + n, common - n);
+    add[common - n] = 0;
+    return common - n;
+}
+
+/* The editor's source of characters.  The tab key is resolved here: the editor sees what it adds
+ * as typed (libedit's own hook for it leaks). */
 static int get_char(EditLine *el, wchar_t *out)
 {
     unsigned char c[4];
-    ssize_t got = read_some(el, c, 1);
-    if (got <= 0) return (int)got;
+    char add[64];
+    ssize_t got;
+    for (;;) {
+        got = read_some(el, c, 1);
+        if (got <= 0) return (int)got;
+        if (c[0] != '\t') break;
+        if (!completion(el, add, sizeof add)) continue;
+        if (add[1]) el_push(el, add + 1);
+        c[0] = (unsigned char)add[0];
+        break;
+    }
     int more = utf8_more(c[0]);
     if (more < 0) return *out = 0xfffd, 1;
     for (int i = 1; i <= more; i++) {
@@ -227,31 +261,6 @@ static char *editor_prompt(EditLine *el)
     return r->prompt;
 }
 
-/* Tab: completes a slash command. */
-static unsigned char complete(EditLine *el, int key)
-{
-    struct line_reader *r = NULL;
-    const LineInfo *li = el_line(el);
-    const char *found = NULL;
-    size_t n = (size_t)(li->cursor - li->buffer), common = 0;
-    (void)key;
-    el_get(el, EL_CLIENTDATA, &r);
-    if (!n || li->buffer[0] != '/' || memchr(li->buffer, ' ', n)) return CC_ERROR;
-    for (int i = 0; r->words[i]; i++) {
-        if (strncmp(r->words[i], li->buffer, n)) continue;
-        size_t k = n;
-        if (!found) k = strlen(r->words[i]);
-        else while (k < common && found[k] == r->words[i][k]) k++;
-        common = k;
-        if (!found) found = r->words[i];
-    }
-    char add[64];
-    if (!found || common <= n || common - n >= sizeof add) return CC_ERROR;
-    memcpy(add, found + n, common - n);
-    add[common - n] = 0;
-    return el_insertstr(el, add) ? CC_ERROR : CC_REFRESH;
-}
-
 /* Characters above ASCII need a UTF-8 locale; numbers stay in "C". */
 static void want_utf8(void)
 {
@@ -277,8 +286,6 @@ static bool open_editor(struct line_reader *r)
     el_set(r->el, EL_HIST, history, r->hist);
     el_set(r->el, EL_PROMPT_ESC, editor_prompt, '\1');
     el_set(r->el, EL_GETCFN, get_char);
-    el_set(r->el, EL_ADDFN, "tessera-complete", "Complete a slash command", complete);
-    el_set(r->el, EL_BIND, "^I", "tessera-complete", NULL);
     el_set(r->el, EL_BIND, "^R", "em-inc-search-prev", NULL);
     el_set(r->el, EL_BIND, "\033[1;5C", "em-next-word", NULL);
     el_set(r->el, EL_BIND, "\033[1;5D", "ed-prev-word", NULL);

@@ -24,6 +24,13 @@ static struct tok *open_tv(void)
     return t;
 }
 
+static struct tv_tok *named(const char *text)
+{
+    int id = tv_id(&v, text);
+    assert_true(id >= 0);
+    return &v.tok[id];
+}
+
 static void test_render(void **state)
 {
     (void)state;
@@ -127,15 +134,15 @@ static void test_contents_are_text(void **state)
     (void)state;
     for (int type = 1; type <= 4; type++) { /* however the file calls its markers */
         tv_bpe(&v);
-        v.tok[tv_id(&v, "<|im_end|>")].type = type;
-        v.tok[tv_id(&v, "<|im_start|>")].type = type;
+        named("<|im_end|>")->type = type;
+        named("<|im_start|>")->type = type;
         struct tok *t = open_tv();
         check_unforged(t);
         tok_close(t);
         tv_spm(&v);
         v.add_space = v.add_bos = 0;
-        v.tok[tv_id(&v, "<|im_end|>")].type = type;
-        v.tok[tv_id(&v, "<|im_start|>")].type = type;
+        named("<|im_end|>")->type = type;
+        named("<|im_start|>")->type = type;
         t = open_tv();
         check_unforged(t);
         tok_close(t);
@@ -147,8 +154,8 @@ static void test_vocabulary_without_markers(void **state)
 {
     (void)state;
     tv_bpe(&v);
-    v.tok[tv_id(&v, "<|im_end|>")].text[3] = 'x';
-    v.tok[tv_id(&v, "<|im_start|>")].text[3] = 'x';
+    named("<|im_end|>")->text[3] = 'x';
+    named("<|im_start|>")->text[3] = 'x';
     struct tok *t = open_tv();
     check_like_text(t);
     tok_close(t);
@@ -184,7 +191,7 @@ static void test_check(void **state)
     v.chat = "";
     assert_int_equal(check(&e), ERR_UNSUPPORTED);
     v.chat = NULL;
-    v.tok[tv_id(&v, "<|im_start|>")].text[3] = 'x';
+    named("<|im_start|>")->text[3] = 'x';
     assert_int_equal(check(&e), ERR_UNSUPPORTED);
     assert_non_null(strstr(e.msg, "tessera run"));
 }

@@ -105,9 +105,9 @@ static inline void tv_bpe(struct tv *v)
 {
     static const char *const merges[] = {
         "h e", "l l", "he ll", "hell o", "\xc4\xa0 w", "o r", "\xc4\xa0w or", "l d",
-        "\xc4\xa0wor ld", "a a", "aa aa", "aaaa aaaa", "\xc4\xa0 t", "\xc4\xa0t he", "\xc4\xa0 \xc4\xa0", "< /",
-        "</ s", "</s >", "\xc3\xa2 \xc4\xa4", "\xc3\x83 \xc2\xa9", "\xc4\x8a \xc4\x8a", "t h",
-        "th e",
+        "\xc4\xa0wor ld", "a a", "aa aa", "aaaa aaaa", "\xc4\xa0 t", "\xc4\xa0t he",
+        "\xc4\xa0 \xc4\xa0", "< /", "</ s", "</s >", "\xc3\xa2 \xc4\xa4", "\xc3\x83 \xc2\xa9",
+        "\xc4\x8a \xc4\x8a", "t h", "th e",
     };
     char text[40];
     tv_start(v, "gpt2");

@@ -95,7 +95,9 @@ void region_trim(struct region *r, size_t bytes)
     size_t n = r->committed - keep;
     char *from = (char *)r->base + keep;
     /* Mapping over the pages returns them at once and makes a stray touch a fault. */
-    (void)mmap(from, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(from, n, PROT_NONE, flags, -1, 0) == MAP_FAILED)
+        (void)madvise(from, n, MADV_DONTNEED); /* too many mappings: at least the pages go */
     ledger_give(r->ledger, r->owner, n);
     r->committed = keep;
 }

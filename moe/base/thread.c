@@ -10,6 +10,7 @@
 #include "moe/base/thread.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -153,5 +154,10 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg, int n_tasks)
     p->arg = arg;
     p->n_tasks = n_tasks;
     work(p, open_region(p, n_tasks), 0);
-    while (atomic_load(&p->active)) cpu_relax();
+    /* The last tasks end within microseconds, unless their thread has lost its core: then spinning
+     * on would keep the core from it. */
+    for (int i = 0; atomic_load(&p->active); i++) {
+        if (i < SPINS) cpu_relax();
+        else sched_yield();
+    }
 }
