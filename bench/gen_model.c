@@ -74,10 +74,14 @@ int main(int argc, char **argv)
 {
     struct gen_spec g = gen_defaults();
     const char *out = NULL;
+    const char *arch = g.arch;
+    bool tiny = false;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--help")) return usage(stdout);
-        if (!strcmp(argv[i], "--tiny")) g = gen_tiny("qwen3moe", QTYPE_F32);
+        if (!strcmp(argv[i], "--tiny")) tiny = true;
+        if (!strcmp(argv[i], "--arch") && i + 1 < argc) arch = argv[i + 1];
     }
+    if (tiny) g = gen_tiny(arch, QTYPE_F32); /* then the options change what they name */
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--tiny")) continue;
         if (!strcmp(argv[i], "--tied")) {

@@ -1,6 +1,22 @@
 /* tessera plan: what goes where and what it costs, without reading a weight.  The text is the
- * engine's (tessera_explain). */
+ * engine's (tessera_explain); it is made in memory, so that a closed pipe or a full disk is told
+ * from an engine that failed. */
+#include <stdlib.h>
+
 #include "cli/cli.h"
+
+static enum status print_plan(tessera_engine *e, bool json, struct err *err)
+{
+    char *text = NULL;
+    size_t n = 0;
+    FILE *to = open_memstream(&text, &n);
+    if (!to) return err_set(err, ERR_MEMORY, "no memory for the plan's text");
+    enum status s = tessera_explain(e, to, json, err);
+    if (fclose(to) && !s) s = err_set(err, ERR_MEMORY, "no memory for the plan's text");
+    if (!s) (void)cli_out(text, n); /* main says what went wrong with stdout */
+    free(text);
+    return s;
+}
 
 int cmd_plan(int argc, char **argv)
 {
@@ -15,7 +31,7 @@ int cmd_plan(int argc, char **argv)
     if ((rc = cli_open_engine(&a, &e))) return rc;
     struct err err;
     err_clear(&err);
-    rc = tessera_explain(e, stdout, a.json, &err) ? cli_fail(&err) : CLI_OK;
+    rc = print_plan(e, a.json, &err) ? cli_fail(&err) : CLI_OK;
     tessera_close(e);
     return rc;
 }

@@ -68,7 +68,7 @@ static void report(struct run *r, const tessera_generator *g, enum tessera_stop 
     char more[64] = "";
     struct tessera_timing t = tessera_generator_timing(g);
     if (r->a->temp > 0) (void)snprintf(more, sizeof more, "seed %lld", (long long)r->a->seed);
-    if (cli_tty(stderr)) fprintf(stderr, "\n");
+    if (cli_tty(stdout) && cli_tty(stderr)) fprintf(stderr, "\n");
     if (stop == TESSERA_STOP_FULL)
         cli_warn("the context of %d tokens is full; -c sets a larger one",
                  tessera_session_n_ctx(r->s));

@@ -130,9 +130,9 @@ static double per_second(int n, double s) { return n > 0 && s > 0 ? n / s : 0; }
 
 static void show_timing(const char *label, const struct tessera_timing *t, int n_prompt, int firsts)
 {
-    fprintf(stderr, "  %-15s%d tokens read in %.2f s (%.0f/s), %d kept; %d written in %.2f s "
-                    "(%.1f/s)\n", label, n_prompt, t->prompt_s, per_second(n_prompt, t->prompt_s),
-            t->n_prompt_reused, t->n_gen, t->gen_s, per_second(t->n_gen - firsts, t->gen_s));
+    fprintf(stderr, "  %-15sread %d tokens (%.0f/s), kept %d, wrote %d (%.0f/s)\n", label, n_prompt,
+            per_second(n_prompt, t->prompt_s), t->n_prompt_reused, t->n_gen,
+            per_second(t->n_gen - firsts, t->gen_s));
 }
 
 static bool do_stats(struct talk *t, const char *arg)
@@ -194,8 +194,11 @@ static char *file_name(const char *command, const char *arg)
         fprintf(stderr, "tessera: %s wants a file\n", command);
         return NULL;
     }
-    char *path = malloc(n);
-    if (path) (void)snprintf(path, n, "%s%s", tilde ? home : "", tilde ? arg + 1 : arg);
+    char *path = malloc(n + 2);
+    if (path && !strcmp(arg, "-")) /* a file of that name: stdin is the conversation */
+        memcpy(path, "./-", sizeof "./-");
+    else if (path)
+        (void)snprintf(path, n, "%s%s", tilde ? home : "", tilde ? arg + 1 : arg);
     return path;
 }
 

@@ -9,8 +9,9 @@
  *   Q6_K        six bits: two pairs, 2 * 2 * 63 * 127 = 32,004, fit.
  * For the K types the widening vpmaddwd multiplies by the sub-block's scale instead of ones.
  *
- * H halves meet C rows with all sums in registers (H * C <= 4): 2 x 1 for decode, which reads a
- * tile front to back, 2 x 2 and 1 x 4 for more rows, so that each unpacking serves four sums. */
+ * One row (decode) takes both halves of a block together, so that a tile is read front to back.
+ * Several rows: 32 weights of one half are unpacked into eight registers and meet every row of a
+ * group of at most GROUP before the next; accumulators wait in L1 scratch (see mm_avx512.c). */
 #include <immintrin.h>
 #include <string.h>
 
@@ -19,7 +20,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { AHEAD = 2048 }; /* bytes that a stream is prefetched ahead of its use */
+enum {
+    GROUP = 32,   /* rows of a group */
+    AHEAD = 4096, /* bytes that a stream of weights is prefetched before its use */
+};
 
 /* ---- small pieces ------------------------------------------------------------------------- */
 
@@ -60,81 +64,85 @@ INLINE __m256 fma_step(__m256 d, __m256 da, __m256i isum, __m256 acc)
 
 INLINE int block_bytes(enum qtype type) { return type == QTYPE_Q8_0 ? T8_0_BYTES : T4_0_BYTES; }
 
-/* The exact integer sums of half h of a block with C rows' activations at a[c] + at. */
-INLINE void sums_q8_0(int C, const uint8_t *p, int h, const char *const *a, size_t at, __m256i *s)
+/* Half h of a block in the order of the activations: signed bytes (Q8_0), nibbles (Q4_0). */
+INLINE void unpack_32(enum qtype type, const uint8_t *p, int h, __m256i *w)
 {
-    const __m256i flip = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++) s[c] = zero();
+    if (type == QTYPE_Q8_0) {
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        __m256i w = _mm256_xor_si256(load256(p + T8_0_Q + 64 * i + 32 * h), flip);
-        __m256i mag = _mm256_abs_epi8(w);
+        for (int i = 0; i < 8; i++)
+            w[i] = _mm256_xor_si256(load256(p + T8_0_Q + 64 * i + 32 * h), _mm256_set1_epi8(-128));
+    } else {
+        const __m256i low = _mm256_set1_epi8(15);
 #pragma GCC unroll 4
-        for (int c = 0; c < C; c++) {
-            __m256i v = _mm256_sign_epi8(all_lanes(a[c] + at + 4 * (size_t)i), w);
-            s[c] = _mm256_add_epi32(s[c], _mm256_madd_epi16(_mm256_maddubs_epi16(mag, v), ones));
+        for (int i = 0; i < 4; i++) {
+            __m256i v = load256(p + T4_0_Q + 64 * i + 32 * h);
+            w[i] = _mm256_and_si256(v, low);
+            w[i + 4] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
         }
     }
 }
 
-INLINE void sums_q4_0(int C, const uint8_t *p, int h, const char *const *a, size_t at, size_t at_s,
-                      __m256i *s)
+/* The block's exact integer sums with the 32 activations at a; s32 is their sum. */
+INLINE __m256i sum_32(enum qtype type, const __m256i *w, const char *a, const char *s32)
 {
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256i pairs[4];
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++) pairs[c] = zero();
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        __m256i v = load256(p + T4_0_Q + 64 * i + 32 * h);
-        __m256i lo = _mm256_and_si256(v, low);
-        __m256i hi = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++) {
-            const char *q = a[c] + at + 4 * (size_t)i;
-            __m256i two = _mm256_add_epi16(_mm256_maddubs_epi16(lo, all_lanes(q)),
-                                           _mm256_maddubs_epi16(hi, all_lanes(q + 16)));
-            pairs[c] = _mm256_add_epi16(pairs[c], two);
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i s[2] = {zero(), zero()};
+    if (type == QTYPE_Q8_0) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            __m256i v = _mm256_sign_epi8(all_lanes(a + 4 * i), w[i]);
+            v = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), v), ones);
+            s[i & 1] = _mm256_add_epi32(s[i & 1], v);
         }
+        return _mm256_add_epi32(s[0], s[1]);
     }
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++)
-        s[c] = _mm256_sub_epi32(_mm256_madd_epi16(pairs[c], ones),
-                                _mm256_slli_epi32(all_lanes(a[c] + at_s), 3));
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        s[i & 1] = _mm256_add_epi16(s[i & 1], _mm256_maddubs_epi16(w[i], all_lanes(a + 4 * i)));
+    return _mm256_sub_epi32(_mm256_madd_epi16(_mm256_add_epi16(s[0], s[1]), ones),
+                            _mm256_slli_epi32(all_lanes(s32), 3));
 }
 
-/* Halves h0 .. h0+H-1 of a tile against C rows. */
-INLINE void tile_32(enum qtype type, int H, int C, int n_cols, const uint8_t *p, int h0,
-                    const void *const *x, float *const *y)
+INLINE void row_32(enum qtype type, int n_cols, const uint8_t *p, const char *x, float *y)
 {
-    const char *a[4];
-    __m256 acc[2][4];
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++) {
-        a[c] = x[c];
-#pragma GCC unroll 2
-        for (int h = 0; h < H; h++) acc[h][c] = _mm256_setzero_ps();
-    }
+    const char *da = x + n_cols, *s32 = da + n_cols / 32 * 4;
+    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int b = 0; b < n_cols / 32; b++, p += block_bytes(type)) {
-        size_t at = 32 * (size_t)b, at_d = (size_t)n_cols + 4 * (size_t)b;
-        size_t at_s = at_d + (size_t)n_cols / 32 * 4;
-        if (C == 1) prefetch(p + AHEAD, block_bytes(type));
+        prefetch(p + AHEAD, block_bytes(type));
 #pragma GCC unroll 2
-        for (int h = 0; h < H; h++) {
-            __m256i s[4];
-            if (type == QTYPE_Q8_0) sums_q8_0(C, p, h0 + h, a, at, s);
-            else sums_q4_0(C, p, h0 + h, a, at, at_s, s);
-            __m256 d = load_halfs(p + 16 * (h0 + h));
-#pragma GCC unroll 4
-            for (int c = 0; c < C; c++)
-                acc[h][c] = fma_step(d, all_lanes_f32(a[c] + at_d), s[c], acc[h][c]);
+        for (int h = 0; h < 2; h++) {
+            __m256i w[8];
+            unpack_32(type, p, h, w);
+            acc[h] = fma_step(load_halfs(p + 16 * h), all_lanes_f32(da + 4 * b),
+                              sum_32(type, w, x + 32 * b, s32 + 4 * b), acc[h]);
         }
     }
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++)
-#pragma GCC unroll 2
-        for (int h = 0; h < H; h++) _mm256_storeu_ps(y[c] + 8 * (h0 + h), acc[h][c]);
+    _mm256_storeu_ps(y, acc[0]);
+    _mm256_storeu_ps(y + 8, acc[1]);
+}
+
+struct scratch {
+    __m256 f[GROUP];
+    __m256i i[GROUP];
+};
+
+/* n rows against half h of a tile; the sums are left in sc->f. */
+INLINE void group_32(enum qtype type, int n_cols, const uint8_t *p, int h, int n,
+                     const void *const *x, struct scratch *sc)
+{
+    for (int r = 0; r < n; r++) sc->f[r] = _mm256_setzero_ps();
+    for (int b = 0; b < n_cols / 32; b++, p += block_bytes(type)) {
+        size_t at_d = (size_t)n_cols + 4 * (size_t)b, at_s = at_d + (size_t)n_cols / 32 * 4;
+        __m256 d = load_halfs(p + 16 * h);
+        __m256i w[8];
+        prefetch(p + AHEAD, block_bytes(type));
+        unpack_32(type, p, h, w);
+        for (int r = 0; r < n; r++) {
+            const char *a = x[r];
+            __m256i s = sum_32(type, w, a + 32 * b, a + at_s);
+            sc->f[r] = fma_step(d, all_lanes_f32(a + at_d), s, sc->f[r]);
+        }
+    }
 }
 
 /* ---- Q4_K and Q6_K -------------------------------------------------------------------------- */
@@ -192,42 +200,61 @@ INLINE void super_head(enum qtype type, const uint8_t *p, int h, struct super *s
     }
 }
 
-/* Dword i of stretch u (32 weights) of half h, as unsigned bytes. */
-INLINE __m256i unpack_256(enum qtype type, const uint8_t *p, int h, int u, int i)
+/* Stretch 2 i + odd of a Q4_K super-block, half h: the low or the high nibbles of quarter i. */
+INLINE void unpack_q4_k(const uint8_t *p, int h, int i, int odd, __m256i *w)
 {
-    const __m256i low = _mm256_set1_epi8(15), high = _mm256_set1_epi8(0x30);
-    if (type == QTYPE_Q4_K) {
-        __m256i v = load256(p + T4_K_Q + ((u >> 1) * 8 + i) * 64 + 32 * h);
-        return _mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(4 * (u & 1))), low);
+    const __m256i low = _mm256_set1_epi8(15);
+    p += T4_K_Q + i * 512 + 32 * h;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        __m256i v = load256(p + 64 * j);
+        w[j] = _mm256_and_si256(odd ? _mm256_srli_epi16(v, 4) : v, low);
     }
-    const int t = u & 3;
-    __m256i lo = load256(p + T6_K_QL + ((u >> 2) * 16 + (t & 1) * 8 + i) * 64 + 32 * h);
-    __m256i hi = load256(p + T6_K_QH + ((u >> 2) * 8 + i) * 64 + 32 * h);
-    lo = _mm256_srl_epi16(lo, _mm_cvtsi32_si128((t & 2) * 2));
-    /* Bits 2 t, 2 t + 1 of the byte go to 4, 5; one of the two shifts is by 0. */
-    hi = _mm256_sll_epi16(hi, _mm_cvtsi32_si128(t < 2 ? 4 - 2 * t : 0));
-    hi = _mm256_srl_epi16(hi, _mm_cvtsi32_si128(t == 3 ? 2 : 0));
-    return _mm256_or_si256(_mm256_and_si256(lo, low), _mm256_and_si256(hi, high));
 }
 
-/* Adds stretch u's scaled integer sums to isum[c]. */
-INLINE void stretch_sums(enum qtype type, int C, const uint8_t *p, int h, int u,
-                         const struct super *s, const char *const *a, size_t at, __m256i *isum)
+/* Stretch 4 i + t of a Q6_K super-block, half h: quarter t of weights 128 i and on. */
+INLINE void unpack_q6_k(const uint8_t *p, int h, int i, int t, __m256i *w)
 {
-    __m256i pairs[4];
+    const __m256i low = _mm256_set1_epi8(15), high = _mm256_set1_epi8(0x30);
+    const uint8_t *ql = p + T6_K_QL + (i * 16 + (t & 1) * 8) * 64 + 32 * h;
+    const uint8_t *qh = p + T6_K_QH + i * 512 + 32 * h;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        __m256i w = unpack_256(type, p, h, u, i);
-        int fresh = type == QTYPE_Q4_K ? i == 0 : i % 2 == 0;
-        int full = type == QTYPE_Q4_K ? i == 7 : i % 2 == 1;
-        __m256i scale = s->scale[type == QTYPE_Q4_K ? u : 2 * u + i / 4];
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++) {
-            __m256i v = _mm256_maddubs_epi16(w, all_lanes(a[c] + at + 4 * (size_t)i));
-            pairs[c] = fresh ? v : _mm256_add_epi16(pairs[c], v);
-            if (full) isum[c] = _mm256_add_epi32(isum[c], _mm256_madd_epi16(pairs[c], scale));
-        }
+    for (int j = 0; j < 8; j++) {
+        __m256i lo = load256(ql + 64 * j), hi = load256(qh + 64 * j);
+        if (t & 2) lo = _mm256_srli_epi16(lo, 4);
+        if (t < 2) hi = _mm256_slli_epi16(hi, t ? 2 : 4);
+        if (t == 3) hi = _mm256_srli_epi16(hi, 2);
+        w[j] = _mm256_or_si256(_mm256_and_si256(lo, low), _mm256_and_si256(hi, high));
     }
+}
+
+/* Stretches that differ in their shifts only: unrolled, so that the shifts are constants. */
+INLINE int phases(enum qtype type) { return type == QTYPE_Q4_K ? 2 : 4; }
+
+INLINE void unpack_256(enum qtype type, const uint8_t *p, int h, int i, int phase, __m256i *w)
+{
+    if (type == QTYPE_Q4_K) unpack_q4_k(p, h, i, phase, w);
+    else unpack_q6_k(p, h, i, phase, w);
+}
+
+/* The scaled integer sum of stretch u with the 32 activations at a. */
+INLINE __m256i stretch_sum(enum qtype type, const __m256i *w, const __m256i *scale, int u,
+                           const char *a)
+{
+    __m256i v[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) v[i] = _mm256_maddubs_epi16(w[i], all_lanes(a + 4 * i));
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) v[i] = _mm256_add_epi16(v[i], v[i + 1]);
+    if (type == QTYPE_Q4_K) {
+        v[0] = _mm256_add_epi16(_mm256_add_epi16(v[0], v[2]), _mm256_add_epi16(v[4], v[6]));
+        return _mm256_madd_epi16(v[0], scale[u]);
+    }
+    const __m256i *sc = scale + 2 * u;
+    __m256i first = _mm256_add_epi32(_mm256_madd_epi16(v[0], sc[0]), _mm256_madd_epi16(v[2], sc[0]));
+    __m256i second = _mm256_add_epi32(_mm256_madd_epi16(v[4], sc[1]),
+                                      _mm256_madd_epi16(v[6], sc[1]));
+    return _mm256_add_epi32(first, second);
 }
 
 INLINE __m256i pair_sum(const __m256i *pair, int n, const char *sums)
@@ -253,45 +280,66 @@ INLINE __m256 super_step(enum qtype type, const struct super *s, __m256i isum, c
     return fma_step(s->d, da, _mm256_sub_epi32(isum, _mm256_slli_epi32(off, 5)), acc);
 }
 
-INLINE void tile_256(enum qtype type, int H, int C, int n_cols, const uint8_t *p, int h0,
-                     const void *const *x, float *const *y)
+INLINE void row_256(enum qtype type, int n_cols, const uint8_t *p, const char *x, float *y)
 {
     const int bytes = type == QTYPE_Q4_K ? T4_K_BYTES : T6_K_BYTES;
-    const char *a[4];
-    __m256 acc[2][4];
+    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     struct super s[2];
+    for (int b = 0; b < n_cols / 256; b++, p += bytes) {
+        __m256i isum[2] = {zero(), zero()};
+        super_head(type, p, 0, &s[0]);
+        super_head(type, p, 1, &s[1]);
+#pragma GCC unroll 1
+        for (int i = 0; i < 8 / phases(type); i++)
 #pragma GCC unroll 4
-    for (int c = 0; c < C; c++) {
-        a[c] = x[c];
+            for (int k = 0; k < phases(type); k++) {
+                const int u = i * phases(type) + k;
+                prefetch(p + AHEAD + bytes / 8 * u, bytes / 8);
 #pragma GCC unroll 2
-        for (int h = 0; h < H; h++) acc[h][c] = _mm256_setzero_ps();
+                for (int h = 0; h < 2; h++) {
+                    __m256i w[8];
+                    unpack_256(type, p, h, i, k, w);
+                    isum[h] = _mm256_add_epi32(
+                        isum[h], stretch_sum(type, w, s[h].scale, u, x + 256 * b + 32 * u));
+                }
+            }
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++)
+            acc[h] = super_step(type, &s[h], isum[h], x, n_cols, b, acc[h]);
+    }
+    _mm256_storeu_ps(y, acc[0]);
+    _mm256_storeu_ps(y + 8, acc[1]);
+}
+
+INLINE void group_256(enum qtype type, int n_cols, const uint8_t *p, int h, int n,
+                      const void *const *x, struct scratch *sc)
+{
+    const int bytes = type == QTYPE_Q4_K ? T4_K_BYTES : T6_K_BYTES;
+    struct super s;
+    for (int r = 0; r < n; r++) {
+        sc->f[r] = _mm256_setzero_ps();
+        sc->i[r] = zero();
     }
     for (int b = 0; b < n_cols / 256; b++, p += bytes) {
-        __m256i isum[2][4];
-#pragma GCC unroll 2
-        for (int h = 0; h < H; h++) {
-            super_head(type, p, h0 + h, &s[h]);
-#pragma GCC unroll 4
-            for (int c = 0; c < C; c++) isum[h][c] = zero();
-        }
+        super_head(type, p, h, &s);
 #pragma GCC unroll 1
-        for (int u = 0; u < 8; u++) {
-            if (C == 1) prefetch(p + AHEAD + bytes / 8 * u, bytes / 8);
-#pragma GCC unroll 2
-            for (int h = 0; h < H; h++)
-                stretch_sums(type, C, p, h0 + h, u, &s[h], a, 256 * (size_t)b + 32 * (size_t)u,
-                             isum[h]);
+        for (int i = 0; i < 8 / phases(type); i++)
+#pragma GCC unroll 4
+            for (int k = 0; k < phases(type); k++) {
+                const int u = i * phases(type) + k;
+                __m256i w[8];
+                prefetch(p + AHEAD + bytes / 8 * u, bytes / 8);
+                unpack_256(type, p, h, i, k, w);
+                for (int r = 0; r < n; r++) {
+                    const char *a = (const char *)x[r] + 256 * b + 32 * u;
+                    sc->i[r] = _mm256_add_epi32(sc->i[r], stretch_sum(type, w, s.scale, u, a));
+                }
+            }
+        for (int r = 0; r < n; r++) {
+            sc->f[r] = super_step(type, &s, sc->i[r], x[r], n_cols, b, sc->f[r]);
+            sc->i[r] = zero();
         }
-#pragma GCC unroll 2
-        for (int h = 0; h < H; h++)
-#pragma GCC unroll 4
-            for (int c = 0; c < C; c++)
-                acc[h][c] = super_step(type, &s[h], isum[h][c], a[c], n_cols, b, acc[h][c]);
     }
-#pragma GCC unroll 4
-    for (int c = 0; c < C; c++)
-#pragma GCC unroll 2
-        for (int h = 0; h < H; h++) _mm256_storeu_ps(y[c] + 8 * (h0 + h), acc[h][c]);
 }
 
 /* ---- F32, F16, BF16 --------------------------------------------------------------------------- */
@@ -304,13 +352,14 @@ INLINE __m256 load_plain(enum qtype type, const uint8_t *p, int h)
         _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 16 * h))), 16));
 }
 
-/* T tiles against C rows (T * C <= 4), all sums in registers. */
+/* T tiles against C rows (T * C <= 6), all sums in registers. */
 INLINE void block_plain(enum qtype type, int T, int C, int n_cols, const uint8_t *p, size_t tile,
                         const void *const *x, float *const *y, int y_at)
 {
     const size_t step = type == QTYPE_F32 ? 64 : 32;
-    const char *a[4];
-    __m256 acc[4][2][4];
+    const size_t ahead = 2 * (size_t)AHEAD / (size_t)T;
+    const char *a[3];
+    __m256 acc[4][2][3];
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
         a[c] = x[c];
@@ -320,7 +369,8 @@ INLINE void block_plain(enum qtype type, int T, int C, int n_cols, const uint8_t
     for (int k = 0; k < n_cols; k++, p += step) {
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
-            if (C == 1) _mm_prefetch((const char *)(p + tile * (size_t)t + AHEAD), _MM_HINT_T0);
+            if (type == QTYPE_F32 || !(k & 1))
+                _mm_prefetch((const char *)(p + tile * (size_t)t + ahead), _MM_HINT_T0);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
                 __m256 v = load_plain(type, p + tile * (size_t)t, h);
@@ -340,6 +390,14 @@ INLINE void block_plain(enum qtype type, int T, int C, int n_cols, const uint8_t
                 _mm256_storeu_ps(y[c] + y_at + TILE_ROWS * t + 8 * h, acc[t][h][c]);
 }
 
+INLINE void rows_plain(enum qtype type, int T, int n_cols, const uint8_t *p, size_t tile, int n,
+                       const void *const *x, float *const *y, int y_at)
+{
+    for (; n >= 3; n -= 3, x += 3, y += 3) block_plain(type, T, 3, n_cols, p, tile, x, y, y_at);
+    if (n == 2) block_plain(type, T, 2, n_cols, p, tile, x, y, y_at);
+    if (n == 1) block_plain(type, T, 1, n_cols, p, tile, x, y, y_at);
+}
+
 INLINE void mm_plain(enum qtype type, int n_cols, int n_tiles, const void *w, int n_rows,
                      const void *const *x, float *const *y)
 {
@@ -349,59 +407,74 @@ INLINE void mm_plain(enum qtype type, int n_cols, int n_tiles, const void *w, in
     if (n_rows == 1)
         for (; t + 4 <= n_tiles; t += 4, p += 4 * tile)
             block_plain(type, 4, 1, n_cols, p, tile, x, y, TILE_ROWS * t);
-    for (; t < n_tiles; t++, p += tile) {
-        int r = 0;
-        for (; r + 4 <= n_rows; r += 4)
-            block_plain(type, 1, 4, n_cols, p, tile, x + r, y + r, TILE_ROWS * t);
-        for (; r < n_rows; r++)
-            block_plain(type, 1, 1, n_cols, p, tile, x + r, y + r, TILE_ROWS * t);
-    }
+    for (; t + 2 <= n_tiles; t += 2, p += 2 * tile)
+        rows_plain(type, 2, n_cols, p, tile, n_rows, x, y, TILE_ROWS * t);
+    if (t < n_tiles) rows_plain(type, 1, n_cols, p, tile, n_rows, x, y, TILE_ROWS * t);
 }
 
 /* ---- the loops around the quantised types -------------------------------------------------- */
 
-INLINE void tile_any(enum qtype type, int H, int C, int n_cols, const uint8_t *p, int h0,
-                     const void *const *x, float *const *y)
+INLINE void row_any(enum qtype type, int n_cols, const uint8_t *p, const char *x, float *y)
 {
-    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) tile_256(type, H, C, n_cols, p, h0, x, y);
-    else tile_32(type, H, C, n_cols, p, h0, x, y);
+    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) row_256(type, n_cols, p, x, y);
+    else row_32(type, n_cols, p, x, y);
 }
 
-INLINE void mm_any(enum qtype type, int n_cols, int n_tiles, const void *w, int n_rows,
-                   const void *const *x, float *const *y)
+INLINE void group_any(enum qtype type, int n_cols, const uint8_t *p, int h, int n,
+                      const void *const *x, struct scratch *sc)
 {
-    const size_t tile = tile_bytes(type, n_cols);
-    const uint8_t *p = w;
-    for (int t = 0; t < n_tiles; t++, p += tile) {
-        float *to[4];
-        for (int r = 0; r < n_rows;) {
-            int left = n_rows - r, n = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            for (int c = 0; c < n; c++) to[c] = y[r + c] + TILE_ROWS * t;
-            if (n == 4) {
-                for (int h = 0; h < 2; h++) tile_any(type, 1, 4, n_cols, p, h, x + r, to);
-            } else if (n == 2) {
-                tile_any(type, 2, 2, n_cols, p, 0, x + r, to);
-            } else {
-                tile_any(type, 2, 1, n_cols, p, 0, x + r, to);
-            }
-            r += n;
+    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) group_256(type, n_cols, p, h, n, x, sc);
+    else group_32(type, n_cols, p, h, n, x, sc);
+}
+
+/* Rows r0 .. r1-1 against one tile whose outputs are y[r][0 .. 16). */
+INLINE void rows_any(enum qtype type, int n_cols, const uint8_t *p, int r0, int r1,
+                     const void *const *x, float *const *y, int y_at)
+{
+    struct scratch sc;
+    for (; r0 < r1; r0 += GROUP) {
+        int n = r1 - r0 < GROUP ? r1 - r0 : GROUP;
+        for (int h = 0; h < 2; h++) {
+            group_any(type, n_cols, p, h, n, x + r0, &sc);
+            for (int r = 0; r < n; r++) _mm256_storeu_ps(y[r0 + r] + y_at + 8 * h, sc.f[r]);
         }
     }
 }
 
-#define MM(name, TYPE, fn)                                                                       \
+INLINE void mm_any(enum qtype type, enum act_kind act, int n_cols, int n_tiles, const void *w,
+                   int n_rows, const void *const *x, float *const *y)
+{
+    const size_t tile = tile_bytes(type, n_cols);
+    const int chunk = mm_chunk(act, n_cols, GROUP);
+    for (int c0 = 0; c0 < n_rows; c0 += chunk) {
+        int c1 = n_rows - c0 < chunk ? n_rows : c0 + chunk;
+        const uint8_t *p = w;
+        for (int t = 0; t < n_tiles; t++, p += tile) {
+            if (n_rows == 1) row_any(type, n_cols, p, x[0], y[0] + TILE_ROWS * t);
+            else rows_any(type, n_cols, p, c0, c1, x, y, TILE_ROWS * t);
+        }
+    }
+}
+
+#define MM_PLAIN(name, TYPE)                                                                     \
     static void mm_##name(int n_cols, int n_tiles, const void *w, int n_rows,                    \
                           const void *const *x, float *const *y)                                 \
     {                                                                                            \
-        fn(QTYPE_##TYPE, n_cols, n_tiles, w, n_rows, x, y);                                      \
+        mm_plain(QTYPE_##TYPE, n_cols, n_tiles, w, n_rows, x, y);                                \
     }
-MM(f32, F32, mm_plain)
-MM(f16, F16, mm_plain)
-MM(bf16, BF16, mm_plain)
-MM(q8_0, Q8_0, mm_any)
-MM(q4_0, Q4_0, mm_any)
-MM(q4_k, Q4_K, mm_any)
-MM(q6_k, Q6_K, mm_any)
+#define MM_QUANT(name, TYPE, ACT)                                                                \
+    static void mm_##name(int n_cols, int n_tiles, const void *w, int n_rows,                    \
+                          const void *const *x, float *const *y)                                 \
+    {                                                                                            \
+        mm_any(QTYPE_##TYPE, ACT, n_cols, n_tiles, w, n_rows, x, y);                             \
+    }
+MM_PLAIN(f32, F32)
+MM_PLAIN(f16, F16)
+MM_PLAIN(bf16, BF16)
+MM_QUANT(q8_0, Q8_0, ACT_Q8_32)
+MM_QUANT(q4_0, Q4_0, ACT_Q8_32)
+MM_QUANT(q4_k, Q4_K, ACT_Q8_256)
+MM_QUANT(q6_k, Q6_K, ACT_Q8_256)
 
 /* ---- activations ----------------------------------------------------------------------------- */
 

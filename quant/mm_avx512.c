@@ -24,10 +24,9 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    GROUP = 32,              /* rows of a group: scratch is GROUP * 2 vectors of each kind */
-    CHUNK_BYTES = 384 << 10, /* activations that stay in L2 beside a tile pair */
-    AHEAD = 8192,            /* bytes that one stream of weights is prefetched before its use */
-    AHEAD_PAIR = 4096,       /* the same for each of two streams */
+    GROUP = 32,        /* rows of a group: scratch is GROUP * 2 vectors of each kind */
+    AHEAD = 8192,      /* bytes that one stream of weights is prefetched before its use */
+    AHEAD_PAIR = 4096, /* the same for each of two streams */
 };
 
 /* ---- small pieces ----------------------------------------------------------------------- */
@@ -414,8 +413,7 @@ INLINE void mm_any(enum qtype type, enum act_kind act, int n_cols, int n_tiles, 
     struct scratch sc;
     const size_t tile = tile_bytes(type, n_cols);
     const int alone = type == QTYPE_Q6_K ? 16 : type == QTYPE_Q4_K ? 8 : 2;
-    int chunk = (int)(CHUNK_BYTES / act_bytes(act, n_cols));
-    chunk = chunk < GROUP ? GROUP : chunk / GROUP * GROUP;
+    const int chunk = mm_chunk(act, n_cols, GROUP);
     for (int c0 = 0; c0 < n_rows; c0 += chunk) {
         int c1 = c0 + chunk < n_rows ? c0 + chunk : n_rows;
         for (int t = 0, pair; t < n_tiles; t += 1 + pair) {

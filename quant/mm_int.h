@@ -33,6 +33,13 @@ enum {
 /* Bits of the scale of a block with an infinity or a NaN in it; its products become NaN. */
 #define ACT_BAD_SCALE 0x7fc00000u
 
+/* How many prepared rows, a multiple of `group`, fit L2 beside the weights in use. */
+static inline int mm_chunk(enum act_kind act, int n_cols, int group)
+{
+    int n = (int)(((size_t)384 << 10) / act_bytes(act, n_cols));
+    return n < group ? group : n / group * group;
+}
+
 extern const struct mm_kernels mm_kernels_ref, mm_kernels_avx2, mm_kernels_avx512;
 
 /* Reference kernels that a tier may keep. */

@@ -6,6 +6,9 @@
  * Names look like "mm.q4_k.avx512" and "act.q8_32.avx2".  Exit code 1 when anything differs.
  * TESSERA_CPU limits the tiers. */
 #include <ctype.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "quant/codec.h"
 #include "quant/mm.h"
@@ -315,6 +318,174 @@ static void bench_mm(struct check_opts *o, enum cpu_tier tier, enum qtype type)
     free(b.y);
 }
 
+/* ---- what the fixed order costs ----------------------------------------------------------- */
+
+/* Rivals of the one-row kernels that may sum as they like: several float accumulators over the
+ * blocks (or weights) of one tile, added up at the end.  Everything else is as in mm_avx512.c.
+ * They live only here. */
+#if defined(__x86_64__)
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")))
+enum { N_ACC = 4 };
+
+AVX512 static void free_q8_0(int n_cols, int n_tiles, const void *w, int n_rows,
+                             const void *const *x, float *const *y)
+{
+    const char *p = w, *a = x[0], *da = a + n_cols, *s32 = da + n_cols / 32 * 4;
+    (void)n_rows;
+    for (int t = 0; t < n_tiles; t++) {
+        __m512 acc[N_ACC];
+        for (int i = 0; i < N_ACC; i++) acc[i] = _mm512_setzero_ps();
+        for (int b = 0; b < n_cols / 32; b += N_ACC)
+#pragma GCC unroll 4
+            for (int i = 0; i < N_ACC; i++, p += 544) {
+                int32_t off, q[8];
+                float d;
+                memcpy(&off, s32 + 4 * (b + i), 4);
+                memcpy(&d, da + 4 * (b + i), 4);
+                memcpy(q, a + 32 * (b + i), 32);
+                __m512i s = _mm512_set1_epi32(-128 * off);
+#pragma GCC unroll 9
+                for (int k = 0; k < 9; k++)
+                    _mm_prefetch((const char *)p + 8192 + 64 * k, _MM_HINT_T0);
+#pragma GCC unroll 8
+                for (int k = 0; k < 8; k++)
+                    s = _mm512_dpbusd_epi32(s, _mm512_loadu_si512(p + 32 + 64 * k),
+                                            _mm512_set1_epi32(q[k]));
+                __m512 dw = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+                acc[i] = _mm512_fmadd_ps(_mm512_mul_ps(dw, _mm512_set1_ps(d)),
+                                         _mm512_cvtepi32_ps(s), acc[i]);
+            }
+        _mm512_storeu_ps(y[0] + TILE_ROWS * t, _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]),
+                                                             _mm512_add_ps(acc[2], acc[3])));
+    }
+}
+
+AVX512 static void free_f16(int n_cols, int n_tiles, const void *w, int n_rows,
+                            const void *const *x, float *const *y)
+{
+    const char *p = w;
+    const float *a = x[0];
+    (void)n_rows;
+    for (int t = 0; t < n_tiles; t++) {
+        __m512 acc[8];
+        for (int i = 0; i < 8; i++) acc[i] = _mm512_setzero_ps();
+        for (int k = 0; k < n_cols; k += 8)
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++, p += 32) {
+                if (!(i & 1)) _mm_prefetch(p + 8192, _MM_HINT_T0);
+                __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+                acc[i] = _mm512_fmadd_ps(v, _mm512_set1_ps(a[k + i]), acc[i]);
+            }
+        for (int i = 0; i < 4; i++) acc[i] = _mm512_add_ps(acc[i], acc[i + 4]);
+        _mm512_storeu_ps(y[0] + TILE_ROWS * t, _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]),
+                                                             _mm512_add_ps(acc[2], acc[3])));
+    }
+}
+
+static void bench_free_one(struct check_opts *o, const char *name, enum qtype type,
+                           void (*rival)(int, int, const void *, int, const void *const *,
+                                         float *const *))
+{
+    if (!check_wanted(o, name)) return;
+    size_t tile = tile_bytes(type, BENCH_COLS);
+    int all = (int)(bench_weights / tile);
+    struct mm_bench b = {.n_cols = BENCH_COLS, .n_rows = 1, .w = bench_tiles(type, BENCH_COLS, all)};
+    bench_rows(&b, type, MAX_TILES);
+    for (int cached = 1; cached >= 0; cached--) {
+        b.n_tiles = (int)(((size_t)(cached ? 512 << 10 : 8 << 20)) / tile / 4 * 4);
+        b.n_calls = cached ? 1 : all / b.n_tiles;
+        b.stride = cached ? 0 : tile * (size_t)b.n_tiles;
+        double ns[2];
+        for (int i = 0; i < 2; i++) {
+            b.mm = i ? rival : mm_kernels(CPU_AVX512)->mm[type];
+            b.call = 0;
+            ns[i] = check_bench(run_mm, &b, 0.5);
+        }
+        double bytes = (double)tile * b.n_tiles;
+        printf("%-20s one row, %s: fixed order %.1f GB/s, free order %.1f GB/s\n", name,
+               cached ? "L2" : "DRAM", bytes / ns[0], bytes / ns[1]);
+    }
+    munmap((void *)(uintptr_t)b.w, tile * (size_t)all);
+    free(b.x);
+    free(b.y);
+}
+
+static void bench_free(struct check_opts *o)
+{
+    if (cpu_tier_best() < CPU_AVX512) return;
+    bench_free_one(o, "free.q8_0", QTYPE_Q8_0, free_q8_0);
+    bench_free_one(o, "free.f16", QTYPE_F16, free_f16);
+}
+#else
+static void bench_free(struct check_opts *o) { (void)o; }
+#endif
+
+/* ---- preparing and packing ---------------------------------------------------------------- */
+
+struct act_bench {
+    void (*act)(int, const float *, void *);
+    float *x;
+    void *out;
+};
+
+static void run_act(void *arg)
+{
+    const struct act_bench *b = arg;
+    b->act(BENCH_COLS, b->x, b->out);
+}
+
+static void bench_act(struct check_opts *o, enum cpu_tier tier, enum act_kind kind)
+{
+    char name[64];
+    snprintf(name, sizeof name, "act.%s.%s", act_names[kind], cpu_tier_name(tier));
+    if (!check_wanted(o, name)) return;
+    struct act_bench b = {.x = need(aligned_alloc(64, 4 * BENCH_COLS)),
+                          .out = need(aligned_alloc(64, act_bytes(kind, BENCH_COLS)))};
+    struct rng r;
+    rng_seed(&r, 1);
+    check_fill(CHECK_UNIFORM, b.x, BENCH_COLS, &r);
+    b.act = mm_kernels(CPU_REF)->act[kind];
+    double ref = check_bench(run_act, &b, 0.05);
+    b.act = mm_kernels(tier)->act[kind];
+    double ns = check_bench(run_act, &b, 0.05);
+    printf("%-20s %5d columns: %.0f ns, %.2f values/ns, %.1f x ref\n", name, BENCH_COLS, ns,
+           BENCH_COLS / ns, ref / ns);
+    free(b.x);
+    free(b.out);
+}
+
+struct pack_bench {
+    enum qtype type;
+    size_t row;
+    char *rows, *tiles;
+    int n, at; /* tiles in memory, next one */
+};
+
+static void run_pack(void *arg)
+{
+    struct pack_bench *b = arg;
+    for (int i = 0; i < 8; i++, b->at = (b->at + 1) % b->n) {
+        size_t tile = TILE_ROWS * b->row, from = tile * (size_t)b->at;
+        tile_pack(b->type, BENCH_COLS, TILE_ROWS, b->rows + from, b->row, b->tiles + from);
+    }
+}
+
+static void bench_pack(struct check_opts *o, enum qtype type)
+{
+    char name[64], low[16];
+    snprintf(name, sizeof name, "pack.%s", lower(qtype_info((uint32_t)type)->name, low));
+    if (!check_wanted(o, name)) return;
+    struct pack_bench b = {.type = type, .row = qtype_bytes(type, BENCH_COLS)};
+    b.n = (int)(((size_t)64 << 20) / (TILE_ROWS * b.row));
+    size_t bytes = TILE_ROWS * b.row * (size_t)b.n;
+    b.rows = check_huge_alloc(bytes);
+    b.tiles = check_huge_alloc(bytes);
+    double ns = check_bench(run_pack, &b, 0.2);
+    printf("%-20s %.1f GB/s\n", name, 8.0 * TILE_ROWS * (double)b.row / ns);
+    munmap(b.rows, bytes);
+    munmap(b.tiles, bytes);
+}
+
 /* ---- what the machine gives ------------------------------------------------------------- */
 
 struct read_bench {
@@ -350,13 +521,20 @@ int main(int argc, char **argv)
 {
     struct check_opts o;
     if (!check_parse(&o, argc, argv)) return 2;
+    for (int i = 0; o.bench && qtype_at(i); i++) bench_pack(&o, qtype_at(i)->id);
+    if (o.bench) {
+        bench_read(&o);
+        bench_free(&o);
+    }
     if (o.bench && !o.list)
         printf("%-20s %5s %6s %5s %12s %8s %9s %8s\n", "kernel", "cols", "tiles", "rows", "ns",
                "GB/s", "GMAC/s", "x ref");
-    if (o.bench) bench_read(&o);
     for (int t = CPU_REF + 1; t <= (int)cpu_tier_best(); t++) {
         enum cpu_tier tier = (enum cpu_tier)t;
-        for (int k = 0; k < 3 && !o.bench; k++) check_act(&o, tier, (enum act_kind)k);
+        for (int k = 0; k < 3; k++) {
+            if (o.bench) bench_act(&o, tier, (enum act_kind)k);
+            else check_act(&o, tier, (enum act_kind)k);
+        }
         for (int i = 0; qtype_at(i); i++) {
             if (o.bench) bench_mm(&o, tier, qtype_at(i)->id);
             else check_mm(&o, tier, qtype_at(i)->id);

@@ -18,7 +18,8 @@ ok 'no prompt, no colours' "$(grep -c $'\033\|^> ' "$DIR/out" "$DIR/err" | grep 
 input 'hello\nand then?\n'
 chat; expect 0
 ok 'two answers' "$(answers)" = 2
-ok 'the first is the same' "$(head -c "$(size "$DIR/first")" "$DIR/out" | cmp - "$DIR/first" 2>&1)" = ''
+head -c "$(size "$DIR/first")" "$DIR/out" >"$DIR/begin"
+ok 'the first is the same' "$(cmp "$DIR/begin" "$DIR/first" 2>&1)" = ''
 ok 'the KV cache of the first turn is kept' "$(speed 2 | grep -c 'kept')" = 1
 cp "$DIR/out" "$DIR/two"
 input 'hello'
@@ -141,6 +142,13 @@ ok 'it goes on' "$(answers)" -ge 3
 input 'hello\n/set n 3\n/regen\n'
 t chat -m "$M" --temp 0 -n -1 --ignore-eos -c 64; expect 0 'answer was cut'
 ok '/regen is shorter' "$(speed 2 | grep -cE '\+ 3 tokens')" = 1
+
+# ---- a stop string cuts the text, so the next turn reads it anew
+stop=$(head -c 3 "$DIR/first" | tail -c 2)
+input 'hello\nand then?\n'
+chat --no-escape --stop "$stop"; expect 0
+ok 'cut' "$(head -n 1 "$DIR/out" | wc -c)" -lt "$(size "$DIR/first")"
+ok 'both answers' "$(answers)" = 2
 
 # ---- what text may be
 input 'a\xff\xfe\xc3\nb\n'

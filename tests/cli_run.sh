@@ -83,7 +83,8 @@ t run -m "$M" -p '' -n 3 --temp 0
 ok 'an empty prompt is a clear error, or BOS' "$RC" -le 1
 
 # ---- stdout that ends early
-"$BIN" run -m "$DIR/long.gguf" -p x -n -1 --ignore-eos 2>"$DIR/err" </dev/null | head -c 10 >"$DIR/out"
+"$BIN" run -m "$DIR/long.gguf" -p x -n -1 --ignore-eos 2>"$DIR/err" <"$DIR/in" |
+    head -c 10 >"$DIR/out"
 RC=${PIPESTATUS[0]}; LAST='run | head -c 10'
 expect 0
 ok 'quiet' "$(grep -c 'tessera:' "$DIR/err")" = 0

@@ -14,7 +14,7 @@ export XDG_STATE_HOME=/nonexistent
 begin() {
     DIR=$(mktemp -d)
     trap '[ $BASHPID != $$ ] || rm -rf "$DIR"' EXIT
-    GEN=${TESSERA_GEN:-build/release/bench/gen_model}
+    GEN=${GEN:-build/release/bench/gen_model}
     [ -x "$GEN" ] || make -s "$GEN" >/dev/null 2>&1
     if [ ! -x "$GEN" ]; then
         echo "skipped: $GEN cannot be built"

@@ -120,7 +120,7 @@ static void fuzz_text(uint8_t how, const char *s, size_t n)
 
 static void use(const struct tok *t)
 {
-    static const char text[] = "the hello  world\n<|im_start|>user</s>aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+    static const char text[] = "the hello  world\n<|im_start|>user</s>aaaaaaaaaaaaaaaaaaaaaaa"
                                "\xc3\xa9\xe2\x96\x81\xff\xf0\x9f\x98 123's <0x41> \xe2\x82";
     char piece[16];
     for (unsigned flags = 0; flags < 4; flags++) {
@@ -194,10 +194,13 @@ static void tiny(const char *model)
 static int write_seeds(const char *folder)
 {
     static const char *const texts[] = {
-        "Hello the world, it's 12345 o'clock!\n\n  and <user>+ \xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80",
-        "<|im_start|>user\nhello<|im_end|>\n</s>", "\xff\xe2\x82 \xf0\x9f", "   \t\r\n \xe3\x80\x80 x",
-        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-        "I'M I'll HTTPServer\xe4\xb8\xad\xe6\x96\x87\xcc\x81 3.14//\n", "\xe2\x96\x81the \xe2\x96\x81",
+        "Hello the world, it's 12345 o'clock!\n\n  and <user>+ \xc3\xa9\xe2\x82\xac\xf0\x9f",
+        "<|im_start|>user\nhello<|im_end|>\n</s>",
+        "\xff\xe2\x82 \xf0\x9f",
+        "   \t\r\n \xe3\x80\x80 x",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "I'M I'll HTTPServer\xe4\xb8\xad\xe6\x96\x87\xcc\x81 3.14//\n",
+        "\xe2\x96\x81the \xe2\x96\x81",
     };
     char name[32];
     int first = 0;

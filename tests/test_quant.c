@@ -2,8 +2,8 @@
  * reference are compared with it in tests/check_kernels.c; here one short pass keeps them honest
  * in `make test`.
  *
- * Golden files come from $TESSERA_SHARED (default ../shared, seen from the repository's root);
- * without them those tests say so and pass. */
+ * Golden files come from the shared folder (tests/shared.h); without them those tests say so and
+ * pass. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,6 +19,7 @@
 #include "moe/base/rng.h"
 #include "quant/codec.h"
 #include "quant/mm.h"
+#include "tests/shared.h"
 
 static const enum qtype all_types[] = {QTYPE_F32,  QTYPE_F16,  QTYPE_BF16, QTYPE_Q8_0,
                                        QTYPE_Q4_0, QTYPE_Q4_K, QTYPE_Q6_K};
@@ -56,23 +57,12 @@ static const struct qtype_info *info(enum qtype t) { return qtype_info((uint32_t
 /* A whole file of the reference folder, NULL when it is not there. */
 static void *golden(const char *name, const char *ending, size_t *n)
 {
-    const char *shared = getenv("TESSERA_SHARED");
-    char path[512], low[16];
+    char path[512], file[64], low[16];
     snprintf(low, sizeof low, "%s", name);
-    for (char *c = low; *c && !strchr(name, 'K'); c++)
-        if (*c >= 'A' && *c <= 'Z') *c = (char)(*c + 32);
-    if (low[0] == 'Q') low[0] = 'q'; /* q4_K keeps its K */
-    snprintf(path, sizeof path, "%s/reference/quants/%s.%s", shared ? shared : "../shared", low,
-             ending);
-    FILE *f = fopen(path, "rb");
-    if (!f) {
-        print_message("skipped: no %s\n", path);
-        return NULL;
-    }
-    char *p = alloc(1 << 20);
-    *n = fread(p, 1, 1 << 20, f);
-    fclose(f);
-    return p;
+    for (char *c = low; *c; c++) /* Q8_0 is in q8_0.bin, but Q4_K in q4_K.bin */
+        if (*c >= 'A' && *c <= 'Z' && !(c > low && c[-1] == '_')) *c = (char)(*c + 32);
+    snprintf(file, sizeof file, "reference/quants/%s.%s", low, ending);
+    return shared_file(path, sizeof path, file) ? shared_slurp(path, n) : NULL;
 }
 
 static void test_golden_decode(void **state)

@@ -206,15 +206,18 @@ INLINE void pv_strip(enum kind kind, const int nq, const int nz, const float *e,
         for (int z = 0; z < nz; z++) _mm512_storeu_ps(o[i] + c0 + z * LANES, a[i][z]);
 }
 
-/* All columns of a piece: wide strips, then what is left in single registers. */
+/* All columns of a piece: wide strips, then what is left.  A block of Q8_0 is 2 registers. */
 INLINE void pv_cols(enum kind kind, const int nq, const int nz, const float *e, const float *c,
                     int lo, int hi, const struct v_piece *v, float *const *o)
 {
     size_t col = 0;
-    const size_t wide = (size_t)nz * LANES, n = (size_t)v->n_col;
-    for (; col + wide <= n; col += wide)
-        pv_strip(kind, nq, nz, e, c, lo, hi, v, o, col);
-    for (; col < n; col += LANES) pv_strip(kind, nq, 1, e, c, lo, hi, v, o, col);
+    const size_t n = (size_t)v->n_col;
+    if (nz == 4)
+        for (; col + 4 * LANES <= n; col += 4 * LANES)
+            pv_strip(kind, nq, 4, e, c, lo, hi, v, o, col);
+    for (; col + 2 * LANES <= n; col += 2 * LANES)
+        pv_strip(kind, nq, 2, e, c, lo, hi, v, o, col);
+    if (kind != SRC_I8 && col < n) pv_strip(kind, nq, 1, e, c, lo, hi, v, o, col);
 }
 
 INLINE void pv_kind(enum kind kind, int nq, const float *e, const float *c, int lo, int hi,

@@ -15,7 +15,7 @@ static const char *const end_texts[] = {
     "<end_of_turn>",   "</s>",           "<|end|>",    "<|return|>", "<|call|>",
     "<|calls|>",       "<|flush|>",      "<EOT>",      "_<EOT>",     "[EOT]",
     "[EOS]",           "<eos>",          "<turn|>",    "[e~[",       "<end_of_utterance>",
-    "<\xef\xbd\x9c" "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+    "<\xef\xbd\x9c\x65nd\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>", /* DeepSeek */
 };
 static const char start_text[] = "<|im_start|>";
 
@@ -433,7 +433,7 @@ void enc_text(struct enc *e, const char *s, size_t n, bool special)
         i += t->off[id + 1] - t->off[id];
         start = i;
     }
-    plain_text(e, s + start, n - start);
+    if (start < n) plain_text(e, s + start, n - start);
 }
 
 int64_t enc_end(struct enc *e)
