@@ -191,8 +191,9 @@ static void attention(struct build *b, const struct hparams *h, const struct blo
         build_tiles(b, "blk.%d.attn_v.weight", l, h->n_embd, nkv, 1),
         build_tiles(b, "blk.%d.attn_q.weight", l, h->n_embd, nq, 1),
     };
+    static const char *const names[3] = {"k", "v", "q"};
     int y[3];
-    build_linears(b, last ? "attn_kv" : "attn_qkv", n, last ? 2 : 3, w, y);
+    build_linears(b, last ? "attn_kv" : "attn_qkv", n, last ? 2 : 3, w, names, y);
     bias_if_there(b, "blk.%d.attn_k.bias", l, y[0], nkv);
     bias_if_there(b, "blk.%d.attn_v.bias", l, y[1], nkv);
     qk_norm(b, h, style, l, false, y[0]);
@@ -202,7 +203,7 @@ static void attention(struct build *b, const struct hparams *h, const struct blo
         b->rows = ROWS_OUT;
         *x = build_select(b, "x_out", *x);
         n = build_select(b, "attn_norm", n);
-        y[2] = build_linear(b, "attn_q", n, w[2]);
+        build_linears(b, "attn_q", n, 1, w + 2, names + 2, y + 2);
     }
     bias_if_there(b, "blk.%d.attn_q.bias", l, y[2], nq);
     qk_norm(b, h, style, l, true, y[2]);
@@ -232,8 +233,9 @@ static void feed_forward(struct build *b, const struct hparams *h, const struct 
     } else {
         const int w[2] = {build_tiles(b, "blk.%d.ffn_gate.weight", l, h->n_embd, h->n_ff, 1),
                           build_tiles(b, "blk.%d.ffn_up.weight", l, h->n_embd, h->n_ff, 1)};
+        static const char *const names[2] = {"gate", "up"};
         int y[2];
-        build_linears(b, "ffn_gate_up", n, 2, w, y);
+        build_linears(b, "ffn_gate_up", n, 2, w, names, y);
         bias_if_there(b, "blk.%d.ffn_gate.bias", l, y[0], h->n_ff);
         bias_if_there(b, "blk.%d.ffn_up.bias", l, y[1], h->n_ff);
         int a = build_swiglu(b, y[0], y[1]);
@@ -251,6 +253,7 @@ void block_model(struct build *b, const struct hparams *h, const struct block_st
     int embd = tied ? build_tiles(b, "token_embd.weight", 0, h->n_embd, h->n_vocab, 1)
                     : build_rows(b, "token_embd.weight", h->n_embd, h->n_vocab);
     int x = build_embed(b, embd);
+    (void)rope_table(b, h, &t);
     for (int l = 0; l < h->n_layer && !b->err->code; l++) {
         attention(b, h, style, l, &t, &x);
         feed_forward(b, h, style, l, x);

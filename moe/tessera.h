@@ -88,7 +88,8 @@ struct tessera_memory tessera_memory(const tessera_engine *e);
  * lanes, parts, buffers and bytes.  json: one JSON object instead of text. */
 enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err);
 
-/* Makes the step that is running, or the next one, stop soon with ERR_CANCELLED. */
+/* Makes the step that is running, or the next one, stop soon with ERR_CANCELLED; opening a generator
+ * forgets a cancel that no step has met. */
 void tessera_cancel(tessera_engine *e);
 
 /* ---- session ---- */
@@ -158,7 +159,7 @@ struct tessera_answer {
 };
 
 struct tessera_timing {
-    int n_prompt, n_prompt_reused, n_gen;
+    int n_prompt, n_prompt_reused, n_gen; /* n_gen counts sampled tokens, an end token too */
     double prompt_s, gen_s;  /* seconds; the first token counts as prompt */
 };
 

@@ -532,48 +532,73 @@ MM_QUANT(q6_k, Q6_K, ACT_Q8_256)
 
 /* ---- activations -------------------------------------------------------------------------- */
 
-/* Quantises 32 n values with one scale; returns the scale. */
-INLINE float quantise(const float *x, int n, int8_t *q)
+/* The bits of the largest magnitude among 32 n values. */
+INLINE uint32_t top_bits(const float *x, int n)
 {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     __m512i m = zero();
     for (int i = 0; i < 32 * n; i += 16)
         m = _mm512_max_epu32(m, _mm512_and_si512(_mm512_loadu_si512(x + i), magnitude));
-    uint32_t bits = _mm512_reduce_max_epu32(m);
-    if (bits >= 0x7f800000u || f32_from_bits(bits) < ACT_AMAX_MIN) {
-        memset(q, 0, (size_t)(32 * n));
-        return bits >= 0x7f800000u ? f32_from_bits(ACT_BAD_SCALE) : 0.0f;
-    }
-    float amax = f32_from_bits(bits);
-    __m512 inv = _mm512_set1_ps(127.0f / amax);
-    for (int i = 0; i < 32 * n; i += 16) {
-        __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inv));
-        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(v));
-    }
-    return amax / 127.0f;
+    return _mm512_reduce_max_epu32(m);
 }
 
-/* Sums of 4 bytes per dword of 64 bytes at q. */
-INLINE __m512i sums_of_4(const int8_t *q)
+/* Scales of sixteen blocks from their largest magnitudes: inv = 127 / amax, 0 where the block is
+ * all zeros, too small or bad; d = amax / 127, 0 or NaN there. */
+INLINE void scales_16(__m512i bits, __m512 *inv, __m512 *d)
 {
-    return _mm512_dpbusd_epi32(zero(), _mm512_set1_epi8(1), _mm512_loadu_si512(q));
+    __m512 amax = _mm512_castsi512_ps(bits), top = _mm512_set1_ps(127.0f);
+    __mmask16 bad = _mm512_cmpge_epu32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    __mmask16 good = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(ACT_AMAX_MIN), _CMP_GE_OQ);
+    good = (__mmask16)(good & ~bad);
+    *inv = _mm512_maskz_div_ps(good, top, amax);
+    *d = _mm512_maskz_div_ps(good, amax, top);
+    *d = _mm512_castsi512_ps(_mm512_mask_mov_epi32(_mm512_castps_si512(*d), bad,
+                                                   _mm512_set1_epi32((int)ACT_BAD_SCALE)));
 }
 
+/* 32 values times inv as bytes.  A bad block has inv = 0, and what is infinite or NaN in it
+ * converts to INT_MIN, whose low byte is 0 like the rest. */
+INLINE __m256i quantise(const float *x, float inv)
+{
+    __m512 a = _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inv));
+    __m512 b = _mm512_mul_ps(_mm512_loadu_ps(x + 16), _mm512_set1_ps(inv));
+    return _mm256_set_m128i(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(b)),
+                            _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+
+/* The sums of both halves of 32 bytes. */
+INLINE void sums_of_16(__m256i q, int32_t *first, int32_t *second)
+{
+    __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+    *first = _mm_cvtsi128_si32(_mm256_castsi256_si128(s));
+    *second = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
+}
+
+/* Sixteen blocks at a time, so that their divisions are two instructions. */
 static void act_q8_32(int n_cols, const float *x, void *out)
 {
     int n_blocks = n_cols / 32;
     int8_t *q = out;
     char *d = (char *)out + n_cols, *s32 = d + 4 * (size_t)n_blocks;
-    for (int b = 0; b < n_blocks; b++) {
-        float scale = quantise(x + 32 * b, 1, q + 32 * b);
-        __m256i four = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1),
-                                           _mm256_loadu_si256((const __m256i *)(q + 32 * b)));
-        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-        int32_t sum = _mm_cvtsi128_si32(s);
-        memcpy(d + 4 * (size_t)b, &scale, 4);
-        memcpy(s32 + 4 * (size_t)b, &sum, 4);
+    for (int b0 = 0; b0 < n_blocks; b0 += 16) {
+        int n = n_blocks - b0 < 16 ? n_blocks - b0 : 16;
+        uint32_t bits[16] = {0};
+        float inv[16];
+        __m512 v_inv, v_d;
+        for (int b = 0; b < n; b++) bits[b] = top_bits(x + 32 * (b0 + b), 1);
+        scales_16(_mm512_loadu_si512(bits), &v_inv, &v_d);
+        _mm512_storeu_ps(inv, v_inv);
+        _mm512_mask_storeu_ps(d + 4 * (size_t)b0, (__mmask16)((1u << n) - 1), v_d);
+        for (int b = 0; b < n; b++) {
+            __m256i v = quantise(x + 32 * (b0 + b), inv[b]);
+            int32_t s0, s1;
+            sums_of_16(v, &s0, &s1);
+            s0 += s1;
+            _mm256_storeu_si256((__m256i *)(q + 32 * (b0 + b)), v);
+            memcpy(s32 + 4 * (size_t)(b0 + b), &s0, 4);
+        }
     }
     size_t used = (size_t)n_cols + 8 * (size_t)n_blocks;
     memset((char *)out + used, 0, act_bytes(ACT_Q8_32, n_cols) - used);
@@ -586,25 +611,17 @@ static void act_q8_256(int n_cols, const float *x, void *out)
     struct act256 o = act256(n_cols);
     char *base = out;
     for (int b = 0; b < n_blocks; b++) {
-        float scale = quantise(x + 256 * b, 8, q + 256 * b);
-        memcpy(base + o.d + 4 * (size_t)b, &scale, 4);
-        for (int i = 0; i < 4; i++) {
-            /* Four sums of 4 per sub-block of 16: fold neighbours twice, then three times. */
-            __m512i s = sums_of_4(q + 256 * b + 64 * i);
-            s = _mm512_add_epi32(s, _mm512_srli_epi64(s, 32));
-            s = _mm512_add_epi32(s, _mm512_bsrli_epi128(s, 8));
-            __m512i t = _mm512_add_epi32(s, _mm512_shuffle_i32x4(s, s, 0xb1));
-            int32_t lane[16];
-            _mm512_storeu_si512(lane, s);
-            for (int k = 0; k < 4; k++) {
-                int16_t v = (int16_t)lane[4 * k];
-                memcpy(base + o.s16 + 2 * (size_t)(16 * b + 4 * i + k), &v, 2);
-            }
-            _mm512_storeu_si512(lane, t);
-            for (int k = 0; k < 2; k++) {
-                int16_t v = (int16_t)lane[8 * k];
-                memcpy(base + o.s32 + 2 * (size_t)(8 * b + 2 * i + k), &v, 2);
-            }
+        __m512 inv, d;
+        scales_16(_mm512_set1_epi32((int)top_bits(x + 256 * b, 8)), &inv, &d);
+        _mm512_mask_storeu_ps(base + o.d + 4 * (size_t)b, 1, d);
+        for (int k = 8 * b; k < 8 * b + 8; k++) {
+            __m256i v = quantise(x + 32 * k, _mm512_cvtss_f32(inv));
+            int32_t s0, s1;
+            sums_of_16(v, &s0, &s1);
+            int16_t pair[2] = {(int16_t)s0, (int16_t)s1}, both = (int16_t)(s0 + s1);
+            _mm256_storeu_si256((__m256i *)(q + 32 * k), v);
+            memcpy(base + o.s16 + 4 * (size_t)k, pair, 4);
+            memcpy(base + o.s32 + 2 * (size_t)k, &both, 2);
         }
     }
     size_t used = o.s32 + (size_t)n_cols / 32 * 2;

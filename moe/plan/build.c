@@ -193,7 +193,8 @@ static enum act_kind act_of(const struct build *b, int weight)
     return t ? t->act : ACT_F32;
 }
 
-void build_linears(struct build *b, const char *name, int in, int n, const int *weight, int *out)
+void build_linears(struct build *b, const char *name, int in, int n, const int *weight,
+                   const char *const *out_name, int *out)
 {
     for (int i = 0; i < n; i++) out[i] = 0;
     for (int i = 0, done = 0; done < n && !b->err->code; i = 0) {
@@ -205,7 +206,7 @@ void build_linears(struct build *b, const char *name, int in, int n, const int *
         for (int j = i; j < n; j++) {
             if (out[j] || act_of(b, weight[j]) != kind) continue;
             w[k] = weight[j];
-            o[k++] = out[j] = new_buf(b, name, BUF_F32, weight_of(b, weight[j])->n_rows);
+            o[k++] = out[j] = new_buf(b, out_name[j], BUF_F32, weight_of(b, weight[j])->n_rows);
             done++;
         }
         struct op *op = new_op(b, OP_MATMUL, name);
@@ -221,7 +222,7 @@ void build_linears(struct build *b, const char *name, int in, int n, const int *
 int build_linear(struct build *b, const char *name, int in, int weight)
 {
     int out;
-    build_linears(b, name, in, 1, &weight, &out);
+    build_linears(b, name, in, 1, &weight, &name, &out);
     return out;
 }
 

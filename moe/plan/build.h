@@ -74,9 +74,10 @@ int build_embed(struct build *b, int weight);
 int build_rope_table(struct build *b, struct rope_params p);
 int build_norm(struct build *b, const char *name, int in, int weight, float eps);
 int build_linear(struct build *b, const char *name, int in, int weight);
-/* Up to three products of the same input in one step; out[n].  Weights whose activation formats
- * differ become steps of their own. */
-void build_linears(struct build *b, const char *name, int in, int n, const int *weight, int *out);
+/* Up to three products of the same input in one step; out[n] are buffers with the given names.
+ * Weights whose activation formats differ become steps of their own. */
+void build_linears(struct build *b, const char *name, int in, int n, const int *weight,
+                   const char *const *out_name, int *out);
 int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window);
 int build_select(struct build *b, const char *name, int in);
 int build_swiglu(struct build *b, int gate, int up);

@@ -63,18 +63,26 @@ static void put_bufs(const struct plan *p, const int *list, char *out, size_t ca
     }
 }
 
+static bool same_weight(const struct weight *a, const struct weight *b)
+{
+    return a->type == b->type && a->n_cols == b->n_cols && a->n_rows == b->n_rows &&
+           a->n_mats == b->n_mats;
+}
+
+/* "3 x Q8_0 256x256x8": equal neighbours are counted. */
 static void put_weights(const struct plan *p, const struct op *op, char *out, size_t cap)
 {
     size_t n = 0;
     out[0] = 0;
-    for (int i = 0; i < OP_IO && op->weight[i] >= 0; i++) {
+    for (int i = 0, same; i < OP_IO && op->weight[i] >= 0; i += same) {
         const struct weight *w = &p->model->ws->at[op->weight[i]];
-        const char *type = qtype_info(w->type)->name;
-        int k = w->n_mats > 1
-                    ? snprintf(out + n, cap - n, "%s%s %dx%dx%d", i ? " " : "", type, w->n_cols,
-                               w->n_rows, w->n_mats)
-                    : snprintf(out + n, cap - n, "%s%s %dx%d", i ? " " : "", type, w->n_cols,
-                               w->n_rows);
+        char times[16] = "", mats[16] = "";
+        for (same = 1; i + same < OP_IO && op->weight[i + same] >= 0; same++)
+            if (!same_weight(w, &p->model->ws->at[op->weight[i + same]])) break;
+        if (same > 1) (void)snprintf(times, sizeof times, "%d x ", same);
+        if (w->n_mats > 1) (void)snprintf(mats, sizeof mats, "x%d", w->n_mats);
+        int k = snprintf(out + n, cap - n, "%s%s%s %dx%d%s", i ? ", " : "", times,
+                         qtype_info(w->type)->name, w->n_cols, w->n_rows, mats);
         if (k < 0 || (size_t)k >= cap - n) return;
         n += (size_t)k;
     }
@@ -90,7 +98,7 @@ static void step_line(const struct plan *p, int i, char *out, size_t cap)
     put_bufs(p, op->out, o, sizeof o);
     put_weights(p, op, w, sizeof w);
     (void)snprintf(io, sizeof io, "%s%s%s", in, in[0] && o[0] ? " -> " : o[0] ? "-> " : "", o);
-    (void)snprintf(out, cap, "  %-5s %-10s %-12s %-4s %-48s %-38s %11s %9s", lane_name(op->lane),
+    (void)snprintf(out, cap, "  %-4s %-10s %-13s %-4s %-46s %-29s %10s %8s", lane_name(op->lane),
                    op_name(op->code), op->name, op->rows == ROWS_OUT ? "out" : "all", io, w,
                    s->weight_bytes ? human(b, sizeof b, s->weight_bytes) : "-",
                    s->macs ? count(m, sizeof m, s->macs) : "-");
@@ -132,7 +140,7 @@ static void print_plan(FILE *to, const struct plan *p, const char *phase)
     (void)fprintf(to, "\n%s of up to %d row%s: arena %s, reads %s of weights (expected), %s MAC\n",
                   phase, p->n_rows, p->n_rows == 1 ? "" : "s", human(a, sizeof a, p->arena_bytes),
                   human(b, sizeof b, t.weight_bytes), count(c, sizeof c, t.macs));
-    (void)fprintf(to, "  %-5s %-10s %-12s %-4s %-48s %-38s %11s %9s\n", "lane", "step", "name",
+    (void)fprintf(to, "  %-4s %-10s %-13s %-4s %-46s %-29s %10s %8s\n", "lane", "step", "name",
                   "rows", "in -> out", "weights", "reads", "MAC");
     for (int i = 0; i < p->model->n_op;) {
         const int layer = p->model->op[i].layer, end = layer_end(p, i), n = end - i;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "moe/base/machine.h"
 #include "moe/run/engine_int.h"
 
 enum { CTX_DEFAULT = 8192, UBATCH_DEFAULT = 512, UBATCH_MAX = 16384, CTX_MIN = 256 };
@@ -192,6 +193,20 @@ static enum status load(struct tessera_engine *e, struct err *err)
     return part_store_load(&e->parts, &how, err);
 }
 
+/* Automatic budget: what is free now, in memory and in the control group, less a reserve for
+ * everybody else of max(1 GiB, 6 %), and of half at most on small machines. */
+static uint64_t auto_budget(void)
+{
+    struct machine m;
+    memset(&m, 0, sizeof m);
+    machine_memory(&m, NULL);
+    uint64_t room = m.ram_available, reserve = m.ram_bytes / 100 * 6;
+    if (!room) return UINT64_MAX; /* nothing is known: no limit is more honest than a guess */
+    if (m.cgroup_headroom < room) room = m.cgroup_headroom;
+    if (reserve < (1u << 30)) reserve = 1u << 30;
+    return reserve < room / 2 ? room - reserve : room / 2;
+}
+
 static enum status resolve(struct tessera_engine *e, const struct tessera_options *o,
                            struct err *err)
 {
@@ -205,7 +220,7 @@ static enum status resolve(struct tessera_engine *e, const struct tessera_option
         long n = sysconf(_SC_NPROCESSORS_ONLN);
         e->opt.n_threads = n < 1 ? 1 : n > 256 ? 256 : (int)n;
     }
-    if (!o->mem_budget) e->opt.mem_budget = UINT64_MAX;
+    if (!o->mem_budget) e->opt.mem_budget = auto_budget();
     e->path = strdup(o->model_path);
     if (!e->path) return err_set(err, ERR_MEMORY, "no memory to open the model");
     e->opt.model_path = e->path;

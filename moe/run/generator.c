@@ -80,6 +80,7 @@ enum status tessera_generator_open(tessera_session *s, const int32_t *ids, int n
         tessera_generator_close(g);
         return st;
     }
+    atomic_store(&s->engine->cancel, 0); /* a cancel meant for an earlier answer is not for this */
     g->timing.n_prompt_reused = tessera_session_reuse(s, ids, n);
     g->timing.n_prompt = n;
     if (o->n_gen_max == 0) g->stop = TESSERA_STOP_LENGTH;
