@@ -254,4 +254,7 @@ void cli_interrupt_target(tessera_engine *e);
 bool cli_interrupted(void);
 void cli_clear_interrupt(void);
 
+/* Prints what can be opened as a Markdown table (`tessera help support`). */
+int cli_print_support(void);
+
 #endif

@@ -42,8 +42,8 @@ static void usage(FILE *to)
     fprintf(to, "Tessera runs Mixture-of-Experts language models inside a memory budget.\n\n");
     for (const struct cli_command *c = commands(); c->name; c++)
         fprintf(to, "  tessera %-10s %-30s %s\n", c->name, c->args, c->help);
-    fprintf(to, "\n  tessera help COMMAND lists its flags; tessera --version says which build "
-                "this is\n");
+    fprintf(to, "\n  tessera help COMMAND lists its flags, tessera help support the models that "
+                "can be opened;\n  tessera --version says which build this is\n");
 }
 
 static int version(void)
@@ -87,6 +87,7 @@ static int help(int argc, char **argv)
 {
     char flag[] = "--help";
     if (argc < 2) return usage(stdout), CLI_OK;
+    if (!strcmp(argv[1], "support")) return cli_print_support();
     char *call_argv[] = {argv[1], flag, NULL};
     return call(argv[1], 2, call_argv);
 }
