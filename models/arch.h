@@ -16,6 +16,7 @@ struct hparams {
     int n_expert, n_expert_used, n_ff_expert; /* 0 = dense */
     float norm_eps;
     struct rope_params rope;
+    int rope_divisor;           /* rope_freqs.weight divides the angles (Llama 3.1) */
 };
 
 struct arch {

@@ -6,7 +6,10 @@
 
 #include "models/arch.h"
 
-enum { EXPERTS_MAX = 4096, USED_MAX = 64, WIDTH_MAX = 1 << 24, HEAD_DIM_MAX = 512 };
+enum {
+    LAYERS_MAX = 4096, EXPERTS_MAX = 4096, USED_MAX = 64, WIDTH_MAX = 1 << 24, HEAD_DIM_MAX = 512,
+    CTX_MAX = 1 << 30
+};
 
 static void key_of(char *out, size_t cap, const char *arch, const char *key)
 {
@@ -40,36 +43,73 @@ static enum status get_f32(const struct gguf *g, const char *arch, const char *k
     return s;
 }
 
-static enum status check(const struct gguf *g, const struct hparams *h, struct err *e)
+static enum status in_range(const struct gguf *g, const char *arch, const char *key, int v, int lo,
+                            int hi, struct err *e)
 {
-    const char *path = gguf_path(g, 0);
-    if (h->n_layer < 1 || h->n_layer > 4096 || h->n_embd < 1 || h->n_embd > WIDTH_MAX ||
-        h->n_heads < 1 || h->n_kv_heads < 1 || h->n_ctx_train < 1 || h->n_ff > WIDTH_MAX ||
-        h->n_ff_expert > WIDTH_MAX || h->n_heads > WIDTH_MAX)
-        return err_set(e, ERR_RANGE, "%s: layer count, width, heads or context are out of range: "
-                       "the file is damaged", path);
-    if (h->n_heads % h->n_kv_heads)
-        return err_set(e, ERR_SHAPE, "%s: %d heads cannot share %d KV heads evenly", path,
-                       h->n_heads, h->n_kv_heads);
-    if (h->head_dim < 2 || h->head_dim > HEAD_DIM_MAX)
-        return err_set(e, ERR_UNSUPPORTED, "%s: heads of %d values; 2 to %d are supported", path,
-                       h->head_dim, HEAD_DIM_MAX);
-    if (h->rope.n_rot < 2 || h->rope.n_rot % 2 || h->rope.n_rot > h->head_dim)
-        return err_set(e, ERR_SHAPE, "%s: %d rotated values in heads of %d", path, h->rope.n_rot,
-                       h->head_dim);
-    if (h->n_expert && (h->n_expert > EXPERTS_MAX || h->n_expert_used < 1 ||
-                        h->n_expert_used > h->n_expert || h->n_expert_used > USED_MAX))
-        return err_set(e, ERR_RANGE, "%s: %d of %d experts per token is out of range", path,
-                       h->n_expert_used, h->n_expert);
-    return OK;
+    if (v >= lo && v <= hi) return OK;
+    return err_set(e, ERR_RANGE, "%s: key %s.%s says %d; %d to %d is possible: the file is damaged",
+                   gguf_path(g, 0), arch, key, v, lo, hi);
 }
 
-/* Scaling of positions: linear is understood, anything else must not pass unnoticed. */
+static enum status check_experts(const struct gguf *g, const char *arch, const struct hparams *h,
+                                 struct err *e)
+{
+    const char *path = gguf_path(g, 0);
+    const int n = h->n_expert, most = n < USED_MAX ? n : USED_MAX;
+    if (!n)
+        return h->n_ff ? OK : err_set(e, ERR_MISSING, "%s: key %s.feed_forward_length is missing "
+                                      "or 0", path, arch);
+    if (!h->n_expert_used)
+        return err_set(e, ERR_MISSING, "%s: key %s.expert_used_count is missing or 0", path, arch);
+    if (!h->n_ff_expert)
+        return err_set(e, ERR_MISSING, "%s: key %s.expert_feed_forward_length (or else "
+                       "feed_forward_length) is missing or 0", path, arch);
+    enum status s = in_range(g, arch, "expert_count", n, 1, EXPERTS_MAX, e);
+    return s ? s : in_range(g, arch, "expert_used_count", h->n_expert_used, 1, most, e);
+}
+
+static enum status check(const struct gguf *g, const char *arch, const struct hparams *h,
+                         struct err *e)
+{
+    const char *path = gguf_path(g, 0);
+    enum status s;
+    if ((s = in_range(g, arch, "block_count", h->n_layer, 1, LAYERS_MAX, e)) ||
+        (s = in_range(g, arch, "embedding_length", h->n_embd, 1, WIDTH_MAX, e)) ||
+        (s = in_range(g, arch, "context_length", h->n_ctx_train, 1, CTX_MAX, e)) ||
+        (s = in_range(g, arch, "attention.head_count", h->n_heads, 1, WIDTH_MAX, e)) ||
+        (s = in_range(g, arch, "attention.head_count_kv", h->n_kv_heads, 1, h->n_heads, e)) ||
+        (s = in_range(g, arch, "feed_forward_length", h->n_ff, 0, WIDTH_MAX, e)) ||
+        (s = in_range(g, arch, "expert_feed_forward_length", h->n_ff_expert, 0, WIDTH_MAX, e)))
+        return s;
+    if (h->n_heads % h->n_kv_heads)
+        return err_set(e, ERR_SHAPE, "%s: %d heads cannot share %d KV heads evenly "
+                       "(%s.attention.head_count, head_count_kv)", path, h->n_heads, h->n_kv_heads,
+                       arch);
+    if (h->head_dim < 2 || h->head_dim > HEAD_DIM_MAX)
+        return err_set(e, ERR_UNSUPPORTED, "%s: heads of %d values (%s.attention.key_length); 2 to "
+                       "%d are supported", path, h->head_dim, arch, HEAD_DIM_MAX);
+    if (h->n_heads > WIDTH_MAX / h->head_dim)
+        return err_set(e, ERR_RANGE, "%s: %d heads of %d values (%s.attention.head_count, "
+                       "key_length) are more than any model has", path, h->n_heads, h->head_dim,
+                       arch);
+    if (h->rope.n_rot < 2 || h->rope.n_rot % 2 || h->rope.n_rot > h->head_dim)
+        return err_set(e, ERR_SHAPE, "%s: %d rotated values (%s.rope.dimension_count) in heads of "
+                       "%d", path, h->rope.n_rot, arch, h->head_dim);
+    if (h->norm_eps < 0)
+        return err_set(e, ERR_RANGE, "%s: key %s.attention.layer_norm_rms_epsilon is negative",
+                       path, arch);
+    if (!(h->rope.base > 0))
+        return err_set(e, ERR_RANGE, "%s: key %s.rope.freq_base is not positive", path, arch);
+    return check_experts(g, arch, h, e);
+}
+
+/* Scaling of positions: linear, which is also what a factor alone means, is understood; anything
+ * else must not pass unnoticed. */
 static enum status rope_scaling(const struct gguf *g, const char *arch, struct hparams *h,
                                 struct err *e)
 {
     char key[96];
-    struct gguf_str type = {"none", 4};
+    struct gguf_str type = {"linear", 6};
     key_of(key, sizeof key, arch, "rope.scaling.type");
     if (gguf_find(g, key)) {
         enum status s = gguf_get_str(g, key, &type, e);
@@ -82,16 +122,18 @@ static enum status rope_scaling(const struct gguf *g, const char *arch, struct h
         h->rope.scale = 1.0f / factor;
         return OK;
     }
-    if ((type.n == 4 && !memcmp(type.s, "none", 4)) || factor == 1.0f) return OK;
-    return err_set(e, ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported yet",
-                   gguf_path(g, 0), (int)(type.n < 32 ? type.n : 32), type.s);
+    if (type.n == 4 && !memcmp(type.s, "none", 4)) return OK;
+    if (type.n == 4 && !memcmp(type.s, "yarn", 4) && factor == 1.0f) return OK;
+    return err_set(e, ERR_UNSUPPORTED, "%s: key %s says \"%.*s\" with factor %g: that scaling is "
+                   "not supported yet", gguf_path(g, 0), key, (int)(type.n < 32 ? type.n : 32),
+                   type.s, (double)factor);
 }
 
 enum status hparams_common(const struct gguf *g, const char *arch, struct hparams *h,
                            struct err *e)
 {
     memset(h, 0, sizeof *h);
-    h->rope.scale = 1;
+    h->rope.scale = h->rope.magnitude = 1;
     int dim = 0;
     enum status s;
     if ((s = hparams_int(g, arch, "block_count", -1, &h->n_layer, e)) ||
@@ -119,10 +161,10 @@ enum status hparams_common(const struct gguf *g, const char *arch, struct hparam
     if (!t)
         return err_set(e, ERR_MISSING, "%s: tensor token_embd.weight is missing: the file is "
                        "incomplete", gguf_path(g, 0));
-    if (t->dim[1] > INT32_MAX)
+    if (t->dim[1] > WIDTH_MAX)
         return err_set(e, ERR_SHAPE, "%s: token_embd.weight has too many rows", gguf_path(g, 0));
     h->n_vocab = (int)t->dim[1];
-    return check(g, h, e);
+    return check(g, arch, h, e);
 }
 
 /* ---- the block ---- */
@@ -138,7 +180,8 @@ static int expert_tiles(struct build *b, const char *which, int layer, int n_col
     (void)snprintf(prefix, sizeof prefix, "blk.%d.ffn_%s.0.weight", layer, which);
     if (!weights_has(b->ws, prefix)) return build_tiles(b, name, layer, n_cols, n_rows, n_mats);
     (void)snprintf(prefix, sizeof prefix, "blk.%d.ffn_%s.", layer, which);
-    int w = weights_bind_split(b->ws, (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats},
+    int w = weights_bind_split(b->ws, (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats,
+                                                         0, 0},
                                name, prefix, ".weight", b->err);
     return w < 0 ? 0 : w;
 }
@@ -169,7 +212,7 @@ struct tables {
 static int rope_table(struct build *b, const struct hparams *h, struct tables *t)
 {
     int *x = b->rows == ROWS_OUT ? &t->out : &t->all;
-    if (!*x) *x = build_rope_table(b, h->rope);
+    if (!*x) *x = build_rope_table(b, h->rope, h->rope_divisor ? build_vector(b, "rope_freqs.weight", 0, h->rope.n_rot / 2) : -1);
     return *x;
 }
 
@@ -208,7 +251,7 @@ static void attention(struct build *b, const struct hparams *h, const struct blo
     bias_if_there(b, "blk.%d.attn_q.bias", l, y[2], nq);
     qk_norm(b, h, style, l, true, y[2]);
     build_rope(b, "attn_q_rope", y[2], rope_table(b, h, t), h->n_heads, h->head_dim, h->rope);
-    int a = build_attention(b, y[2], slot, h->n_heads, 1.0f / sqrtf((float)h->head_dim), 0);
+    int a = build_attention(b, y[2], slot, h->n_heads, 1.0f / sqrtf((float)h->head_dim), 0, -1);
     int o = build_linear(b, "attn_output", a,
                          build_tiles(b, "blk.%d.attn_output.weight", l, nq, h->n_embd, 1));
     bias_if_there(b, "blk.%d.attn_output.bias", l, o, h->n_embd);
@@ -229,7 +272,8 @@ static void feed_forward(struct build *b, const struct hparams *h, const struct 
         int g = expert_tiles(b, "gate", l, h->n_embd, ff, ne);
         int u = expert_tiles(b, "up", l, h->n_embd, ff, ne);
         int d = expert_tiles(b, "down", l, ff, h->n_embd, ne);
-        o = build_experts(b, n, logits, style->route, g, u, d);
+        const struct build_moe m = {style->route, GLU_SILU, g, u, d, {-1, -1, -1}, -1};
+        o = build_experts(b, n, logits, &m);
     } else {
         const int w[2] = {build_tiles(b, "blk.%d.ffn_gate.weight", l, h->n_embd, h->n_ff, 1),
                           build_tiles(b, "blk.%d.ffn_up.weight", l, h->n_embd, h->n_ff, 1)};
@@ -238,7 +282,7 @@ static void feed_forward(struct build *b, const struct hparams *h, const struct 
         build_linears(b, "ffn_gate_up", n, 2, w, names, y);
         bias_if_there(b, "blk.%d.ffn_gate.bias", l, y[0], h->n_ff);
         bias_if_there(b, "blk.%d.ffn_up.bias", l, y[1], h->n_ff);
-        int a = build_swiglu(b, y[0], y[1]);
+        int a = build_glu(b, GLU_SILU, y[0], y[1]);
         o = build_linear(b, "ffn_down", a,
                          build_tiles(b, "blk.%d.ffn_down.weight", l, h->n_ff, h->n_embd, 1));
         bias_if_there(b, "blk.%d.ffn_down.bias", l, o, h->n_embd);

@@ -1,13 +1,11 @@
 /* llama: the dense Llama family and Mixtral, which differs by its experts alone.
- * Keys llama.*; rotary pairs are neighbours (the converter permutes Q and K). */
+ * Keys llama.*; rope_freqs.weight (Llama 3.1) divides the angles; rotary pairs are neighbours (the converter permutes Q and K). */
 #include "models/arch.h"
 
 static enum status hparams(const struct gguf *g, struct hparams *h, struct err *e)
 {
     enum status s = hparams_common(g, "llama", h, e);
-    if (!s && gguf_find_tensor(g, "rope_freqs.weight"))
-        s = err_set(e, ERR_UNSUPPORTED, "%s: rope_freqs.weight (Llama 3.1 scaling) is not supported "
-                    "yet", gguf_path(g, 0));
+    if (!s) h->rope_divisor = gguf_find_tensor(g, "rope_freqs.weight") != NULL;
     return s;
 }
 

@@ -22,9 +22,12 @@ static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * t
 static void fill_part(struct part *p, const struct weight *w, int index, int mat)
 {
     const struct gguf_tensor *t = w->src[w->n_src == 1 ? 0 : mat];
-    uint64_t skip = w->n_src == 1 ? (uint64_t)mat * w->mat_file_bytes : 0;
+    const uint64_t row = qtype_bytes(w->type, (uint64_t)w->n_cols);
+    uint64_t skip = (uint64_t)w->row0 * row;
+    if (w->n_src == 1) skip += (uint64_t)mat * (uint64_t)w->n_all * row;
     p->weight = index;
     p->mat = mat;
+    p->row0 = w->row0;
     p->n_rows = w->n_rows;
     p->n_levels = 1;
     p->n_extents = 1;
@@ -146,17 +149,18 @@ static void loader_fail(struct loader *l, const struct err *e)
     atomic_store(&l->failed, 1);
 }
 
-static void loader_report(struct loader *l, const struct weight *w, int index, uint64_t bytes,
-                          bool nan)
+static void loader_report(struct loader *l, const struct part *p, uint64_t bytes, bool nan)
 {
+    const struct weight *w = &l->store->weights->at[p->weight];
+    const struct gguf_tensor *t = w->src[w->n_src == 1 ? 0 : p->mat];
     pthread_mutex_lock(&l->lock);
     l->done += bytes;
-    if (nan && !l->warned[index] && l->how->warn) {
-        char text[256];
+    if (nan && !l->warned[p->weight] && l->how->warn) {
+        char text[512];
         (void)snprintf(text, sizeof text,
-                       "%s: tensor %s holds NaN: what the model says will be unusable",
-                       gguf_path(l->store->weights->file, 0), w->name);
-        l->warned[index] = 1;
+                       "%s: tensor %.*s holds NaN: what the model says will be unusable",
+                       gguf_path(l->store->weights->file, t->shard), (int)t->name.n, t->name.s);
+        l->warned[p->weight] = 1;
         l->how->warn(l->how->warn_arg, text);
     }
     if (l->how->progress && !l->how->progress(l->how->progress_arg, l->done, l->total) &&
@@ -174,7 +178,10 @@ static void place(const struct weight *w, const struct piece *pc, const char *ro
     case WEIGHT_ROWS:
         memcpy(dst + (uint64_t)pc->row0 * row_bytes, rows, (uint64_t)pc->n_rows * row_bytes);
         break;
-    case WEIGHT_VECTOR: codec_decode(w->type, rows, (float *)(void *)dst, w->n_cols); break;
+    case WEIGHT_VECTOR:
+        codec_decode(w->type, rows, (float *)(void *)dst + (size_t)pc->row0 * (size_t)w->n_cols,
+                     (int64_t)pc->n_rows * w->n_cols);
+        break;
     case WEIGHT_TILES: {
         const size_t tb = tile_bytes(w->type, w->n_cols);
         for (int r = 0; r < pc->n_rows; r += TILE_ROWS) {
@@ -204,7 +211,7 @@ static void load_piece(void *arg, int task, int worker)
         return;
     }
     place(w, pc, buf, (char *)l->store->region.base + p->offset);
-    loader_report(l, w, p->weight, bytes, has_nan(w->type, buf, bytes));
+    loader_report(l, p, bytes, has_nan(w->type, buf, bytes));
 }
 
 uint64_t part_store_staging(const struct part_store *s)

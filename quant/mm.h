@@ -21,7 +21,8 @@ enum { TILE_ROWS = 16 };
 /* Bytes of one tile of a matrix with n_cols columns. */
 size_t tile_bytes(enum qtype type, int n_cols);
 
-/* Interleaves up to 16 GGUF rows (row_bytes apart) into one tile; rows beyond n_rows become 0. */
+/* Interleaves up to 16 GGUF rows (row_bytes apart) into one tile; rows beyond n_rows become 0.
+ * Reads nothing beyond the n_rows rows; rows need no alignment. */
 void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t row_bytes,
                void *tile);
 
@@ -32,8 +33,9 @@ void tile_row_f32(enum qtype type, int n_cols, const void *tile, int row, float 
  *   ACT_F32     float x[n]
  *   ACT_Q8_32   int8 q[n] | float d[n/32]  | int32 s32[n/32]
  *   ACT_Q8_256  int8 q[n] | float d[n/256] | int16 s16[n/16] | int16 s32[n/32]
- * with q = round-to-nearest-even(x * (127/amax)), d = amax/127 (q = 0, d = 0 where amax is 0)
- * and s16, s32 the sums of q over 16 and 32 neighbours. */
+ * with q = round-to-nearest-even(x * (127/amax)), d = amax/127, and s16, s32 the sums of q over 16
+ * and 32 neighbours; rest 0.  q = 0 and d = 0 where amax is below 2^-120 (127/amax must be finite);
+ * a block with an infinity or a NaN in it gets q = 0 and d = NaN, so that its products are NaN. */
 size_t act_bytes(enum act_kind kind, int n_cols);
 
 struct mm_kernels {
@@ -41,7 +43,9 @@ struct mm_kernels {
     void (*act[3])(int n_cols, const float *x, void *out);
 
     /* y[r][0 .. 16*n_tiles) = tiles * x[r] for n_rows >= 1 prepared rows.  w points to n_tiles
-     * consecutive tiles, 64-byte aligned as are x[r]; every y[r] has room for 16*n_tiles floats.
+     * consecutive tiles, 64-byte aligned as are x[r]; every y[r] has room for 16*n_tiles floats,
+     * needs no alignment, and may lie anywhere (rows of a batch need no order).  Bytes behind the
+     * tiles may be prefetched, never read.
      * NULL for a type without kernels.  Index: enum qtype. */
     void (*mm[QTYPE_ID_END])(int n_cols, int n_tiles, const void *w, int n_rows,
                              const void *const *x, float *const *y);

@@ -60,7 +60,7 @@ INLINE __m256 fma_step(__m256 d, __m256 da, __m256i isum, __m256 acc)
     return _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(isum), acc);
 }
 
-/* ---- Q8_0 and Q4_0 -------------------------------------------------------------------------- */
+/* ---- Q8_0 and Q4_0 ------------------------------------------------------------------------ */
 
 INLINE int block_bytes(enum qtype type) { return type == QTYPE_Q8_0 ? T8_0_BYTES : T4_0_BYTES; }
 
@@ -145,7 +145,7 @@ INLINE void group_32(enum qtype type, int n_cols, const uint8_t *p, int h, int n
     }
 }
 
-/* ---- Q4_K and Q6_K -------------------------------------------------------------------------- */
+/* ---- Q4_K and Q6_K ------------------------------------------------------------------------ */
 
 /* The twelve scale bytes of Q4_K as four bytes per lane: scales 0-3, 4-7, mins 0-3, 4-7. */
 INLINE void q4_k_scales(const uint8_t *p, __m256i *sc, __m256i *m)
@@ -251,10 +251,9 @@ INLINE __m256i stretch_sum(enum qtype type, const __m256i *w, const __m256i *sca
         return _mm256_madd_epi16(v[0], scale[u]);
     }
     const __m256i *sc = scale + 2 * u;
-    __m256i first = _mm256_add_epi32(_mm256_madd_epi16(v[0], sc[0]), _mm256_madd_epi16(v[2], sc[0]));
-    __m256i second = _mm256_add_epi32(_mm256_madd_epi16(v[4], sc[1]),
-                                      _mm256_madd_epi16(v[6], sc[1]));
-    return _mm256_add_epi32(first, second);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) v[2 * i] = _mm256_madd_epi16(v[2 * i], sc[i / 2]);
+    return _mm256_add_epi32(_mm256_add_epi32(v[0], v[2]), _mm256_add_epi32(v[4], v[6]));
 }
 
 INLINE __m256i pair_sum(const __m256i *pair, int n, const char *sums)
@@ -342,7 +341,7 @@ INLINE void group_256(enum qtype type, int n_cols, const uint8_t *p, int h, int 
     }
 }
 
-/* ---- F32, F16, BF16 --------------------------------------------------------------------------- */
+/* ---- F32, F16, BF16 ----------------------------------------------------------------------- */
 
 INLINE __m256 load_plain(enum qtype type, const uint8_t *p, int h)
 {
@@ -476,7 +475,7 @@ MM_QUANT(q4_0, Q4_0, ACT_Q8_32)
 MM_QUANT(q4_k, Q4_K, ACT_Q8_256)
 MM_QUANT(q6_k, Q6_K, ACT_Q8_256)
 
-/* ---- activations ----------------------------------------------------------------------------- */
+/* ---- activations -------------------------------------------------------------------------- */
 
 INLINE uint32_t max_bits(__m256i m)
 {

@@ -3,36 +3,66 @@
 
 #include "routing/route.h"
 
+enum { GROUPS_MAX = 64 };
+
 static void scores(const struct route_params *p, const struct elem_kernels *el, float *x)
 {
     if (p->score == ROUTE_SOFTMAX) {
         el->softmax(p->n_expert, x);
-        return;
+    } else if (p->score == ROUTE_SIGMOID) {
+        for (int i = 0; i < p->n_expert; i++) x[i] = -x[i];
+        el->exp(p->n_expert, x, x);
+        for (int i = 0; i < p->n_expert; i++) x[i] = 1.0f / (1.0f + x[i]);
     }
-    for (int i = 0; i < p->n_expert; i++) x[i] = -x[i];
-    el->exp(p->n_expert, x, x);
-    for (int i = 0; i < p->n_expert; i++) x[i] = 1.0f / (1.0f + x[i]);
 }
 
-void route_token_choice(const struct route_params *p, const struct elem_kernels *el, float *x,
-                        int32_t *id, float *w)
+/* A strict order, so that the lower id stays before on ties; a NaN comes after every number. */
+static int beats(float a, float b) { return a > b || (isnan(b) && !isnan(a)); }
+
+/* The n best of x[m] in id[n], best first.  Damaged logits still give n different ids. */
+static void best(const float *x, int m, int n, int32_t *id)
 {
-    scores(p, el, x);
-    /* Insertion into a list of n_used: strict comparison keeps the lower id on ties, and a NaN
-     * never beats anything, so that damaged logits still give n_used different experts. */
-    for (int s = 0; s < p->n_used; s++) id[s] = -1;
-    for (int i = 0; i < p->n_expert; i++) {
-        int s = p->n_used;
-        while (s > 0 && (id[s - 1] < 0 || x[i] > x[id[s - 1]])) s--;
-        if (s == p->n_used) continue;
-        for (int t = p->n_used - 1; t > s; t--) id[t] = id[t - 1];
+    for (int s = 0; s < n; s++) id[s] = -1;
+    for (int i = 0; i < m; i++) {
+        int s = n;
+        while (s > 0 && (id[s - 1] < 0 || beats(x[i], x[id[s - 1]]))) s--;
+        if (s == n) continue;
+        for (int t = n - 1; t > s; t--) id[t] = id[t - 1];
         id[s] = i;
     }
-    float sum = 0;
-    for (int s = 0; s < p->n_used; s++) {
-        w[s] = x[id[s]];
-        sum += w[s];
+}
+
+/* Leaves only the experts of the best groups in the running. */
+static void keep_groups(const struct route_params *p, float *pick)
+{
+    float sum[GROUPS_MAX] = {0};
+    int32_t top[GROUPS_MAX];
+    const int n = p->n_expert / p->n_group;
+    for (int g = 0; g < p->n_group; g++) {
+        int32_t two[2];
+        best(pick + g * n, n, n < 2 ? n : 2, two);
+        sum[g] = pick[g * n + two[0]] + (n < 2 ? 0 : pick[g * n + two[1]]);
     }
+    best(sum, p->n_group, p->n_group_used, top);
+    for (int g = 0; g < p->n_group; g++) {
+        int in = 0;
+        for (int i = 0; i < p->n_group_used; i++) in |= top[i] == g;
+        for (int i = 0; !in && i < n; i++) pick[g * n + i] = -INFINITY;
+    }
+}
+
+void route_token_choice(const struct route_params *p, const struct elem_kernels *el,
+                        const float *bias, float *x, float *pick, int32_t *id, float *w)
+{
+    scores(p, el, x);
+    for (int i = 0; i < p->n_expert; i++) pick[i] = bias ? x[i] + bias[i] : x[i];
+    if (p->n_group > 1 && p->n_group_used < p->n_group) keep_groups(p, pick);
+    best(pick, p->n_expert, p->n_used, id);
+    float sum = 0;
+    for (int s = 0; s < p->n_used; s++) w[s] = x[id[s]];
+    if (p->score == ROUTE_SOFTMAX_CHOSEN) el->softmax(p->n_used, w);
+    for (int s = 0; s < p->n_used; s++) sum += w[s];
+    if (sum < 0x1p-14f) sum = 0x1p-14f;
     for (int s = 0; s < p->n_used; s++) {
         if (p->normalise) w[s] /= sum;
         if (p->scale != 1.0f) w[s] *= p->scale;

@@ -50,7 +50,8 @@ static inline int check_parse(struct check_opts *o, int argc, char **argv)
             return 0;
         }
     }
-    if (!o->list) printf("seed %" PRIu64 ", best tier %s\n", o->seed, cpu_tier_name(cpu_tier_best()));
+    if (!o->list)
+        printf("seed %" PRIu64 ", best tier %s\n", o->seed, cpu_tier_name(cpu_tier_best()));
     return 1;
 }
 

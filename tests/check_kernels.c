@@ -39,7 +39,8 @@ static void *need(void *p)
 static void fill_act(float *x, size_t n, int trial, struct rng *r)
 {
     check_fill((enum check_regime)(trial % CHECK_REGIME_N), x, n, r);
-    static const float odd[] = {INFINITY, -INFINITY, NAN, 0x1p-149f, 0x1p-120f, 0x1.8p-121f, 3.4e38f};
+    static const float odd[] = {INFINITY,  -INFINITY,   NAN,    0x1p-149f,
+                                0x1p-120f, 0x1.8p-121f, 3.4e38f};
     if (trial % 3 == 2)
         for (int i = 0; i < 1 + (int)(n / 600); i++)
             x[rng_below(r, (uint32_t)n)] = odd[rng_below(r, sizeof odd / sizeof odd[0])];
@@ -182,8 +183,9 @@ static void check_mm_once(struct check_opts *o, enum cpu_tier tier, enum qtype t
              trial);
     for (int c = 0; c < sh.rows; c++) {
         check_same_f32(o, name, what, ys[0][c], ys[1][c], (size_t)n_out);
-        if (c % 4) check_same_bytes(o, name, what, y[0][c].data, y[1][c].data, 4 * (size_t)(c % 4));
-        check_same_bytes(o, name, what, ys[0][c] + n_out, ys[1][c] + n_out, 16 - 4 * (size_t)(c % 4));
+        size_t before = 4 * (size_t)(c % 4);
+        check_same_bytes(o, name, what, y[0][c].data, y[1][c].data, before);
+        check_same_bytes(o, name, what, ys[0][c] + n_out, ys[1][c] + n_out, 16 - before);
         for (int i = 0; i < 2; i++) {
             check_same_canary(o, name, what, &y[i][c]);
             check_canary_free(&y[i][c]);
@@ -242,14 +244,15 @@ static void run_mm(void *arg)
 enum { BENCH_COLS = 2048, BENCH_ROWS = 512, MAX_TILES = 1000 };
 static const size_t bench_weights = (size_t)192 << 20;
 
-/* Prepared rows and outputs for up to BENCH_ROWS rows. */
-static void bench_rows(struct mm_bench *b, enum qtype type, int max_tiles)
+/* Prepared rows and outputs for up to BENCH_ROWS rows and MAX_TILES tiles. */
+static void bench_rows(struct mm_bench *b, enum qtype type)
 {
+    const size_t y_row = TILE_ROWS * MAX_TILES + 80; /* rows in different cache sets */
     const struct qtype_info *t = qtype_info((uint32_t)type);
     size_t abytes = act_bytes(t->act, b->n_cols);
     float *x = need(malloc(4 * (size_t)b->n_cols));
     char *acts = check_huge_alloc(abytes * BENCH_ROWS);
-    float *out = check_huge_alloc(4 * (size_t)TILE_ROWS * (size_t)max_tiles + (size_t)66 * 1024 * BENCH_ROWS);
+    float *out = check_huge_alloc(4 * y_row * BENCH_ROWS);
     struct rng r;
     rng_seed(&r, 1);
     b->x = need(malloc(BENCH_ROWS * sizeof *b->x));
@@ -258,7 +261,7 @@ static void bench_rows(struct mm_bench *b, enum qtype type, int max_tiles)
         check_fill(CHECK_UNIFORM, x, (size_t)b->n_cols, &r);
         mm_kernels(CPU_REF)->act[t->act](b->n_cols, x, acts + abytes * (size_t)c);
         b->x[c] = acts + abytes * (size_t)c;
-        b->y[c] = out + (size_t)c * (16 * 1024 + 80); /* row 0 may run on: alone it has all the room */
+        b->y[c] = out + (size_t)c * y_row;
     }
     free(x);
 }
@@ -297,7 +300,7 @@ static void bench_mm(struct check_opts *o, enum cpu_tier tier, enum qtype type)
     size_t tile = tile_bytes(type, BENCH_COLS);
     int all = (int)(bench_weights / tile), cached = (int)(((size_t)512 << 10) / tile / 4 * 4);
     struct mm_bench b = {.n_cols = BENCH_COLS, .w = bench_tiles(type, BENCH_COLS, all)};
-    bench_rows(&b, type, MAX_TILES);
+    bench_rows(&b, type);
     b.mm = mm_kernels(CPU_REF)->mm[type];
     b.n_tiles = b.n_rows = 1;
     double ref = check_bench(run_mm, &b, 0.02) / (BENCH_COLS * TILE_ROWS);
@@ -336,7 +339,7 @@ AVX512 static void free_q8_0(int n_cols, int n_tiles, const void *w, int n_rows,
         __m512 acc[N_ACC];
         for (int i = 0; i < N_ACC; i++) acc[i] = _mm512_setzero_ps();
         for (int b = 0; b < n_cols / 32; b += N_ACC)
-#pragma GCC unroll 4
+#pragma GCC unroll 1
             for (int i = 0; i < N_ACC; i++, p += 544) {
                 int32_t off, q[8];
                 float d;
@@ -389,8 +392,9 @@ static void bench_free_one(struct check_opts *o, const char *name, enum qtype ty
     if (!check_wanted(o, name)) return;
     size_t tile = tile_bytes(type, BENCH_COLS);
     int all = (int)(bench_weights / tile);
-    struct mm_bench b = {.n_cols = BENCH_COLS, .n_rows = 1, .w = bench_tiles(type, BENCH_COLS, all)};
-    bench_rows(&b, type, MAX_TILES);
+    struct mm_bench b = {.n_cols = BENCH_COLS, .n_rows = 1};
+    b.w = bench_tiles(type, BENCH_COLS, all);
+    bench_rows(&b, type);
     for (int cached = 1; cached >= 0; cached--) {
         b.n_tiles = (int)(((size_t)(cached ? 512 << 10 : 8 << 20)) / tile / 4 * 4);
         b.n_calls = cached ? 1 : all / b.n_tiles;
@@ -512,7 +516,8 @@ static void bench_read(struct check_opts *o)
 {
     if (!check_wanted(o, "read")) return;
     struct read_bench b = {.p = check_huge_alloc(bench_weights), .bytes = bench_weights};
-    printf("one core reads %.1f GB/s\n", (double)((size_t)4 << 20) / check_bench(run_read, &b, 0.3));
+    double ns = check_bench(run_read, &b, 0.3);
+    printf("one core reads %.1f GB/s\n", (double)((size_t)4 << 20) / ns);
 }
 
 /* ---- main ------------------------------------------------------------------------------- */

@@ -346,7 +346,8 @@ static void test_product(void **state)
         enum act_kind kind = info(t)->act;
         size_t row = qtype_bytes(t, N), abytes = act_bytes(kind, N), tile = tile_bytes(t, N);
         float *src = alloc(4 * N * OUT), *x = alloc(4 * N), *wf = alloc(4 * N), *xf = alloc(4 * N);
-        uint8_t *rows = alloc(row * OUT), *tiles = alloc(tile * TILES), *acts = alloc(abytes * ROWS);
+        uint8_t *rows = alloc(row * OUT), *tiles = alloc(tile * TILES);
+        uint8_t *acts = alloc(abytes * ROWS);
         fill(src, N * OUT, 11 + (uint64_t)t, 0.05f);
         codec_encode(t, src, rows, N * OUT);
         for (int k = 0; k < TILES; k++) {
@@ -380,7 +381,13 @@ static void test_product(void **state)
                 assert_true(fabs(y[CPU_REF][r][o] - sum) <= 2e-6 * size);
             }
         }
-        free(src), free(x), free(wf), free(xf), free(rows), free(tiles), free(acts);
+        free(src);
+        free(x);
+        free(wf);
+        free(xf);
+        free(rows);
+        free(tiles);
+        free(acts);
     }
 }
 

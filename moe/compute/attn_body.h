@@ -217,8 +217,6 @@ static void run_tile(enum kv_type type, int dk, int dv, float scale, const char 
     for (int i = 0; i < t->n; i++) {
         first = min_int(first, t->first[i]);
         last = max_int(last, t->last[i]);
-        t->m[i] = -INFINITY;
-        t->l[i] = 0.0f;
         for (int d = 0; d < dv; d++) t->o[i][d] = 0.0f;
     }
     for (int32_t page = first / KV_PAGE; page <= last / KV_PAGE; page++) {
@@ -253,6 +251,8 @@ static void attn_rows(enum kv_type type, int dk, int dv, int n_q, float scale, i
                 t.o[t.n] = rows[r].out + h * (size_t)dv;
                 t.first[t.n] = rows[r].first;
                 t.last[t.n] = rows[r].last;
+                t.m[t.n] = rows[r].sink ? rows[r].sink[h] : -INFINITY;
+                t.l[t.n] = rows[r].sink ? 1.0f : 0.0f;
                 t.n++;
             }
         }

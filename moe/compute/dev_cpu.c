@@ -89,14 +89,98 @@ static void embed_row(const struct dev_weight *w, int32_t id, float *y)
 }
 
 /* cos then sin of pos * scale * base^(-2i/n_rot), in double: one table per step, not per layer. */
-static void rope_row(const struct rope_params *p, int32_t pos, float *cs)
+static void rope_row(const struct rope_params *p, const float *divisor, int32_t pos, float *cs)
 {
     const int half = p->n_rot / 2;
+    /* YaRN: pair number at which n_ctx_orig positions make `beta` full turns. */
+    const double log_base = log((double)p->base), two_pi = 6.283185307179586;
+    double lo = 0, hi = 1;
+    if (p->yarn) {
+        lo = floor(p->n_rot * log(p->n_ctx_orig / ((double)p->beta_fast * two_pi)) /
+                   (2 * log_base));
+        hi = ceil(p->n_rot * log(p->n_ctx_orig / ((double)p->beta_slow * two_pi)) /
+                  (2 * log_base));
+        lo = lo < 0 ? 0 : lo;
+        hi = hi > p->n_rot - 1 ? p->n_rot - 1 : hi;
+    }
     for (int i = 0; i < half; i++) {
-        double theta = (double)pos * (double)p->scale *
-                       pow((double)p->base, -2.0 * i / (double)p->n_rot);
-        cs[i] = (float)cos(theta);
-        cs[half + i] = (float)sin(theta);
+        double theta = (double)pos * pow((double)p->base, -2.0 * i / (double)p->n_rot);
+        if (divisor) theta /= (double)divisor[i];
+        double keep = 0; /* how much of the angle is not interpolated */
+        if (p->yarn) {
+            const double ramp = (i - lo) / (hi - lo > 0.001 ? hi - lo : 0.001);
+            keep = 1 - (ramp < 0 ? 0 : ramp > 1 ? 1 : ramp);
+        }
+        theta = theta * (double)p->scale * (1 - keep) + theta * keep;
+        cs[i] = (float)(cos(theta) * (double)p->magnitude);
+        cs[half + i] = (float)(sin(theta) * (double)p->magnitude);
+    }
+}
+
+static float sigmoid1(const struct elem_kernels *el, float x)
+{
+    float y = -x;
+    el->exp(1, &y, &y);
+    return 1.0f / (1.0f + y);
+}
+
+/* y *= sigmoid(x); x is as wide as y, or one value for the row. */
+static void gate_row(const struct elem_kernels *el, int n, const float *x, int n_x, float *y)
+{
+    enum { CHUNK = 256 };
+    float e[CHUNK];
+    if (n_x == 1) {
+        const float g = sigmoid1(el, x[0]);
+        for (int i = 0; i < n; i++) y[i] *= g;
+        return;
+    }
+    for (int at = 0; at < n; at += CHUNK) {
+        const int m = n - at < CHUNK ? n - at : CHUNK;
+        for (int i = 0; i < m; i++) e[i] = -x[at + i];
+        el->exp(m, e, e);
+        for (int i = 0; i < m; i++) y[at + i] *= 1.0f / (1.0f + e[i]);
+    }
+}
+
+/* tanh(x) = 1 - 2 / (exp(2x) + 1), by our own exp: the same in every tier. */
+static void softcap_row(const struct elem_kernels *el, int n, float cap, float *y)
+{
+    for (int i = 0; i < n; i++) {
+        float t = 2.0f * (y[i] / cap);
+        el->exp(1, &t, &t);
+        y[i] = cap * (1.0f - 2.0f / (t + 1.0f));
+    }
+}
+
+static void glu_row(const struct elem_kernels *el, enum glu_act act, int n, const float *gate,
+                    const float *up, float *y)
+{
+    enum { CHUNK = 256 };
+    float e[CHUNK];
+    if (act == GLU_SILU) {
+        el->swiglu(n, gate, up, y);
+        return;
+    }
+    for (int at = 0; at < n; at += CHUNK) {
+        const int m = n - at < CHUNK ? n - at : CHUNK;
+        const float *g = gate + at, *u = up + at;
+        if (act == GLU_RELU) {
+            for (int i = 0; i < m; i++) y[at + i] = (g[i] > 0 ? g[i] : 0) * u[i];
+        } else if (act == GLU_GELU) {
+            /* 0.5 g (1 + tanh(z)) = g * sigmoid(2 z), z = sqrt(2/pi) (g + 0.044715 g^3) */
+            for (int i = 0; i < m; i++)
+                e[i] = -2.0f * (0.79788456080286535588f * g[i] * (1.0f + 0.044715f * g[i] * g[i]));
+            el->exp(m, e, e);
+            for (int i = 0; i < m; i++) y[at + i] = g[i] / (1.0f + e[i]) * u[i];
+        } else {
+            for (int i = 0; i < m; i++) e[i] = -1.702f * (g[i] < 7.0f ? g[i] : 7.0f);
+            el->exp(m, e, e);
+            for (int i = 0; i < m; i++) {
+                const float x = g[i] < 7.0f ? g[i] : 7.0f;
+                const float v = u[i] > 7.0f ? 7.0f : u[i] < -7.0f ? -7.0f : u[i];
+                y[at + i] = x / (1.0f + e[i]) * (v + 1.0f);
+            }
+        }
     }
 }
 
@@ -134,7 +218,8 @@ static void elem_row(const struct job *j, int r)
         break;
     }
     case OP_ROPE_TABLE:
-        rope_row(&op->p.rope.rope, batch_row(op, b, r)->pos, frow(b, op->out[0], r));
+        rope_row(&op->p.rope.rope, op->weight[0] < 0 ? NULL : b->weight[op->weight[0]].data,
+                 batch_row(op, b, r)->pos, frow(b, op->out[0], r));
         break;
     case OP_RMS_NORM:
         el->rms_norm(width, frow(b, op->in[0], r), b->weight[op->weight[0]].data, op->p.head.eps,
@@ -143,7 +228,8 @@ static void elem_row(const struct job *j, int r)
     case OP_HEAD_NORM:
         for (int h = 0; h < op->p.head.n_heads; h++) {
             float *x = frow(b, op->out[0], r) + h * op->p.head.dim;
-            el->rms_norm(op->p.head.dim, x, b->weight[op->weight[0]].data, op->p.head.eps, x);
+            const void *w = op->weight[0] < 0 ? NULL : b->weight[op->weight[0]].data;
+            el->rms_norm(op->p.head.dim, x, w, op->p.head.eps, x);
         }
         break;
     case OP_PREPARE:
@@ -165,8 +251,18 @@ static void elem_row(const struct job *j, int r)
         memcpy(row_of(b, op->out[0], r), row_of(b, op->in[0], b->out_row[r]),
                b->buf[op->out[0]].stride);
         break;
-    case OP_SWIGLU:
-        el->swiglu(width, frow(b, op->in[0], r), frow(b, op->in[1], r), frow(b, op->out[0], r));
+    case OP_SCALE: {
+        float *y = frow(b, op->out[0], r);
+        for (int i = 0; i < width; i++) y[i] *= op->p.scale.by;
+        break;
+    }
+    case OP_GATE:
+        gate_row(el, width, frow(b, op->in[0], r), b->buf[op->in[0]].width, frow(b, op->out[0], r));
+        break;
+    case OP_SOFTCAP: softcap_row(el, width, op->p.scale.by, frow(b, op->out[0], r)); break;
+    case OP_GLU:
+        glu_row(el, op->p.glu.act, width, frow(b, op->in[0], r), frow(b, op->in[1], r),
+                frow(b, op->out[0], r));
         break;
     case OP_MATMUL:
     case OP_ATTENTION:
@@ -249,6 +345,7 @@ static void attn_padded(const struct job *j, const struct attn_row *row, int n_q
         struct attn_row one = *row;
         one.q = q;
         one.out = out;
+        one.sink = row->sink ? row->sink + h0 : NULL;
         j->d->el->attn[j->b->kv_type](dk, dv, n, op->p.attn.scale, 1, &one);
         for (int h = 0; h < n; h++)
             memcpy(row->out + (h0 + h) * dim, out + h * dv, sizeof(float) * (size_t)dim);
@@ -277,6 +374,8 @@ static void attn_task(void *arg, int task, int worker)
             .page_stride = b->kv_page_bytes,
             .first = window > 0 && row->pos >= window ? row->pos - window + 1 : 0,
             .last = row->pos,
+            .sink = op->weight[0] < 0 ? NULL
+                                      : (const float *)b->weight[op->weight[0]].data + h * n_q,
         };
     }
     if (op->p.attn.dim == dk) {
@@ -292,6 +391,7 @@ static void attn_task(void *arg, int task, int worker)
 struct experts {
     const struct dev_route *rt;
     const struct dev_weight *wg, *wu, *wd;
+    const float *bias[OP_IO]; /* [n_expert][n] of gate, up, down; NULL = none */
     int n_pairs, n_embd, n_ff;
     enum act_kind kind;   /* what down wants */
     uint64_t ff_stride, prep_stride, out_stride;
@@ -368,6 +468,17 @@ static float *pair_row(char *base, uint64_t stride, int c)
     return (float *)(void *)(base + stride * (uint64_t)c);
 }
 
+/* y[r][..] += an expert's bias, for the outputs of one piece; bias may be NULL. */
+static void add_bias(const float *bias, int expert, int n, const struct piece *p, float *const *y)
+{
+    if (!bias) return;
+    const int from = p->t0 * TILE_ROWS;
+    const int m = n - from < p->nt * TILE_ROWS ? n - from : p->nt * TILE_ROWS;
+    const float *b = bias + (size_t)expert * (size_t)n + from;
+    for (int r = 0; r < p->nr; r++)
+        for (int i = 0; i < m; i++) y[r][i] += b[i];
+}
+
 static void gate_up_task(void *arg, int task, int worker)
 {
     (void)worker;
@@ -381,11 +492,14 @@ static void gate_up_task(void *arg, int task, int worker)
         gate[r] = pair_row(x->gate, x->ff_stride, p.c0 + r) + p.t0 * TILE_ROWS;
         up[r] = pair_row(x->up, x->ff_stride, p.c0 + r) + p.t0 * TILE_ROWS;
     }
+    const int expert = x->rt->expert[p.a];
     const size_t gb = tile_bytes(x->wg->type, x->n_embd), ub = tile_bytes(x->wu->type, x->n_embd);
     j->d->mm->mm[x->wg->type](x->n_embd, p.nt,
                               (const char *)x->rt->gate[p.a] + (size_t)p.t0 * gb, p.nr, in, gate);
     j->d->mm->mm[x->wu->type](x->n_embd, p.nt, (const char *)x->rt->up[p.a] + (size_t)p.t0 * ub,
                               p.nr, in, up);
+    add_bias(x->bias[0], expert, x->n_ff, &p, gate);
+    add_bias(x->bias[1], expert, x->n_ff, &p, up);
 }
 
 static void act_task(void *arg, int task, int worker)
@@ -396,7 +510,7 @@ static void act_task(void *arg, int task, int worker)
     const int end = (task + 1) * ELEM_ROWS < x->n_pairs ? (task + 1) * ELEM_ROWS : x->n_pairs;
     for (int c = task * ELEM_ROWS; c < end; c++) {
         float *g = pair_row(x->gate, x->ff_stride, c);
-        j->d->el->swiglu(x->n_ff, g, pair_row(x->up, x->ff_stride, c), g);
+        glu_row(j->d->el, j->op->p.moe.act, x->n_ff, g, pair_row(x->up, x->ff_stride, c), g);
         j->d->mm->act[x->kind](x->n_ff, g, x->prep + x->prep_stride * (uint64_t)c);
     }
 }
@@ -416,6 +530,7 @@ static void down_task(void *arg, int task, int worker)
     const size_t db = tile_bytes(x->wd->type, x->n_ff);
     j->d->mm->mm[x->wd->type](x->n_ff, p.nt, (const char *)x->rt->down[p.a] + (size_t)p.t0 * db,
                               p.nr, in, out);
+    add_bias(x->bias[2], x->rt->expert[p.a], x->n_embd, &p, out);
 }
 
 static void combine_task(void *arg, int task, int worker)
@@ -445,6 +560,10 @@ static void run_experts(struct job *j)
         .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows,
         .kind = qtype_info(w[2]->type)->act,
     };
+    for (int i = 0; i < OP_IO; i++) {
+        const int bias = j->op->weight[OP_IO + i];
+        x.bias[i] = bias < 0 ? NULL : b->weight[bias].data;
+    }
     ASSERT(x.rt->n_used <= USED_MAX && x.rt->n_rows == j->n_rows);
     experts_layout(&x, b->scratch);
     for (int c = 0; c < x.n_pairs; c++) x.place[x.rt->pair[c]] = c;
@@ -478,7 +597,10 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_ADD:
     case OP_ADD_BIAS:
     case OP_SELECT:
-    case OP_SWIGLU: pool_run(d->pool, elem_task, &j, ceil_div(j.n_rows, ELEM_ROWS)); break;
+    case OP_SCALE:
+    case OP_GATE:
+    case OP_SOFTCAP:
+    case OP_GLU: pool_run(d->pool, elem_task, &j, ceil_div(j.n_rows, ELEM_ROWS)); break;
     case OP_CODE_N: break;
     }
 }

@@ -54,6 +54,8 @@ struct attn_row {
     const char *kv;      /* base of page 0 for this KV head */
     size_t page_stride;  /* bytes from page to page */
     int32_t first, last; /* positions seen, inclusive */
+    const float *sink;   /* [n_q] or NULL: a score without a value, as if it came first (m = sink,
+                            l = 1 before the first page) */
 };
 
 struct elem_kernels {

@@ -235,10 +235,10 @@ static void value_q8(int dk, int dv, float e, const char *page, size_t p, float 
 
 /* One query head q[dk] of a row, out[dv].  The comment of elem.h in code. */
 static void attn_head(int dk, int dv, float scale, const struct attn_row *row, const float *q,
-                      float *out, score_fn *score, value_fn *value)
+                      const float *sink, float *out, score_fn *score, value_fn *value)
 {
-    float m = -INFINITY;
-    float l = 0.0f;
+    float m = sink ? *sink : -INFINITY;
+    float l = sink ? 1.0f : 0.0f;
     float s[KV_PAGE];
     for (int d = 0; d < dv; d++) out[d] = 0.0f;
     for (int32_t page = row->first / KV_PAGE; page <= row->last / KV_PAGE; page++) {
@@ -265,7 +265,7 @@ static void attn_f16_ref(int dk, int dv, int n_q, float scale, int n_rows,
     for (int r = 0; r < n_rows; r++)
         for (size_t h = 0; h < (size_t)n_q; h++)
             attn_head(dk, dv, scale, rows + r, rows[r].q + h * (size_t)dk,
-                      rows[r].out + h * (size_t)dv, score_f16, value_f16);
+                      rows[r].sink ? rows[r].sink + h : NULL, rows[r].out + h * (size_t)dv, score_f16, value_f16);
 }
 
 static void attn_q8_ref(int dk, int dv, int n_q, float scale, int n_rows,
@@ -274,7 +274,7 @@ static void attn_q8_ref(int dk, int dv, int n_q, float scale, int n_rows,
     for (int r = 0; r < n_rows; r++)
         for (size_t h = 0; h < (size_t)n_q; h++)
             attn_head(dk, dv, scale, rows + r, rows[r].q + h * (size_t)dk,
-                      rows[r].out + h * (size_t)dv, score_q8, value_q8);
+                      rows[r].sink ? rows[r].sink + h : NULL, rows[r].out + h * (size_t)dv, score_q8, value_q8);
 }
 
 static const struct elem_kernels table_ref = {

@@ -24,10 +24,13 @@
     X(OP_ATTENTION, "attention", "out = softmax(Q K / sqrt(d)) V over the slot, Q = in[0]")        \
     X(OP_ADD, "add", "out += in")                                                                  \
     X(OP_ADD_BIAS, "add-bias", "out += weight vector")                                             \
+    X(OP_SCALE, "scale", "out *= p.scale.by")                                                      \
+    X(OP_GATE, "gate", "out *= sigmoid(in[0]), element by element or, if in is one wide, by row")  \
+    X(OP_SOFTCAP, "softcap", "out = cap * tanh(out / cap)")                                        \
     X(OP_SELECT, "select", "out = the rows of in that belong to the row set")                      \
-    X(OP_SWIGLU, "swiglu", "out = silu(in[0]) * in[1]")                                            \
+    X(OP_GLU, "glu", "out = act(in[0]) * in[1], act as in p.glu")                                  \
     X(OP_ROUTE, "route", "chooses experts and their weights from the router's logits in[0]")       \
-    X(OP_EXPERTS, "experts", "out = sum over a row's experts of w * down(swiglu(gate, up))")
+    X(OP_EXPERTS, "experts", "out = sum over a row's experts of w * down(glu(gate, up))")
 
 enum op_code {
 #define X(code, name, doc) code,
@@ -45,13 +48,26 @@ enum op_lane { LANE_CPU, LANE_DEVICE, LANE_COPY, LANE_DISK, LANE_N };
 enum op_rows { ROWS_ALL, ROWS_OUT, ROWS_N };
 
 /* Router rule (routing/route.h). */
-enum route_score { ROUTE_SOFTMAX, ROUTE_SIGMOID };
+enum route_score {
+    ROUTE_SOFTMAX,
+    ROUTE_SIGMOID,
+    ROUTE_SOFTMAX_CHOSEN /* the logits choose; softmax over the chosen ones alone */
+};
 
 struct route_params {
     int n_expert, n_used;
     enum route_score score;
     int normalise; /* divide the chosen weights by their sum */
     float scale;   /* multiply them by this */
+    int n_group, n_group_used; /* experts come from the groups whose two best sum highest; 0 = all */
+};
+
+/* Gated units: out = act(gate) * up. */
+enum glu_act {
+    GLU_SILU,
+    GLU_GELU,     /* tanh approximation */
+    GLU_RELU,
+    GLU_SILU_OAI  /* gpt-oss: gate <= 7, |up| <= 7, gate * sigmoid(1.702 gate) * (up + 1) */
 };
 
 struct rope_params {
@@ -59,9 +75,14 @@ struct rope_params {
     int neox;       /* pairs (i, i + n_rot/2), else (2i, 2i+1) */
     float base;     /* theta of pair i is base^(-2i/n_rot) */
     float scale;    /* positions are multiplied by this (linear scaling) */
+    /* YaRN (arXiv 2309.00071): pairs that turn less than beta_slow times in n_ctx_orig positions
+     * are interpolated by scale, those above beta_fast are not, between them a ramp. */
+    int yarn, n_ctx_orig;
+    float beta_fast, beta_slow;
+    float magnitude; /* cos and sin are multiplied by this */
 };
 
-enum { OP_IO = 3 };
+enum { OP_IO = 3, OP_WEIGHTS = 6 };
 
 struct op {
     enum op_code code;
@@ -71,14 +92,18 @@ struct op {
     char name[28];        /* "attn_q", for EXPLAIN and for comparing runs */
     int in[OP_IO];        /* buffers, -1 = none */
     int out[OP_IO];
-    int weight[OP_IO];    /* weight views, -1 = none */
+    int weight[OP_WEIGHTS]; /* weight views, -1 = none; EXPERTS: gate, up, down, their biases;
+                               ATTENTION: sinks; ROUTE: what is added to the scores to choose;
+                               ROPE_TABLE: divisors of the angles */
     int kv_slot;          /* -1 = none */
     union {
         struct { int n_heads, dim; float eps; } head;             /* RMS_NORM (eps), HEAD_NORM */
         struct { int n_heads, dim; struct rope_params rope; } rope; /* ROPE, ROPE_TABLE */
         struct { enum act_kind kind; } prepare;
         struct { int n_q_heads, n_kv_heads, dim, dk, dv; float scale; int window; } attn;
-        struct { struct route_params route; int n_ff; } moe;      /* ROUTE, EXPERTS */
+        struct { struct route_params route; int n_ff; enum glu_act act; } moe; /* ROUTE, EXPERTS */
+        struct { enum glu_act act; } glu;                         /* GLU */
+        struct { float by; } scale;                               /* SCALE, SOFTCAP */
     } p;
 };
 

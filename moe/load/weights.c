@@ -26,10 +26,10 @@ bool weights_has(const struct weights *ws, const char *name)
     return gguf_find_tensor(ws->file, name) != NULL;
 }
 
-static int find(const struct weights *ws, const char *name)
+static int find(const struct weights *ws, const char *name, int row0)
 {
     for (int i = 0; i < ws->n; i++)
-        if (!strcmp(ws->at[i].name, name)) return i;
+        if (ws->at[i].row0 == row0 && !strcmp(ws->at[i].name, name)) return i;
     return -1;
 }
 
@@ -39,7 +39,7 @@ static uint64_t mat_bytes(const struct weight *w)
     case WEIGHT_TILES:
         return (uint64_t)((w->n_rows + TILE_ROWS - 1) / TILE_ROWS) * tile_bytes(w->type, w->n_cols);
     case WEIGHT_ROWS: return qtype_bytes(w->type, (uint64_t)w->n_cols) * (uint64_t)w->n_rows;
-    case WEIGHT_VECTOR: return sizeof(float) * (uint64_t)w->n_cols;
+    case WEIGHT_VECTOR: return sizeof(float) * (uint64_t)w->n_cols * (uint64_t)w->n_rows;
     }
     return 0;
 }
@@ -55,13 +55,13 @@ static enum status check(const struct weights *ws, const struct gguf_tensor *t,
 {
     const char *path = gguf_path(ws->file, t->shard);
     const int n = (int)t->name.n;
-    if (!shape_is(t, (uint64_t)want.n_cols, (uint64_t)want.n_rows, (uint64_t)n_mats))
+    if (!shape_is(t, (uint64_t)want.n_cols, (uint64_t)want.n_all, (uint64_t)n_mats))
         return err_set_at(e, ERR_SHAPE, t->offset,
                           "%s: tensor %.*s has shape %" PRIu64 " x %" PRIu64 " x %" PRIu64
                           ", but the model's keys ask for %d x %d x %d: the file is damaged or of "
                           "a variant that is not known",
                           path, n, t->name.s, t->dim[0], t->dim[1], t->dim[2], want.n_cols,
-                          want.n_rows, n_mats);
+                          want.n_all, n_mats);
     const struct qtype_info *info = qtype_info(t->type);
     if (!info)
         return err_set_at(e, ERR_UNSUPPORTED, t->offset,
@@ -112,6 +112,8 @@ static int finish(struct weights *ws, struct weight *w, struct weight_shape s, c
     w->n_cols = s.n_cols;
     w->n_rows = s.n_rows;
     w->n_mats = s.n_mats;
+    w->row0 = s.row0;
+    w->n_all = s.n_all;
     w->first_part = ws->n_parts;
     w->mat_file_bytes = qtype_bytes(w->type, (uint64_t)s.n_cols) * (uint64_t)s.n_rows;
     w->mat_bytes = mat_bytes(w);
@@ -121,8 +123,9 @@ static int finish(struct weights *ws, struct weight *w, struct weight_shape s, c
 
 int weights_bind(struct weights *ws, struct weight_shape s, const char *name, struct err *e)
 {
-    int known = find(ws, name);
+    int known = find(ws, name, s.row0);
     if (known >= 0) return known;
+    if (!s.n_all) s.n_all = s.n_rows;
     const struct gguf_tensor *t = gguf_find_tensor(ws->file, name);
     if (!t) {
         err_set(e, ERR_MISSING,
@@ -140,8 +143,9 @@ int weights_bind(struct weights *ws, struct weight_shape s, const char *name, st
 int weights_bind_split(struct weights *ws, struct weight_shape s, const char *name,
                        const char *prefix, const char *suffix, struct err *e)
 {
-    int known = find(ws, name);
+    int known = find(ws, name, 0);
     if (known >= 0) return known;
+    s.n_all = s.n_rows;
     struct weight *w = grow(ws, s.n_mats, e);
     if (!w) return -1;
     for (int m = 0; m < s.n_mats; m++) {
@@ -183,7 +187,8 @@ enum status weights_check_all_used(const struct weights *ws, struct err *e)
             return err_set_at(e, ERR_UNSUPPORTED, t->offset,
                               "%s: tensor %.*s is not part of this architecture as Tessera knows "
                               "it; without it the model's answers would be wrong",
-                              gguf_path(ws->file, t->shard), (int)t->name.n, t->name.s);
+                              gguf_path(ws->file, t->shard), (int)(t->name.n < 96 ? t->name.n : 96),
+                              t->name.s);
     }
     return OK;
 }

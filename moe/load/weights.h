@@ -24,7 +24,8 @@ struct weight {
     char name[64];
     enum qtype type;
     enum weight_layout layout;
-    int n_cols, n_rows; /* of one matrix: input and output width; a vector has n_rows 1 */
+    int n_cols, n_rows; /* of one matrix: input and output width; vectors: n_rows of n_cols */
+    int row0, n_all;    /* where the rows lie in the file's matrix */
     int n_mats;         /* experts, else 1 */
     int first_part;     /* part of matrix m is first_part + m (offload/part.h) */
     const struct gguf_tensor **src; /* one 3-D tensor, or n_mats 2-D ones (old Mixtral files) */
@@ -46,6 +47,8 @@ void weights_free(struct weights *ws);
 struct weight_shape {
     enum weight_layout layout;
     int n_cols, n_rows, n_mats;
+    int row0, n_all; /* rows row0 .. of matrices that have n_all rows (gate and up in one tensor);
+                        n_all 0 = n_rows, the whole */
 };
 
 /* Binds the tensor of that name and returns its index, or -1 with *e set (ERR_MISSING, ERR_SHAPE,

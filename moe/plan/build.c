@@ -60,17 +60,29 @@ static int bind(struct build *b, const char *name, int layer, struct weight_shap
 
 int build_tiles(struct build *b, const char *name, int layer, int n_cols, int n_rows, int n_mats)
 {
-    return bind(b, name, layer, (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats});
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats, 0, 0});
+}
+
+int build_tiles_part(struct build *b, const char *name, int layer, int n_cols, int n_all, int row0,
+                     int n_rows, int n_mats)
+{
+    return bind(b, name, layer,
+                (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats, row0, n_all});
+}
+
+int build_vectors(struct build *b, const char *name, int layer, int n, int n_rows)
+{
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, n_rows, 1, 0, 0});
 }
 
 int build_rows(struct build *b, const char *name, int n_cols, int n_rows)
 {
-    return bind(b, name, 0, (struct weight_shape){WEIGHT_ROWS, n_cols, n_rows, 1});
+    return bind(b, name, 0, (struct weight_shape){WEIGHT_ROWS, n_cols, n_rows, 1, 0, 0});
 }
 
 int build_vector(struct build *b, const char *name, int layer, int n)
 {
-    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, 1, 1});
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, 1, 1, 0, 0});
 }
 
 bool build_has(const struct build *b, const char *name, int layer)
@@ -118,7 +130,8 @@ static struct op *new_op(struct build *b, enum op_code code, const char *name)
     op->rows = b->rows;
     op->layer = b->at_layer;
     op->kv_slot = -1;
-    for (int i = 0; i < OP_IO; i++) op->in[i] = op->out[i] = op->weight[i] = -1;
+    for (int i = 0; i < OP_IO; i++) op->in[i] = op->out[i] = -1;
+    for (int i = 0; i < OP_WEIGHTS; i++) op->weight[i] = -1;
     (void)snprintf(op->name, sizeof op->name, "%s", name);
     return op;
 }
@@ -147,11 +160,12 @@ int build_embed(struct build *b, int weight)
     return x;
 }
 
-int build_rope_table(struct build *b, struct rope_params p)
+int build_rope_table(struct build *b, struct rope_params p, int divisor)
 {
     int x = new_buf(b, "rope", BUF_F32, p.n_rot);
     struct op *op = new_op(b, OP_ROPE_TABLE, "rope");
     op->p.rope.rope = p;
+    op->weight[0] = divisor;
     op->out[0] = touch(b, x);
     return x;
 }
@@ -226,7 +240,8 @@ int build_linear(struct build *b, const char *name, int in, int weight)
     return out;
 }
 
-int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window)
+int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window,
+                    int sinks)
 {
     if (b->err->code) return 0;
     const struct kv_slot *s = &b->slot[kv_slot];
@@ -240,6 +255,7 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
     op->p.attn.dv = s->dv;
     op->p.attn.scale = scale;
     op->p.attn.window = window;
+    op->weight[0] = sinks;
     op->in[0] = touch(b, q);
     op->out[0] = touch(b, x);
     return x;
@@ -254,29 +270,31 @@ int build_select(struct build *b, const char *name, int in)
     return x;
 }
 
-int build_swiglu(struct build *b, int gate, int up)
+int build_glu(struct build *b, enum glu_act act, int gate, int up)
 {
     int x = new_buf(b, "ffn_act", BUF_F32, width_of(b, gate));
-    struct op *op = new_op(b, OP_SWIGLU, "ffn_act");
+    struct op *op = new_op(b, OP_GLU, "ffn_act");
+    op->p.glu.act = act;
     op->in[0] = touch(b, gate);
     op->in[1] = touch(b, up);
     op->out[0] = touch(b, x);
     return x;
 }
 
-int build_experts(struct build *b, int in, int logits, struct route_params p, int gate, int up,
-                  int down)
+int build_experts(struct build *b, int in, int logits, const struct build_moe *m)
 {
+    const struct route_params p = m->route;
     int route = new_buf(b, "route", BUF_ROUTE, p.n_expert);
     struct op *op = new_op(b, OP_ROUTE, "ffn_route");
     op->p.moe.route = p;
+    op->weight[0] = m->choose_bias;
     op->in[0] = touch(b, logits);
     op->out[0] = touch(b, route);
-    if (!b->err->code && act_of(b, gate) != act_of(b, up))
+    if (!b->err->code && act_of(b, m->gate) != act_of(b, m->up))
         err_set(b->err, ERR_UNSUPPORTED,
                 "%s and %s have types with different activation formats: requantise the file",
-                weight_of(b, gate)->name, weight_of(b, up)->name);
-    int x = prepared(b, in, act_of(b, gate));
+                weight_of(b, m->gate)->name, weight_of(b, m->up)->name);
+    int x = prepared(b, in, act_of(b, m->gate));
     int scratch = new_buf(b, "pairs", BUF_SCRATCH, width_of(b, in));
     int y = new_buf(b, "ffn_out", BUF_F32, width_of(b, in));
     op = new_op(b, OP_EXPERTS, "ffn_experts");
@@ -284,12 +302,14 @@ int build_experts(struct build *b, int in, int logits, struct route_params p, in
     struct buf *r = &b->buf[route], *s = &b->buf[scratch];
     r->n_used = s->n_used = p.n_used;
     r->n_expert = s->n_expert = p.n_expert;
-    s->n_ff = op->p.moe.n_ff = weight_of(b, gate)->n_rows;
-    s->down = act_of(b, down);
+    s->n_ff = op->p.moe.n_ff = weight_of(b, m->gate)->n_rows;
+    s->down = act_of(b, m->down);
     op->p.moe.route = p;
-    op->weight[0] = gate;
-    op->weight[1] = up;
-    op->weight[2] = down;
+    op->p.moe.act = m->act;
+    op->weight[0] = m->gate;
+    op->weight[1] = m->up;
+    op->weight[2] = m->down;
+    for (int i = 0; i < 3; i++) op->weight[OP_IO + i] = m->bias[i];
     op->in[0] = touch(b, x);
     op->in[1] = touch(b, route);
     op->in[2] = touch(b, scratch);
@@ -355,4 +375,25 @@ void build_bias(struct build *b, const char *name, int into, int weight)
     struct op *op = new_op(b, OP_ADD_BIAS, name);
     op->weight[0] = weight;
     op->in[0] = op->out[0] = touch(b, into);
+}
+
+void build_scale(struct build *b, const char *name, int into, float by)
+{
+    struct op *op = new_op(b, OP_SCALE, name);
+    op->p.scale.by = by;
+    op->in[0] = op->out[0] = touch(b, into);
+}
+
+void build_softcap(struct build *b, int into, float cap)
+{
+    struct op *op = new_op(b, OP_SOFTCAP, "softcap");
+    op->p.scale.by = cap;
+    op->in[0] = op->out[0] = touch(b, into);
+}
+
+void build_gate(struct build *b, const char *name, int gate, int into)
+{
+    struct op *op = new_op(b, OP_GATE, name);
+    op->in[0] = touch(b, gate);
+    op->out[0] = touch(b, into);
 }

@@ -63,6 +63,10 @@ void build_free(struct build *b);
 int build_tiles(struct build *b, const char *name, int layer, int n_cols, int n_rows, int n_mats);
 int build_rows(struct build *b, const char *name, int n_cols, int n_rows);
 int build_vector(struct build *b, const char *name, int layer, int n);
+int build_vectors(struct build *b, const char *name, int layer, int n, int n_rows);
+/* Rows row0 .. row0 + n_rows - 1 of every matrix of a tensor of n_all rows. */
+int build_tiles_part(struct build *b, const char *name, int layer, int n_cols, int n_all, int row0,
+                     int n_rows, int n_mats);
 bool build_has(const struct build *b, const char *name, int layer);
 
 /* Opens a logical layer; ops that follow belong to it. Adds its row to the layer program. */
@@ -71,18 +75,28 @@ int build_kv_slot(struct build *b, struct kv_slot slot);
 
 /* Each returns the buffer that holds the result. */
 int build_embed(struct build *b, int weight);
-int build_rope_table(struct build *b, struct rope_params p);
+/* divisor: vector of n_rot/2 that divide the angles, -1 = none. */
+int build_rope_table(struct build *b, struct rope_params p, int divisor);
 int build_norm(struct build *b, const char *name, int in, int weight, float eps);
 int build_linear(struct build *b, const char *name, int in, int weight);
 /* Up to three products of the same input in one step; out[n] are buffers with the given names.
  * Weights whose activation formats differ become steps of their own. */
 void build_linears(struct build *b, const char *name, int in, int n, const int *weight,
                    const char *const *out_name, int *out);
-int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window);
+/* window 0 = all positions; sinks: vector of n_q_heads, -1 = none. */
+int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window,
+                    int sinks);
 int build_select(struct build *b, const char *name, int in);
-int build_swiglu(struct build *b, int gate, int up);
-int build_experts(struct build *b, int in, int logits, struct route_params p, int gate, int up,
-                  int down);
+int build_glu(struct build *b, enum glu_act act, int gate, int up);
+
+struct build_moe {
+    struct route_params route;
+    enum glu_act act;
+    int gate, up, down;    /* tiles, n_expert of each */
+    int bias[3];           /* their vectors, n_expert rows of each, -1 = none */
+    int choose_bias;       /* added to the scores for choosing only, -1 = none */
+};
+int build_experts(struct build *b, int in, int logits, const struct build_moe *m);
 int build_logits(struct build *b, int in, int weight);
 /* In place. */
 void build_head_norm(struct build *b, const char *name, int x, int weight, int n_heads, int dim,
@@ -92,5 +106,8 @@ void build_rope(struct build *b, const char *name, int x, int table, int n_heads
 void build_kv_put(struct build *b, int k, int v, int kv_slot);
 void build_add(struct build *b, const char *name, int in, int into);
 void build_bias(struct build *b, const char *name, int into, int weight);
+void build_scale(struct build *b, const char *name, int into, float by);
+void build_gate(struct build *b, const char *name, int gate, int into);
+void build_softcap(struct build *b, int into, float cap);
 
 #endif

@@ -10,8 +10,6 @@
 #include "moe/run/engine_int.h"
 #include "moe/run/sampler.h"
 
-enum { PIECE_MAX = 1024 };
-
 struct tessera_generator {
     struct tessera_session *s;
     struct tessera_generator_options opt;
@@ -117,8 +115,8 @@ bool tessera_generator_want(tessera_generator *g, int n_rows_max, struct tessera
 static enum status append_piece(struct tessera_generator *g, const char *piece, int n,
                                 struct err *err)
 {
-    if (g->cap_text < g->n_text + n + 16) {
-        int cap = 2 * (g->n_text + n) + 256;
+    if (g->cap_text < g->n_text + TOK_STREAM_CAP(n)) {
+        int cap = 2 * (g->n_text + TOK_STREAM_CAP(n)) + 256;
         char *text = realloc(g->text, (size_t)cap);
         if (!text) return err_set(err, ERR_MEMORY, "no memory for the answer");
         g->text = text;
@@ -131,11 +129,10 @@ static enum status append_piece(struct tessera_generator *g, const char *piece, 
 
 static enum status append_token(struct tessera_generator *g, int32_t id, struct err *err)
 {
-    char piece[PIECE_MAX];
+    char piece[TOK_PIECE_MAX];
     const struct tok *t = g->s->engine->tok;
     if (!t || id >= tok_n_vocab(t)) return OK;
     int n = tok_piece(t, id, g->opt.special_text, piece, sizeof piece);
-    if (n > PIECE_MAX) n = PIECE_MAX;
     return append_piece(g, piece, n, err);
 }
 
@@ -171,7 +168,7 @@ static int held_back(const struct tessera_generator *g)
 static void hand_out(struct tessera_generator *g, struct tessera_answer *a)
 {
     const int n = g->n_text - (g->stop ? 0 : held_back(g));
-    a->text = g->text;
+    a->text = g->text ? g->text : "";
     a->n_text = n;
     a->stop = g->stop;
     g->n_given = n;

@@ -125,11 +125,12 @@ int32_t sampler_draw(struct sampler *s, const float *logits, const int32_t *past
     }
     const int k = s->set.top_k > 0 && s->set.top_k < n ? s->set.top_k : n;
     keep_best(c, n, k);
-    if (!(c[0].logit > -INFINITY) || isinf(c[0].logit)) return c[0].id;
+    if (isinf(c[0].logit) || isinf(c[0].logit / s->set.temp)) return c[0].id;
     softmax(c, k);
     n = filter(&s->set, c, k);
     for (int i = 0; i < n; i++) c[i].logit /= s->set.temp;
     softmax(c, n);
+    while (n > 1 && !(c[n - 1].p > 0)) n--; /* what is impossible is not drawn by rounding either */
     double u = rng_f64(&s->rng);
     for (int i = 0; i < n - 1; i++) {
         if (u < c[i].p) return c[i].id;
