@@ -57,6 +57,7 @@ FAULTS := malloc calloc realloc free strdup aligned_alloc mmap mprotect open pre
 FAULT_LINK := $(FAULTS:%=-Wl$(comma)--wrap=%)
 LINK_test_engine := $(FAULT_LINK)
 LINK_test_fault_base := $(FAULT_LINK)
+LINK_test_fault_tok := $(FAULT_LINK)
 LINK_test_fault_gguf := $(FAULT_LINK)
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libtessera.a
