@@ -25,6 +25,7 @@ static const struct cli_command *commands(void)
         {"perplexity", "-m F -f TEXT [-c 512]", "how well a model predicts a text",
          cmd_perplexity},
         {"bench", "-m F [-p 512] [-n 128] [-r 5]", "tokens per second", cmd_bench},
+        {"quantize", "IN OUT TYPE", "another weight format", cmd_quantize},
         {"doctor", "[-o FILE]", "what this machine has, how fast it is, what is slow", cmd_doctor},
         {NULL, NULL, NULL, NULL}};
     return table;

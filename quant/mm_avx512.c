@@ -5,16 +5,16 @@
  * summed across lanes.  Weight bytes are the unsigned operand of vpdpbusd, four activation bytes,
  * broadcast, the signed one.
  *
- * One row (decode): a tile is one contiguous stream; each block's integer sums are independent, so
- * out-of-order execution overlaps them and only the float chain is serial: one fma per block.  For
- * F32, F16, BF16 the chain has one fma per weight; four tiles run together to hide its latency.
+ * Few rows (decode): tile after tile, which is one contiguous stream of DRAM, prefetched AHEAD
+ * bytes.  All sums are in registers.  Each block's integer sums are independent, so out-of-order
+ * execution overlaps them and only the float chain is serial: one fma per block.  For F32, F16 and
+ * BF16 the chain has one fma per weight; four tiles run together to hide its latency.
  *
- * Several rows (prefill): two tiles at a time; a stretch of 32 weights of both tiles is unpacked
- * into sixteen registers and meets every row of the group before the next stretch, so unpacking is
- * paid once per group.  Float (and, for K types, integer) accumulators wait in L1 scratch: one load
- * and one store per sixteen vpdpbusd.  A group is at most GROUP rows; groups are taken inside a
- * tile pair, so that the pair stays in L2, and everything inside a chunk of rows whose activations
- * fit L2 too.  Few rows take one tile at a time: one stream reads DRAM best. */
+ * Many rows (prefill): two tiles at a time; a stretch of 32 weights of both tiles is unpacked into
+ * sixteen registers and meets every row of the group before the next stretch, so unpacking is paid
+ * once per group.  Float (and, for K types, integer) accumulators wait in L1 scratch: one load and
+ * one store per eight vpdpbusd.  A group is at most GROUP rows; groups are taken inside a tile pair,
+ * so that the pair stays in L2, and everything inside a chunk of rows whose activations fit L2. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -99,7 +99,7 @@ INLINE __m512i offset_32(enum qtype type, const char *s32)
 
 /* C rows, all sums in registers, tile after tile. */
 INLINE void few_32(enum qtype type, int C, int n_cols, int n_tiles, const uint8_t *p,
-                   const void *const *x, float *const *y)
+                   const void *const *x, float *const *y, int y_at)
 {
     const char *a[FEW];
 #pragma GCC unroll 8
@@ -124,7 +124,7 @@ INLINE void few_32(enum qtype type, int C, int n_cols, int n_tiles, const uint8_
             }
         }
 #pragma GCC unroll 8
-        for (int c = 0; c < C; c++) _mm512_storeu_ps(y[c] + TILE_ROWS * t, acc[c]);
+        for (int c = 0; c < C; c++) _mm512_storeu_ps(y[c] + y_at + TILE_ROWS * t, acc[c]);
     }
 }
 
@@ -333,7 +333,7 @@ INLINE __m512i stretch_sum(enum qtype type, const __m512i *w, const __m512i *sca
 
 /* C rows, all sums in registers, tile after tile. */
 INLINE void few_256(enum qtype type, int C, int n_cols, int n_tiles, const uint8_t *p,
-                    const void *const *x, float *const *y)
+                    const void *const *x, float *const *y, int y_at)
 {
     const int bytes = type == QTYPE_Q4_K ? T4_K_BYTES : T6_K_BYTES;
     struct act256 o = act256(n_cols);
@@ -371,7 +371,7 @@ INLINE void few_256(enum qtype type, int C, int n_cols, int n_tiles, const uint8
                 acc[c] = super_step(type, &s, isum[c], a[c], o, b, acc[c]);
         }
 #pragma GCC unroll 8
-        for (int c = 0; c < C; c++) _mm512_storeu_ps(y[c] + TILE_ROWS * t, acc[c]);
+        for (int c = 0; c < C; c++) _mm512_storeu_ps(y[c] + y_at + TILE_ROWS * t, acc[c]);
     }
 }
 
@@ -427,37 +427,46 @@ INLINE void group_any(enum qtype type, int T, int n_cols, const uint8_t *p, size
 }
 
 INLINE void few_any(enum qtype type, int C, int n_cols, int n_tiles, const uint8_t *p,
-                    const void *const *x, float *const *y)
+                    const void *const *x, float *const *y, int y_at)
 {
-    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) few_256(type, C, n_cols, n_tiles, p, x, y);
-    else few_32(type, C, n_cols, n_tiles, p, x, y);
+    if (type == QTYPE_Q4_K || type == QTYPE_Q6_K) few_256(type, C, n_cols, n_tiles, p, x, y, y_at);
+    else few_32(type, C, n_cols, n_tiles, p, x, y, y_at);
+}
+
+/* n <= FEW rows.  There is code for some counts only: a row that is computed twice, to the same
+ * place, fills the gap. */
+INLINE void few_rows(enum qtype type, int n_cols, int n_tiles, const uint8_t *p, int n,
+                     const void *const *x, float *const *y, int y_at)
+{
+    const void *xs[FEW];
+    float *ys[FEW];
+    for (int c = 0; c < FEW; c++) {
+        xs[c] = x[c < n ? c : n - 1];
+        ys[c] = y[c < n ? c : n - 1];
+    }
+    if (n == 1) few_any(type, 1, n_cols, n_tiles, p, xs, ys, y_at);
+    else if (n == 2) few_any(type, 2, n_cols, n_tiles, p, xs, ys, y_at);
+    else if (n == 3) few_any(type, 3, n_cols, n_tiles, p, xs, ys, y_at);
+    else if (n == 4) few_any(type, 4, n_cols, n_tiles, p, xs, ys, y_at);
+    else if (n <= 6) few_any(type, 6, n_cols, n_tiles, p, xs, ys, y_at);
+    else few_any(type, 8, n_cols, n_tiles, p, xs, ys, y_at);
 }
 
 INLINE void mm_any(enum qtype type, enum act_kind act, int n_cols, int n_tiles, const void *w,
                    int n_rows, const void *const *x, float *const *y)
 {
-    switch (n_rows) {
-#define FEW_ROWS(C)                                                                              \
-    case C: few_any(type, C, n_cols, n_tiles, w, x, y); return;
-        FEW_ROWS(1)
-        FEW_ROWS(2)
-        FEW_ROWS(3)
-        FEW_ROWS(4)
-        FEW_ROWS(5)
-        FEW_ROWS(6)
-        FEW_ROWS(7)
-        FEW_ROWS(8)
-#undef FEW_ROWS
+    if (n_rows <= FEW) {
+        few_rows(type, n_cols, n_tiles, w, n_rows, x, y, 0);
+        return;
     }
     struct scratch sc;
     const size_t tile = tile_bytes(type, n_cols);
-    const int alone = type == QTYPE_Q6_K ? 16 : type == QTYPE_Q4_K ? 8 : 2;
     const int chunk = mm_chunk(act, n_cols, GROUP);
     for (int c0 = 0; c0 < n_rows; c0 += chunk) {
         int c1 = c0 + chunk < n_rows ? c0 + chunk : n_rows;
-        for (int t = 0, pair; t < n_tiles; t += 1 + pair) {
+        for (int t = 0; t < n_tiles; t += 2) {
             const uint8_t *p = (const uint8_t *)w + tile * (size_t)t;
-            pair = n_tiles - t >= 2 && n_rows > alone;
+            const int pair = n_tiles - t >= 2;
             for (int r0 = c0; r0 < c1; r0 += GROUP) {
                 int n = c1 - r0 < GROUP ? c1 - r0 : GROUP;
                 if (pair) group_any(type, 2, n_cols, p, tile, r0 == c0, n, x + r0, &sc);
