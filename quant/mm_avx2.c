@@ -288,7 +288,6 @@ INLINE void row_256(enum qtype type, int n_cols, const uint8_t *p, const char *x
         __m256i isum[2] = {zero(), zero()};
         super_head(type, p, 0, &s[0]);
         super_head(type, p, 1, &s[1]);
-#pragma GCC unroll 1
         for (int i = 0; i < 8 / phases(type); i++)
 #pragma GCC unroll 4
             for (int k = 0; k < phases(type); k++) {
@@ -321,7 +320,6 @@ INLINE void group_256(enum qtype type, int n_cols, const uint8_t *p, int h, int 
     }
     for (int b = 0; b < n_cols / 256; b++, p += bytes) {
         super_head(type, p, h, &s);
-#pragma GCC unroll 1
         for (int i = 0; i < 8 / phases(type); i++)
 #pragma GCC unroll 4
             for (int k = 0; k < phases(type); k++) {

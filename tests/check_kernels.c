@@ -339,7 +339,6 @@ AVX512 static void free_q8_0(int n_cols, int n_tiles, const void *w, int n_rows,
         __m512 acc[N_ACC];
         for (int i = 0; i < N_ACC; i++) acc[i] = _mm512_setzero_ps();
         for (int b = 0; b < n_cols / 32; b += N_ACC)
-#pragma GCC unroll 1
             for (int i = 0; i < N_ACC; i++, p += 544) {
                 int32_t off, q[8];
                 float d;
