@@ -4,9 +4,38 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const struct arch arch_llama, arch_qwen3moe, arch_olmoe;
+/* One row per file. */
+#define ARCH_LIST(X)                                                                               \
+    X(llama)                                                                                       \
+    X(bailingmoe2)                                                                                 \
+    X(dots1)                                                                                       \
+    X(ernie45moe)                                                                                  \
+    X(granitemoe)                                                                                  \
+    X(hunyuanmoe)                                                                                  \
+    X(minimaxm2)                                                                                   \
+    X(phimoe)                                                                                      \
+    X(qwen2)                                                                                       \
+    X(qwen3)                                                                                       \
+    X(smallthinker)                                                                                \
+    X(qwen2moe)                                                                                    \
+    X(qwen3moe)                                                                                    \
+    X(qwen3next)                                                                                   \
+    X(qwen35moe)                                                                                   \
+    X(lfm2moe)                                                                                     \
+    X(olmoe)                                                                                       \
+    X(deepseek2)                                                                                   \
+    X(glm4moe)                                                                                     \
+    X(gptoss)
 
-static const struct arch *const registry[] = {&arch_llama, &arch_qwen3moe, &arch_olmoe};
+#define X(name) extern const struct arch arch_##name;
+ARCH_LIST(X)
+#undef X
+
+static const struct arch *const registry[] = {
+#define X(name) &arch_##name,
+    ARCH_LIST(X)
+#undef X
+};
 enum { N_ARCH = sizeof registry / sizeof *registry };
 
 const struct arch *arch_at(int i) { return i >= 0 && i < N_ARCH ? registry[i] : NULL; }
@@ -24,7 +53,7 @@ enum status arch_find(const struct gguf *g, const struct arch **out, struct err 
             return OK;
         }
     }
-    char list[256] = "";
+    char list[512] = "";
     for (int i = 0; i < N_ARCH; i++) {
         size_t n = strlen(list);
         (void)snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", registry[i]->name);

@@ -8,15 +8,44 @@
 #include "moe/load/gguf.h"
 #include "moe/plan/build.h"
 
-/* What the keys of a file say, in the terms that all these architectures share. */
+/* Multi-head latent attention (deepseek2.c). */
+struct mla_params {
+    int q_rank, kv_rank;        /* widths of the latents; q_rank 0 = a plain query */
+    int dim_k, dim_v;           /* values of a head, the rotated ones (at its end) included */
+    bool latent;                /* attn_k_b and attn_v_b, not attn_kv_b: the cache holds latents */
+};
+
+/* Recurrent layers: which ones, the tensors say. */
+struct delta_params {
+    int taps;                   /* inputs of the convolution, the present one included */
+    int n_k, n_v, dim;          /* gated DeltaNet: heads of q and k, of v; values of each */
+    bool tiled;                 /* head h of v meets head h % n_k of k, else h / (n_v / n_k) */
+};
+
+/* What the keys of a file say, in the terms that these architectures share (models/keys.c). */
 struct hparams {
     int n_layer, n_embd, n_vocab, n_ctx_train;
     int n_heads, n_kv_heads, head_dim;
     int n_ff;                   /* dense feed-forward width, 0 = none */
     int n_expert, n_expert_used, n_ff_expert; /* 0 = dense */
+    int n_ff_shared;            /* width of the shared experts together, 0 = none */
+    int n_dense_lead, moe_step; /* the first layers, and all but every moe_step-th, are dense */
+    int n_nextn;                /* layers behind the last one, which do not run */
+    struct route_params route;
     float norm_eps;
-    struct rope_params rope;
-    int rope_divisor;           /* rope_freqs.weight divides the angles (Llama 3.1) */
+    struct rope_params rope;    /* n_rot 0 = nothing is rotated */
+    enum {
+        DIVISOR_NONE,
+        DIVISOR_ALL,            /* rope_freqs divides the angles (Llama 3.1) */
+        DIVISOR_BY_CTX          /* rope_factors_long or _short do (LongRoPE, arXiv 2402.13753) */
+    } rope_divisor;
+    int window, window_period;  /* positions that windowed layers see, 0 = none is windowed */
+    float window_rope_base;     /* rope.base of windowed layers */
+    float embed_scale, residual_scale, logit_scale; /* logits are divided by the last */
+    float attn_scale;           /* of scores; 0 = 1/sqrt(head_dim) */
+    float logit_softcap;        /* 0 = none */
+    struct mla_params mla;
+    struct delta_params delta;
 };
 
 struct arch {
@@ -30,24 +59,97 @@ struct arch {
 enum status arch_find(const struct gguf *g, const struct arch **out, struct err *e);
 const struct arch *arch_at(int i); /* NULL past the end */
 
-/* ---- what the architecture files share (models/block.c) ---- */
+/* ---- keys that the architecture files share (models/keys.c) ---- */
 
 /* Reads the keys that every one of them has, and checks that they make sense together. */
 enum status hparams_common(const struct gguf *g, const char *arch, struct hparams *h,
                            struct err *e);
 
-/* "<arch>.<key>" as a non-negative int; dflt < 0: the key must be there. */
+/* "<arch>.<key>" as a non-negative int, or a finite float; dflt < 0: the key must be there. */
 enum status hparams_int(const struct gguf *g, const char *arch, const char *key, int dflt,
                         int *out, struct err *e);
+enum status hparams_f32(const struct gguf *g, const char *arch, const char *key, float dflt,
+                        float *out, struct err *e);
+enum status hparams_bool(const struct gguf *g, const char *arch, const char *key, bool dflt,
+                         bool *out, struct err *e);
+bool hparams_has(const struct gguf *g, const char *arch, const char *key);
 
-/* The variants of the pre-norm transformer block with rotary attention. */
+/* What only some have; each after hparams_common. */
+enum status hparams_need_experts(const struct gguf *g, const char *arch, const struct hparams *h,
+                                 struct err *e);
+/* expert_gating_func (1 softmax, 2 sigmoid, 3 softmax over the chosen; dflt_gate < 0: the key must
+ * be there), expert_weights_norm, expert_weights_scale. */
+enum status hparams_router(const struct gguf *g, const char *arch, int dflt_gate, struct hparams *h,
+                           struct err *e);
+/* n shared experts of that width, as one. */
+enum status hparams_shared(const struct gguf *g, const char *arch, int n, int width,
+                           struct hparams *h, struct err *e);
+/* nextn_predict_layers: the last of block_count layers predict further tokens and do not run. */
+enum status hparams_nextn(const struct gguf *g, const char *arch, struct hparams *h, struct err *e);
+/* ssm.*: the heads of gated DeltaNet layers (models/deltanet.c). */
+enum status hparams_delta(const struct gguf *g, const char *arch, bool tiled, struct hparams *h,
+                          struct err *e);
+/* attention.sliding_window, its pattern's period, rope.freq_base_swa. */
+enum status hparams_window(const struct gguf *g, const char *arch, int dflt_period,
+                           struct hparams *h, struct err *e);
+
+/* ---- the block that the architecture files share (models/block.c) ---- */
+
+/* Tensors that are used where a file has them, but whose absence is an error here. */
+enum {
+    MUST_OUTPUT = 1,       /* output.weight: never tied to the embedding */
+    MUST_OUTPUT_BIAS = 2,  /* output.bias */
+    MUST_ATTN_BIAS = 4,    /* attn_output.bias */
+    MUST_NORM_BIAS = 8,    /* of all norms */
+    MUST_ROUTER_BIAS = 16, /* ffn_gate_inp.bias */
+    MUST_EXPERT_BIAS = 32, /* ffn_{gate,up,down}_exps.bias */
+    MUST_CHOOSE_BIAS = 64, /* exp_probs_b.bias */
+};
+
+/* The variants of the pre-norm transformer block with rotary attention: what no key says.  Biases
+ * and fused tensors (attn_qkv, ffn_gate_up_exps) are used where a file has them. */
 struct block_style {
     enum { QK_NORM_NONE, QK_NORM_HEAD, QK_NORM_ROW } qk_norm; /* per head, or over the whole row */
-    struct route_params route;  /* n_expert 0 = dense feed-forward */
+    bool qk_norm_optional;  /* only where the file has it */
+    bool qk_norm_late;      /* after the rotation */
+    bool sinks;             /* attn_sinks: a score without a value per head */
+    bool full_first;        /* of window_period layers the first sees everything, else the last */
+    int no_rope_every;      /* every so many-th layer, from layer 0, is not rotated; 0 = none */
+    bool q_gate;            /* attn_q holds a gate per head too: sigmoid, on attention's output */
+    const char *output_norm; /* its tensor; NULL = "output_norm.weight" */
+    const char *ffn_norm;   /* the norm before the feed-forward; NULL = "ffn_norm" */
+    bool router_first;      /* the router sees what attention sees, before its norm */
+    bool shared_gate;       /* sigmoid(ffn_gate_inp_shexp) scales the shared expert */
+    enum glu_act act;
+    unsigned must;          /* MUST_* */
+};
+
+/* A description being made. */
+struct block {
+    struct build *b;
+    const struct hparams *h;
+    const struct block_style *style;
+    int embd;               /* token_embd */
+    int rope[2][ROWS_N];    /* tables: of full and windowed layers, per row set; 0 = not yet */
 };
 
 /* The whole model: embedding, layers, last norm, head.  Only rows that need logits pass the last
  * layer's query, feed-forward and head. */
 void block_model(struct build *b, const struct hparams *h, const struct block_style *style);
+
+/* Its pieces, for models whose layers are not all of this kind. */
+int block_begin(struct block *k, struct build *b, const struct hparams *h,
+                const struct block_style *style);          /* returns the embedded rows */
+void block_attention(struct block *k, int l, int *x);      /* opens layer l; adds to *x, narrows it
+                                                              in the last layer */
+void block_feed_forward(struct block *k, int l, int x, int router); /* adds to x; router 0 = from
+                                                              the normed x */
+void block_end(struct block *k, int x);
+
+/* Layers of models/deltanet.c and lfm2moe.c; like block_attention each opens layer l, adds to *x
+ * and narrows it in the last layer. */
+void block_delta(struct block *k, int l, int *x);
+/* What qwen3next and qwen35moe are made of. */
+void delta_model(struct build *b, const struct hparams *h);
 
 #endif

@@ -1,309 +1,399 @@
-/* What the architecture files share: common keys and the pre-norm transformer block with rotary
- * attention and a dense or expert feed-forward.  Describes only. */
+/* The block that most architectures share: pre-norm rotary attention and a gated feed-forward, dense
+ * or of routed experts, with the variants of struct block_style.  Describes only.
+ *
+ * DESIGN.  What a key says is in struct hparams, what only the architecture's name says in struct
+ * block_style, and what the tensors say (biases, fused tensors, a tied head) is looked up: a tensor
+ * that a file has is always used, as weights_check_all_used() refuses the file otherwise. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "models/arch.h"
 
-enum {
-    LAYERS_MAX = 4096, EXPERTS_MAX = 4096, USED_MAX = 64, WIDTH_MAX = 1 << 24, HEAD_DIM_MAX = 512,
-    CTX_MAX = 1 << 30
+/* A layer's tensor, "blk.%d.<stem><suffix>.<end>". */
+struct name {
+    char s[64];
 };
 
-static void key_of(char *out, size_t cap, const char *arch, const char *key)
+static struct name name_of(const char *stem, const char *suffix, const char *end)
 {
-    (void)snprintf(out, cap, "%s.%s", arch, key);
+    struct name n;
+    (void)snprintf(n.s, sizeof n.s, "blk.%%d.%s%s.%s", stem, suffix, end);
+    return n;
 }
 
-enum status hparams_int(const struct gguf *g, const char *arch, const char *key, int dflt,
-                        int *out, struct err *e)
+static bool must(const struct block *k, unsigned what) { return (k->style->must & what) != 0; }
+
+/* Adds <stem>.bias to x. */
+static void bias(struct block *k, const char *stem, const char *suffix, int l, int x, int n,
+                 bool needed)
 {
-    char full[96];
-    uint64_t v;
-    key_of(full, sizeof full, arch, key);
-    enum status s = dflt < 0 ? gguf_get_u64(g, full, &v, e)
-                             : gguf_get_u64_or(g, full, (uint64_t)dflt, &v, e);
-    if (s) return s;
-    if (v > INT32_MAX)
-        return err_set(e, ERR_RANGE, "%s: key %s is %llu, which no model can mean: the file is "
-                       "damaged", gguf_path(g, 0), full, (unsigned long long)v);
-    *out = (int)v;
-    return OK;
+    const struct name name = name_of(stem, suffix, "bias");
+    if (needed || build_has(k->b, name.s, l))
+        build_bias(k->b, name.s + 7, x, build_vector(k->b, name.s, l, n));
 }
 
-static enum status get_f32(const struct gguf *g, const char *arch, const char *key, float dflt,
-                           float *out, struct err *e)
+static int norm(struct block *k, const char *stem, int l, int x)
 {
-    char full[96];
-    key_of(full, sizeof full, arch, key);
-    enum status s = gguf_get_f32_or(g, full, dflt, out, e);
-    if (!s && !isfinite(*out))
-        s = err_set(e, ERR_RANGE, "%s: key %s is not a finite number", gguf_path(g, 0), full);
-    return s;
+    int n = build_norm(k->b, stem, x,
+                       build_vector(k->b, name_of(stem, "", "weight").s, l, k->h->n_embd),
+                       k->h->norm_eps);
+    bias(k, stem, "", l, n, k->h->n_embd, must(k, MUST_NORM_BIAS));
+    return n;
 }
 
-static enum status in_range(const struct gguf *g, const char *arch, const char *key, int v, int lo,
-                            int hi, struct err *e)
+/* What a sub-block leaves, scaled, is added to x. */
+static void residual(struct block *k, const char *name, int y, int x)
 {
-    if (v >= lo && v <= hi) return OK;
-    return err_set(e, ERR_RANGE, "%s: key %s.%s says %d; %d to %d is possible: the file is damaged",
-                   gguf_path(g, 0), arch, key, v, lo, hi);
+    if (k->h->residual_scale != 1.0f) build_scale(k->b, "residual_scale", y, k->h->residual_scale);
+    build_add(k->b, name, y, x);
 }
 
-static enum status check_experts(const struct gguf *g, const char *arch, const struct hparams *h,
-                                 struct err *e)
+/* ---- positions ---- */
+
+static bool is_windowed(const struct block *k, int l)
 {
-    const char *path = gguf_path(g, 0);
-    const int n = h->n_expert, most = n < USED_MAX ? n : USED_MAX;
-    if (!n)
-        return h->n_ff ? OK : err_set(e, ERR_MISSING, "%s: key %s.feed_forward_length is missing "
-                                      "or 0", path, arch);
-    if (!h->n_expert_used)
-        return err_set(e, ERR_MISSING, "%s: key %s.expert_used_count is missing or 0", path, arch);
-    if (!h->n_ff_expert)
-        return err_set(e, ERR_MISSING, "%s: key %s.expert_feed_forward_length (or else "
-                       "feed_forward_length) is missing or 0", path, arch);
-    enum status s = in_range(g, arch, "expert_count", n, 1, EXPERTS_MAX, e);
-    return s ? s : in_range(g, arch, "expert_used_count", h->n_expert_used, 1, most, e);
+    const int period = k->h->window_period;
+    if (!k->h->window) return false;
+    if (!period) return true;
+    return k->style->full_first ? l % period != 0 : l % period < period - 1;
 }
 
-static enum status check(const struct gguf *g, const char *arch, const struct hparams *h,
-                         struct err *e)
+static bool is_rotated(const struct block *k, int l)
 {
-    const char *path = gguf_path(g, 0);
-    enum status s;
-    if ((s = in_range(g, arch, "block_count", h->n_layer, 1, LAYERS_MAX, e)) ||
-        (s = in_range(g, arch, "embedding_length", h->n_embd, 1, WIDTH_MAX, e)) ||
-        (s = in_range(g, arch, "context_length", h->n_ctx_train, 1, CTX_MAX, e)) ||
-        (s = in_range(g, arch, "attention.head_count", h->n_heads, 1, WIDTH_MAX, e)) ||
-        (s = in_range(g, arch, "attention.head_count_kv", h->n_kv_heads, 1, h->n_heads, e)) ||
-        (s = in_range(g, arch, "feed_forward_length", h->n_ff, 0, WIDTH_MAX, e)) ||
-        (s = in_range(g, arch, "expert_feed_forward_length", h->n_ff_expert, 0, WIDTH_MAX, e)))
-        return s;
-    if (h->n_heads % h->n_kv_heads)
-        return err_set(e, ERR_SHAPE, "%s: %d heads cannot share %d KV heads evenly "
-                       "(%s.attention.head_count, head_count_kv)", path, h->n_heads, h->n_kv_heads,
-                       arch);
-    if (h->head_dim < 2 || h->head_dim > HEAD_DIM_MAX)
-        return err_set(e, ERR_UNSUPPORTED, "%s: heads of %d values (%s.attention.key_length); 2 to "
-                       "%d are supported", path, h->head_dim, arch, HEAD_DIM_MAX);
-    if (h->n_heads > WIDTH_MAX / h->head_dim)
-        return err_set(e, ERR_RANGE, "%s: %d heads of %d values (%s.attention.head_count, "
-                       "key_length) are more than any model has", path, h->n_heads, h->head_dim,
-                       arch);
-    if (h->rope.n_rot < 2 || h->rope.n_rot % 2 || h->rope.n_rot > h->head_dim)
-        return err_set(e, ERR_SHAPE, "%s: %d rotated values (%s.rope.dimension_count) in heads of "
-                       "%d", path, h->rope.n_rot, arch, h->head_dim);
-    if (h->norm_eps < 0)
-        return err_set(e, ERR_RANGE, "%s: key %s.attention.layer_norm_rms_epsilon is negative",
-                       path, arch);
-    if (!(h->rope.base > 0))
-        return err_set(e, ERR_RANGE, "%s: key %s.rope.freq_base is not positive", path, arch);
-    return check_experts(g, arch, h, e);
+    const int every = k->style->no_rope_every;
+    return k->h->rope.n_rot > 0 && (!every || l % every != 0);
 }
 
-/* Scaling of positions: linear, which is also what a factor alone means, is understood; anything
- * else must not pass unnoticed. */
-static enum status rope_scaling(const struct gguf *g, const char *arch, struct hparams *h,
-                                struct err *e)
+static int make_rope_table(struct block *k, struct rope_params p)
 {
-    char key[96];
-    struct gguf_str type = {"linear", 6};
-    key_of(key, sizeof key, arch, "rope.scaling.type");
-    if (gguf_find(g, key)) {
-        enum status s = gguf_get_str(g, key, &type, e);
-        if (s) return s;
+    const int n = p.n_rot / 2;
+    switch (k->h->rope_divisor) {
+    case DIVISOR_ALL:
+        return build_rope_table(k->b, p, build_vector(k->b, "rope_freqs.weight", 0, n));
+    case DIVISOR_BY_CTX: {
+        const int is_short = build_vector(k->b, "rope_factors_short.weight", 0, n);
+        const int is_long = build_vector(k->b, "rope_factors_long.weight", 0, n);
+        return build_rope_table_by_ctx(k->b, p, is_short, is_long);
     }
-    float factor = 1;
-    enum status s = get_f32(g, arch, "rope.scaling.factor", 1.0f, &factor, e);
-    if (s) return s;
-    if (type.n == 6 && !memcmp(type.s, "linear", 6) && factor > 0) {
-        h->rope.scale = 1.0f / factor;
-        return OK;
+    case DIVISOR_NONE: break;
     }
-    if (type.n == 4 && !memcmp(type.s, "none", 4)) return OK;
-    if (type.n == 4 && !memcmp(type.s, "yarn", 4) && factor == 1.0f) return OK;
-    return err_set(e, ERR_UNSUPPORTED, "%s: key %s says \"%.*s\" with factor %g: that scaling is "
-                   "not supported yet", gguf_path(g, 0), key, (int)(type.n < 32 ? type.n : 32),
-                   type.s, (double)factor);
+    return build_rope_table(k->b, p, -1);
 }
 
-enum status hparams_common(const struct gguf *g, const char *arch, struct hparams *h,
-                           struct err *e)
+/* The table for the rows at hand; windowed layers may turn at another base. */
+static int rope_table(struct block *k, bool windowed)
 {
-    memset(h, 0, sizeof *h);
-    h->rope.scale = h->rope.magnitude = 1;
-    int dim = 0;
-    enum status s;
-    if ((s = hparams_int(g, arch, "block_count", -1, &h->n_layer, e)) ||
-        (s = hparams_int(g, arch, "embedding_length", -1, &h->n_embd, e)) ||
-        (s = hparams_int(g, arch, "context_length", -1, &h->n_ctx_train, e)) ||
-        (s = hparams_int(g, arch, "attention.head_count", -1, &h->n_heads, e)) ||
-        (s = hparams_int(g, arch, "attention.head_count_kv", h->n_heads, &h->n_kv_heads, e)) ||
-        (s = hparams_int(g, arch, "feed_forward_length", 0, &h->n_ff, e)) ||
-        (s = hparams_int(g, arch, "expert_count", 0, &h->n_expert, e)) ||
-        (s = hparams_int(g, arch, "expert_used_count", 0, &h->n_expert_used, e)) ||
-        (s = hparams_int(g, arch, "expert_feed_forward_length", h->n_ff, &h->n_ff_expert, e)))
-        return s;
-    if (h->n_heads > 0) dim = h->n_embd / h->n_heads;
-    if ((s = hparams_int(g, arch, "attention.key_length", dim, &h->head_dim, e)) ||
-        (s = hparams_int(g, arch, "attention.value_length", h->head_dim, &dim, e)) ||
-        (s = hparams_int(g, arch, "rope.dimension_count", h->head_dim, &h->rope.n_rot, e)) ||
-        (s = get_f32(g, arch, "attention.layer_norm_rms_epsilon", 1e-5f, &h->norm_eps, e)) ||
-        (s = get_f32(g, arch, "rope.freq_base", 1e4f, &h->rope.base, e)) ||
-        (s = rope_scaling(g, arch, h, e)))
-        return s;
-    if (dim != h->head_dim)
-        return err_set(e, ERR_UNSUPPORTED, "%s: K heads of %d and V heads of %d values; %s has "
-                       "them equal", gguf_path(g, 0), h->head_dim, dim, arch);
-    const struct gguf_tensor *t = gguf_find_tensor(g, "token_embd.weight");
-    if (!t)
-        return err_set(e, ERR_MISSING, "%s: tensor token_embd.weight is missing: the file is "
-                       "incomplete", gguf_path(g, 0));
-    if (t->dim[1] > WIDTH_MAX)
-        return err_set(e, ERR_SHAPE, "%s: token_embd.weight has too many rows", gguf_path(g, 0));
-    h->n_vocab = (int)t->dim[1];
-    return check(g, arch, h, e);
-}
-
-/* ---- the block ---- */
-
-static int expert_tiles(struct build *b, const char *which, int layer, int n_cols, int n_rows,
-                        int n_mats)
-{
-    char name[64], prefix[64];
-    (void)snprintf(name, sizeof name, "blk.%d.ffn_%s_exps.weight", layer, which);
-    if (weights_has(b->ws, name) || b->err->code)
-        return build_tiles(b, name, layer, n_cols, n_rows, n_mats);
-    /* Old Mixtral files hold every expert as a matrix of its own. */
-    (void)snprintf(prefix, sizeof prefix, "blk.%d.ffn_%s.0.weight", layer, which);
-    if (!weights_has(b->ws, prefix)) return build_tiles(b, name, layer, n_cols, n_rows, n_mats);
-    (void)snprintf(prefix, sizeof prefix, "blk.%d.ffn_%s.", layer, which);
-    int w = weights_bind_split(b->ws, (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats,
-                                                         0, 0},
-                               name, prefix, ".weight", b->err);
-    return w < 0 ? 0 : w;
-}
-
-static void bias_if_there(struct build *b, const char *name, int layer, int x, int n)
-{
-    if (build_has(b, name, layer)) build_bias(b, name + 7, x, build_vector(b, name, layer, n));
-}
-
-static void qk_norm(struct build *b, const struct hparams *h, const struct block_style *style,
-                    int layer, bool is_q, int x)
-{
-    const char *name = is_q ? "blk.%d.attn_q_norm.weight" : "blk.%d.attn_k_norm.weight";
-    const char *label = is_q ? "attn_q_norm" : "attn_k_norm";
-    const int heads = is_q ? h->n_heads : h->n_kv_heads;
-    const int width = heads * h->head_dim;
-    if (style->qk_norm == QK_NORM_HEAD)
-        build_head_norm(b, label, x, build_vector(b, name, layer, h->head_dim), heads, h->head_dim,
-                        h->norm_eps);
-    else if (style->qk_norm == QK_NORM_ROW)
-        build_head_norm(b, label, x, build_vector(b, name, layer, width), 1, width, h->norm_eps);
-}
-
-struct tables {
-    int all, out; /* rope tables per row set; 0 = not built yet */
-};
-
-static int rope_table(struct build *b, const struct hparams *h, struct tables *t)
-{
-    int *x = b->rows == ROWS_OUT ? &t->out : &t->all;
-    if (!*x) *x = build_rope_table(b, h->rope, h->rope_divisor ? build_vector(b, "rope_freqs.weight", 0, h->rope.n_rot / 2) : -1);
+    struct rope_params p = k->h->rope;
+    const bool own = windowed && (k->h->window_rope_base < p.base ||
+                                  k->h->window_rope_base > p.base);
+    int *x = &k->rope[own][k->b->rows];
+    if (own) p.base = k->h->window_rope_base;
+    if (!*x) *x = make_rope_table(k, p);
     return *x;
 }
 
-/* Attention of one layer; adds to *x and, in the last layer, narrows it to the rows that need
- * logits: those alone have a query, while every row leaves its K and V. */
-static void attention(struct build *b, const struct hparams *h, const struct block_style *style,
-                      int l, struct tables *t, int *x)
+static void rotate(struct block *k, int l, bool is_q, int x)
+{
+    const struct hparams *h = k->h;
+    if (is_rotated(k, l))
+        build_rope(k->b, is_q ? "attn_q_rope" : "attn_k_rope", x, rope_table(k, is_windowed(k, l)),
+                   is_q ? h->n_heads : h->n_kv_heads, h->head_dim, h->rope);
+}
+
+/* ---- attention ---- */
+
+enum { K, V, Q, QKV };
+
+/* Where the rows of K, V and Q lie in a fused tensor: Q first, then K, then V. */
+struct qkv_rows {
+    int at[QKV], n[QKV], all;
+};
+
+static struct qkv_rows qkv_rows(const struct hparams *h)
 {
     const int nq = h->n_heads * h->head_dim, nkv = h->n_kv_heads * h->head_dim;
-    const bool last = l == h->n_layer - 1;
-    const int stored = (h->head_dim + 15) / 16 * 16;
-    const int slot = build_kv_slot(b, (struct kv_slot){KV_SLOT_DENSE, h->n_kv_heads, h->head_dim,
-                                                       stored, stored});
-    build_layer(b, l, l, slot);
-    int n = build_norm(b, "attn_norm", *x, build_vector(b, "blk.%d.attn_norm.weight", l, h->n_embd),
-                       h->norm_eps);
-    const int w[3] = {
-        build_tiles(b, "blk.%d.attn_k.weight", l, h->n_embd, nkv, 1),
-        build_tiles(b, "blk.%d.attn_v.weight", l, h->n_embd, nkv, 1),
-        build_tiles(b, "blk.%d.attn_q.weight", l, h->n_embd, nq, 1),
-    };
-    static const char *const names[3] = {"k", "v", "q"};
-    int y[3];
-    build_linears(b, last ? "attn_kv" : "attn_qkv", n, last ? 2 : 3, w, names, y);
-    bias_if_there(b, "blk.%d.attn_k.bias", l, y[0], nkv);
-    bias_if_there(b, "blk.%d.attn_v.bias", l, y[1], nkv);
-    qk_norm(b, h, style, l, false, y[0]);
-    build_rope(b, "attn_k_rope", y[0], rope_table(b, h, t), h->n_kv_heads, h->head_dim, h->rope);
-    build_kv_put(b, y[0], y[1], slot);
+    return (struct qkv_rows){{nq, nq + nkv, 0}, {nkv, nkv, nq}, nq + 2 * nkv};
+}
+
+static const char *const qkv_stem[QKV] = {"attn_k", "attn_v", "attn_q"};
+
+static void qkv_tiles(struct block *k, int l, int w[QKV])
+{
+    const struct qkv_rows r = qkv_rows(k->h);
+    const bool fused = build_has(k->b, "blk.%d.attn_qkv.weight", l);
+    for (int i = 0; i < QKV; i++)
+        w[i] = fused ? build_tiles_part(k->b, "blk.%d.attn_qkv.weight", l, k->h->n_embd, r.all,
+                                        r.at[i], r.n[i], 1)
+                     : build_tiles(k->b, name_of(qkv_stem[i], "", "weight").s, l, k->h->n_embd,
+                                   i == Q && k->style->q_gate ? 2 * r.n[i] : r.n[i], 1);
+}
+
+static void qkv_bias(struct block *k, int l, int which, int x)
+{
+    const struct qkv_rows r = qkv_rows(k->h);
+    if (build_has(k->b, "blk.%d.attn_qkv.bias", l))
+        build_bias_at(k->b, "attn_qkv.bias", x,
+                      build_vector(k->b, "blk.%d.attn_qkv.bias", l, r.all), r.at[which]);
+    else
+        bias(k, qkv_stem[which], "", l, x, r.n[which], false);
+}
+
+static void qk_norm(struct block *k, int l, bool is_q, int x)
+{
+    const struct hparams *h = k->h;
+    const char *stem = is_q ? "attn_q_norm" : "attn_k_norm";
+    const struct name name = name_of(stem, "", "weight");
+    const int heads = is_q ? h->n_heads : h->n_kv_heads, width = heads * h->head_dim;
+    if (k->style->qk_norm_optional && !build_has(k->b, name.s, l)) return;
+    if (k->style->qk_norm == QK_NORM_HEAD)
+        build_head_norm(k->b, stem, x, build_vector(k->b, name.s, l, h->head_dim), heads,
+                        h->head_dim, h->norm_eps);
+    else if (k->style->qk_norm == QK_NORM_ROW)
+        build_head_norm(k->b, stem, x, build_vector(k->b, name.s, l, width), 1, width, h->norm_eps);
+}
+
+/* Q or K from the product to the scores. */
+static void finish_heads(struct block *k, int l, bool is_q, int x)
+{
+    qkv_bias(k, l, is_q ? Q : K, x);
+    if (!k->style->qk_norm_late) qk_norm(k, l, is_q, x);
+    rotate(k, l, is_q, x);
+    if (k->style->qk_norm_late) qk_norm(k, l, is_q, x);
+}
+
+/* Each head of attn_q's product is a query, then the gate of that head's output. */
+static int split_gate(struct block *k, int x, int *gate)
+{
+    const int n = k->h->n_heads, dim = k->h->head_dim;
+    const int q = build_heads(k->b, "q_heads", n, dim);
+    *gate = build_heads(k->b, "q_gate", n, dim);
+    build_copy_heads(k->b, "q_heads", x, q, (struct copy_heads){n, dim, 0, 2 * dim, 0, dim});
+    build_copy_heads(k->b, "q_gate", x, *gate, (struct copy_heads){n, dim, dim, 2 * dim, 0, dim});
+    return q;
+}
+
+static int attend(struct block *k, int l, int q, int gate, int slot)
+{
+    const struct hparams *h = k->h;
+    const float scale = h->attn_scale != 0 ? h->attn_scale : 1.0f / sqrtf((float)h->head_dim);
+    const int sinks = k->style->sinks ? build_vector(k->b, "blk.%d.attn_sinks.weight", l, h->n_heads)
+                                      : -1;
+    int a = build_attention(k->b, q, slot, h->n_heads, scale, is_windowed(k, l) ? h->window : 0,
+                            sinks);
+    if (gate) build_gate(k->b, "attn_gate", gate, a);
+    int o = build_linear(k->b, "attn_output", a,
+                         build_tiles(k->b, "blk.%d.attn_output.weight", l, h->n_heads * h->head_dim,
+                                     h->n_embd, 1));
+    bias(k, "attn_output", "", l, o, h->n_embd, must(k, MUST_ATTN_BIAS));
+    return o;
+}
+
+/* Only the rows that need logits have a query in the last layer, while every row leaves its K and
+ * V. */
+static void attention(struct block *k, int l, int slot, int *x)
+{
+    static const char *const names[QKV] = {"k", "v", "q"};
+    struct build *b = k->b;
+    const bool last = l == k->h->n_layer - 1;
+    int w[QKV], y[QKV], gate = 0;
+    int n = norm(k, "attn_norm", l, *x);
+    qkv_tiles(k, l, w);
+    build_linears(b, last ? "attn_kv" : "attn_qkv", n, last ? Q : QKV, w, names, y);
+    finish_heads(k, l, false, y[K]);
+    qkv_bias(k, l, V, y[V]);
+    build_kv_put(b, y[K], y[V], slot);
     if (last) {
         b->rows = ROWS_OUT;
         *x = build_select(b, "x_out", *x);
         n = build_select(b, "attn_norm", n);
-        build_linears(b, "attn_q", n, 1, w + 2, names + 2, y + 2);
+        build_linears(b, "attn_q", n, 1, w + Q, names + Q, y + Q);
     }
-    bias_if_there(b, "blk.%d.attn_q.bias", l, y[2], nq);
-    qk_norm(b, h, style, l, true, y[2]);
-    build_rope(b, "attn_q_rope", y[2], rope_table(b, h, t), h->n_heads, h->head_dim, h->rope);
-    int a = build_attention(b, y[2], slot, h->n_heads, 1.0f / sqrtf((float)h->head_dim), 0, -1);
-    int o = build_linear(b, "attn_output", a,
-                         build_tiles(b, "blk.%d.attn_output.weight", l, nq, h->n_embd, 1));
-    bias_if_there(b, "blk.%d.attn_output.bias", l, o, h->n_embd);
-    build_add(b, "attn_residual", o, *x);
+    if (k->style->q_gate) y[Q] = split_gate(k, y[Q], &gate);
+    finish_heads(k, l, true, y[Q]);
+    residual(k, "attn_residual", attend(k, l, y[Q], gate, slot), *x);
 }
 
-static void feed_forward(struct build *b, const struct hparams *h, const struct block_style *style,
-                         int l, int x)
+static int open_layer(struct block *k, int l)
 {
-    int n = build_norm(b, "ffn_norm", x, build_vector(b, "blk.%d.ffn_norm.weight", l, h->n_embd),
-                       h->norm_eps);
-    int o;
-    if (style->route.n_expert) {
-        const int ne = h->n_expert, ff = h->n_ff_expert;
-        int logits = build_linear(b, "ffn_gate_inp", n,
-                                  build_tiles(b, "blk.%d.ffn_gate_inp.weight", l, h->n_embd, ne,
-                                              1));
-        int g = expert_tiles(b, "gate", l, h->n_embd, ff, ne);
-        int u = expert_tiles(b, "up", l, h->n_embd, ff, ne);
-        int d = expert_tiles(b, "down", l, ff, h->n_embd, ne);
-        const struct build_moe m = {style->route, GLU_SILU, g, u, d, {-1, -1, -1}, -1};
-        o = build_experts(b, n, logits, &m);
-    } else {
-        const int w[2] = {build_tiles(b, "blk.%d.ffn_gate.weight", l, h->n_embd, h->n_ff, 1),
-                          build_tiles(b, "blk.%d.ffn_up.weight", l, h->n_embd, h->n_ff, 1)};
-        static const char *const names[2] = {"gate", "up"};
-        int y[2];
-        build_linears(b, "ffn_gate_up", n, 2, w, names, y);
-        bias_if_there(b, "blk.%d.ffn_gate.bias", l, y[0], h->n_ff);
-        bias_if_there(b, "blk.%d.ffn_up.bias", l, y[1], h->n_ff);
-        int a = build_glu(b, GLU_SILU, y[0], y[1]);
-        o = build_linear(b, "ffn_down", a,
-                         build_tiles(b, "blk.%d.ffn_down.weight", l, h->n_ff, h->n_embd, 1));
-        bias_if_there(b, "blk.%d.ffn_down.bias", l, o, h->n_embd);
+    const struct hparams *h = k->h;
+    const int stored = (h->head_dim + 15) / 16 * 16;
+    const int slot = build_kv_slot(k->b, (struct kv_slot){
+        .type = KV_SLOT_DENSE, .n_heads = h->n_kv_heads, .dim = h->head_dim,
+        .dk = stored, .dv = stored,
+    });
+    build_layer(k->b, l, l, slot);
+    return slot;
+}
+
+void block_attention(struct block *k, int l, int *x) { attention(k, l, open_layer(k, l), x); }
+
+/* ---- feed-forward ---- */
+
+static bool has_experts(const struct hparams *h, int l)
+{
+    return h->n_expert > 0 && l >= h->n_dense_lead && (!h->moe_step || (l + 1) % h->moe_step == 0);
+}
+
+/* A gated unit of plain matrices, ffn_{gate,up,down}<suffix>, n_ff wide. */
+static int gated_unit(struct block *k, int l, int n, const char *suffix, int n_ff)
+{
+    static const char *const names[2] = {"gate", "up"};
+    struct build *b = k->b;
+    const int embd = k->h->n_embd;
+    const int w[2] = {build_tiles(b, name_of("ffn_gate", suffix, "weight").s, l, embd, n_ff, 1),
+                      build_tiles(b, name_of("ffn_up", suffix, "weight").s, l, embd, n_ff, 1)};
+    int y[2];
+    build_linears(b, suffix[0] ? "ffn_gate_up_shexp" : "ffn_gate_up", n, 2, w, names, y);
+    bias(k, "ffn_gate", suffix, l, y[0], n_ff, false);
+    bias(k, "ffn_up", suffix, l, y[1], n_ff, false);
+    int a = build_glu(b, k->style->act, y[0], y[1]);
+    int o = build_linear(b, suffix[0] ? "ffn_down_shexp" : "ffn_down", a,
+                         build_tiles(b, name_of("ffn_down", suffix, "weight").s, l, n_ff, embd, 1));
+    bias(k, "ffn_down", suffix, l, o, embd, false);
+    return o;
+}
+
+static int shared_experts(struct block *k, int l, int n)
+{
+    int o = gated_unit(k, l, n, "_shexp", k->h->n_ff_shared);
+    if (k->style->shared_gate) {
+        int w = build_tiles(k->b, "blk.%d.ffn_gate_inp_shexp.weight", l, k->h->n_embd, 1, 1);
+        build_gate(k->b, "ffn_shexp_gate", build_linear(k->b, "ffn_gate_inp_shexp", n, w), o);
     }
-    build_add(b, "ffn_residual", o, x);
+    return o;
+}
+
+static int router(struct block *k, int l, int n)
+{
+    const int ne = k->h->n_expert;
+    int logits = build_linear(k->b, "ffn_gate_inp", n,
+                              build_tiles(k->b, "blk.%d.ffn_gate_inp.weight", l, k->h->n_embd, ne,
+                                          1));
+    bias(k, "ffn_gate_inp", "", l, logits, ne, must(k, MUST_ROUTER_BIAS));
+    return logits;
+}
+
+/* Old Mixtral files hold every expert as a matrix of its own. */
+static int split_expert_tiles(struct block *k, const char *stem, int l, struct weight_shape s)
+{
+    char name[64], prefix[64], one[64], two[64];
+    (void)snprintf(name, sizeof name, "blk.%d.%s_exps.weight", l, stem);
+    (void)snprintf(prefix, sizeof prefix, "blk.%d.%s.", l, stem);
+    (void)snprintf(one, sizeof one, "%.48s0.weight", prefix);
+    (void)snprintf(two, sizeof two, "%.48s1.weight", prefix);
+    if (!weights_has(k->b->ws, one) && !weights_has(k->b->ws, two)) return -1;
+    int w = weights_bind_split(k->b->ws, s, name, prefix, ".weight", k->b->err);
+    return w < 0 ? 0 : w;
+}
+
+static int expert_tiles(struct block *k, const char *stem, int l, int n_cols, int n_rows)
+{
+    const int ne = k->h->n_expert;
+    const struct name name = name_of(stem, "_exps", "weight");
+    int w = -1;
+    if (!build_has(k->b, name.s, l) && !k->b->err->code)
+        w = split_expert_tiles(k, stem, l, (struct weight_shape){
+            .layout = WEIGHT_TILES, .n_cols = n_cols, .n_rows = n_rows, .n_mats = ne,
+        });
+    return w >= 0 ? w : build_tiles(k->b, name.s, l, n_cols, n_rows, ne);
+}
+
+static int expert_bias(struct block *k, const char *stem, int l, int n)
+{
+    const struct name name = name_of(stem, "_exps", "bias");
+    if (!must(k, MUST_EXPERT_BIAS) && !build_has(k->b, name.s, l)) return -1;
+    return build_vectors(k->b, name.s, l, n, k->h->n_expert);
+}
+
+static void gate_and_up(struct block *k, int l, struct build_moe *m)
+{
+    static const char fused[] = "blk.%d.ffn_gate_up_exps.weight";
+    const int embd = k->h->n_embd, ff = k->h->n_ff_expert, ne = k->h->n_expert;
+    if (build_has(k->b, fused, l)) {
+        m->gate = build_tiles_part(k->b, fused, l, embd, 2 * ff, 0, ff, ne);
+        m->up = build_tiles_part(k->b, fused, l, embd, 2 * ff, ff, ff, ne);
+    } else {
+        m->gate = expert_tiles(k, "ffn_gate", l, embd, ff);
+        m->up = expert_tiles(k, "ffn_up", l, embd, ff);
+    }
+}
+
+static int routed_experts(struct block *k, int l, int n, int logits)
+{
+    const int embd = k->h->n_embd, ff = k->h->n_ff_expert;
+    struct build_moe m = {.route = k->h->route, .act = k->style->act, .choose_bias = -1};
+    gate_and_up(k, l, &m);
+    m.down = expert_tiles(k, "ffn_down", l, ff, embd);
+    m.bias[0] = expert_bias(k, "ffn_gate", l, ff);
+    m.bias[1] = expert_bias(k, "ffn_up", l, ff);
+    m.bias[2] = expert_bias(k, "ffn_down", l, embd);
+    if (must(k, MUST_CHOOSE_BIAS) || build_has(k->b, "blk.%d.exp_probs_b.bias", l))
+        m.choose_bias = build_vector(k->b, "blk.%d.exp_probs_b.bias", l, k->h->n_expert);
+    return build_experts(k->b, n, logits, &m);
+}
+
+void block_feed_forward(struct block *k, int l, int x, int logits)
+{
+    int n = norm(k, k->style->ffn_norm ? k->style->ffn_norm : "ffn_norm", l, x), o;
+    if (has_experts(k->h, l)) {
+        o = routed_experts(k, l, n, logits ? logits : router(k, l, n));
+        if (k->h->n_ff_shared) build_add(k->b, "ffn_shexp", shared_experts(k, l, n), o);
+    } else {
+        o = gated_unit(k, l, n, "", k->h->n_ff);
+    }
+    residual(k, "ffn_residual", o, x);
+}
+
+/* ---- the model ---- */
+
+int block_begin(struct block *k, struct build *b, const struct hparams *h,
+                const struct block_style *style)
+{
+    *k = (struct block){.b = b, .h = h, .style = style};
+    const bool tied = !must(k, MUST_OUTPUT) && !weights_has(b->ws, "output.weight");
+    k->embd = tied ? build_tiles(b, "token_embd.weight", 0, h->n_embd, h->n_vocab, 1)
+                   : build_rows(b, "token_embd.weight", h->n_embd, h->n_vocab);
+    int x = build_embed(b, k->embd);
+    if (h->embed_scale != 1.0f) build_scale(b, "embed_scale", x, h->embed_scale);
+    if (h->rope.n_rot) (void)rope_table(k, false);
+    if (h->rope.n_rot && h->window) (void)rope_table(k, true);
+    if (h->n_nextn) weights_skip_layers(b->ws, h->n_layer);
+    return x;
+}
+
+static void layer(struct block *k, int l, int *x)
+{
+    const int slot = open_layer(k, l);
+    const bool early = k->style->router_first && has_experts(k->h, l);
+    int logits = early ? router(k, l, *x) : 0;
+    attention(k, l, slot, x);
+    if (early && l == k->h->n_layer - 1) logits = build_select(k->b, "ffn_gate_inp", logits);
+    block_feed_forward(k, l, *x, logits);
+}
+
+void block_end(struct block *k, int x)
+{
+    struct build *b = k->b;
+    const struct hparams *h = k->h;
+    b->at_layer = -1;
+    const char *name = k->style->output_norm ? k->style->output_norm : "output_norm.weight";
+    int n = build_norm(b, "output_norm", x, build_vector(b, name, 0, h->n_embd), h->norm_eps);
+    if (must(k, MUST_NORM_BIAS) || build_has(b, "output_norm.bias", 0))
+        build_bias(b, "output_norm.bias", n, build_vector(b, "output_norm.bias", 0, h->n_embd));
+    const bool own = must(k, MUST_OUTPUT) || weights_has(b->ws, "output.weight");
+    int y = build_logits(b, n, own ? build_tiles(b, "output.weight", 0, h->n_embd, h->n_vocab, 1)
+                                   : k->embd);
+    if (must(k, MUST_OUTPUT_BIAS) || build_has(b, "output.bias", 0))
+        build_bias(b, "output.bias", y, build_vector(b, "output.bias", 0, h->n_vocab));
+    if (h->logit_scale != 1.0f) build_scale(b, "logit_scale", y, 1.0f / h->logit_scale);
+    if (h->logit_softcap > 0) build_softcap(b, y, h->logit_softcap);
 }
 
 void block_model(struct build *b, const struct hparams *h, const struct block_style *style)
 {
-    const bool tied = !weights_has(b->ws, "output.weight");
-    struct tables t = {0};
-    int embd = tied ? build_tiles(b, "token_embd.weight", 0, h->n_embd, h->n_vocab, 1)
-                    : build_rows(b, "token_embd.weight", h->n_embd, h->n_vocab);
-    int x = build_embed(b, embd);
-    (void)rope_table(b, h, &t);
-    for (int l = 0; l < h->n_layer && !b->err->code; l++) {
-        attention(b, h, style, l, &t, &x);
-        feed_forward(b, h, style, l, x);
-    }
-    b->at_layer = -1;
-    int n = build_norm(b, "output_norm", x, build_vector(b, "output_norm.weight", 0, h->n_embd),
-                       h->norm_eps);
-    build_logits(b, n, tied ? embd : build_tiles(b, "output.weight", 0, h->n_embd, h->n_vocab, 1));
+    struct block k;
+    int x = block_begin(&k, b, h, style);
+    for (int l = 0; l < h->n_layer && !b->err->code; l++) layer(&k, l, &x);
+    block_end(&k, x);
 }

@@ -6,17 +6,12 @@ static enum status hparams(const struct gguf *g, struct hparams *h, struct err *
 {
     enum status s = hparams_common(g, "olmoe", h, e);
     h->rope.neox = 1;
-    if (!s && !h->n_expert)
-        s = err_set(e, ERR_MISSING, "%s: key olmoe.expert_count is missing or 0", gguf_path(g, 0));
-    return s;
+    return s ? s : hparams_need_experts(g, "olmoe", h, e);
 }
 
 static void describe(struct build *b, const struct hparams *h)
 {
-    const struct block_style style = {
-        .qk_norm = QK_NORM_ROW,
-        .route = {h->n_expert, h->n_expert_used, ROUTE_SOFTMAX, 0, 1.0f},
-    };
+    static const struct block_style style = {.qk_norm = QK_NORM_ROW};
     block_model(b, h, &style);
 }
 

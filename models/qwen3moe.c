@@ -6,19 +6,13 @@
 static enum status hparams(const struct gguf *g, struct hparams *h, struct err *e)
 {
     enum status s = hparams_common(g, "qwen3moe", h, e);
-    h->rope.neox = 1;
-    if (!s && !h->n_expert)
-        s = err_set(e, ERR_MISSING, "%s: key qwen3moe.expert_count is missing or 0",
-                    gguf_path(g, 0));
-    return s;
+    h->rope.neox = h->route.normalise = 1;
+    return s ? s : hparams_need_experts(g, "qwen3moe", h, e);
 }
 
 static void describe(struct build *b, const struct hparams *h)
 {
-    const struct block_style style = {
-        .qk_norm = QK_NORM_HEAD,
-        .route = {h->n_expert, h->n_expert_used, ROUTE_SOFTMAX, 1, 1.0f},
-    };
+    static const struct block_style style = {.qk_norm = QK_NORM_HEAD};
     block_model(b, h, &style);
 }
 

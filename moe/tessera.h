@@ -102,15 +102,24 @@ int tessera_session_n(const tessera_session *s);      /* tokens in the timeline 
 int tessera_session_n_ctx(const tessera_session *s);
 const int32_t *tessera_session_ids(const tessera_session *s); /* [n], borrowed until it changes */
 
-/* A mark is a place on the timeline to come back to: everything after it is forgotten, exactly. */
+/* A mark is a place on the timeline to come back to: everything after it is forgotten, exactly.
+ *
+ * Models with recurrent layers cannot be cut anywhere: they go back to a snapshot of their state.
+ * Marking keeps one, so do a generator's prompt (at its last token but one) and every 256th token;
+ * a few in all (tessera_explain says how many), the oldest and least useful going first.  rollback
+ * and reuse then go to the nearest snapshot at or before the place that was asked for, the start
+ * at worst: tessera_session_n() says where, and what lies between is the caller's to feed again, as
+ * generators do.  A step that fails or is cancelled changes the timeline as little as elsewhere. */
 struct tessera_mark { int32_t n; };
-struct tessera_mark tessera_session_mark(const tessera_session *s);
+struct tessera_mark tessera_session_mark(tessera_session *s);
 enum status tessera_session_rollback(tessera_session *s, struct tessera_mark m, struct err *err);
-/* Cuts the timeline to the longest prefix that it shares with ids and returns its length; at most
- * n - 1, so that there is a token left to compute logits from. */
+/* Cuts the timeline to the longest prefix that it shares with ids (or to a snapshot before its
+ * end, see above) and returns its length; at most n - 1, so that there is a token left to compute
+ * logits from. */
 int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n);
 
-/* Tokens and KV cache as a GGUF container tied to the model; written aside, then renamed. */
+/* Tokens, KV cache and recurrent state (no snapshots) as a GGUF container tied to the model; written
+ * aside, then renamed. */
 enum status tessera_session_save(const tessera_session *s, const char *path, struct err *err);
 enum status tessera_session_load(tessera_session *s, const char *path, struct err *err);
 

@@ -142,7 +142,14 @@ static void exp_walk(struct job *j)
 /* ---- KV --------------------------------------------------------------------------------- */
 
 static const char *const put_names[] = {"kv_put_f16", "kv_put_q8_0"};
-static const char *const attn_names[] = {"attn_f16", "attn_q8_0"};
+static const char *const attn_names[] = {"attn_f16", "attn_q8_0", "attn_latent_f16",
+                                         "attn_latent_q8_0"};
+
+typedef void attn_fun(int dk, int dv, int n_q, float scale, int n_rows, const struct attn_row *r);
+static attn_fun *attn_of(const struct elem_kernels *k, enum kv_type type, int latent)
+{
+    return latent ? k->attn_latent[type] : k->attn[type];
+}
 
 static void put_check(struct job *j, enum kv_type type)
 {
@@ -192,20 +199,21 @@ struct attn_case {
     int dk, dv, n_q, n_rows, n_pages, n_kv;
     enum rows_kind kind;
     int regime;
+    int latent; /* V is the beginning of K */
 };
 
 /* Fills n_kv caches; bytes no kv_put wrote stay random, NaN halves among them. */
 static void attn_pages(struct job *j, enum kv_type type, const struct attn_case *c, char *kv,
                        size_t stride, int n_pos)
 {
-    float k[512], v[512];
+    float k[576], v[512];
     check_fill_bytes(kv, stride * (size_t)c->n_pages * (size_t)c->n_kv, &j->rng);
     for (int s = 0; s < c->n_kv; s++) {
         for (int p = 0; p < n_pos; p++) {
             fill(c->regime, k, (size_t)c->dk, &j->rng);
             fill(c->regime, v, (size_t)c->dv, &j->rng);
             char *page = kv + stride * (size_t)(s * c->n_pages + p / KV_PAGE);
-            j->ref->kv_put[type](c->dk, c->dv, k, v, page, p % KV_PAGE);
+            j->ref->kv_put[type](c->dk, c->latent ? 0 : c->dv, k, v, page, p % KV_PAGE);
         }
     }
 }
@@ -213,7 +221,7 @@ static void attn_pages(struct job *j, enum kv_type type, const struct attn_case 
 static void attn_check_one(struct job *j, enum kv_type type, const struct attn_case *c)
 {
     struct rng *r = &j->rng;
-    const size_t stride = attn_head_bytes(type, c->dk, c->dv) + 128;
+    const size_t stride = attn_head_bytes(type, c->dk, c->latent ? 0 : c->dv) + 128;
     const int n_pos = c->n_pages * KV_PAGE - (int)rng_below(r, KV_PAGE);
     const size_t n_q = (size_t)c->n_q * (size_t)c->n_rows * (size_t)c->dk;
     const size_t n_o = (size_t)c->n_q * (size_t)c->n_rows * (size_t)c->dv;
@@ -243,37 +251,43 @@ static void attn_check_one(struct job *j, enum kv_type type, const struct attn_c
         };
     }
     const float scale = c->regime == CHECK_LARGE ? 1e-7f : 0.125f;
-    j->ref->attn[type](c->dk, c->dv, c->n_q, scale, c->n_rows, rows);
+    attn_of(j->ref, type, c->latent)(c->dk, c->dv, c->n_q, scale, c->n_rows, rows);
     for (int i = 0; i < c->n_rows; i++)
         rows[i].out = (float *)o1.data + (size_t)i * (size_t)(c->n_q * c->dv);
-    j->k->attn[type](c->dk, c->dv, c->n_q, scale, c->n_rows, rows);
+    attn_of(j->k, type, c->latent)(c->dk, c->dv, c->n_q, scale, c->n_rows, rows);
     char what[128];
     snprintf(what, sizeof what, "%s dk=%d dv=%d n_q=%d rows=%d kind=%d pos=%d %s", j->tier, c->dk,
              c->dv, c->n_q, c->n_rows, c->kind, n_pos, regime_name(c->regime));
-    check_same_f32(j->o, attn_names[type], what, o0.data, o1.data, n_o);
-    check_same_canary(j->o, attn_names[type], what, &o1);
-    check_same_canary(j->o, attn_names[type], what, &kv);
+    const char *name = attn_names[(int)type + 2 * c->latent];
+    check_same_f32(j->o, name, what, o0.data, o1.data, n_o);
+    check_same_canary(j->o, name, what, &o1);
+    check_same_canary(j->o, name, what, &kv);
     check_canary_free(&kv);
     check_canary_free(&q);
     check_canary_free(&o0);
     check_canary_free(&o1);
 }
 
-static void attn_check(struct job *j, enum kv_type type)
+static void attn_check(struct job *j, enum kv_type type, int latent)
 {
-    static const int shapes[][2] = {{32, 32},  {64, 64},  {128, 128}, {192, 128},
-                                    {160, 96}, {48, 112}, {16, 16},   {32, 256}};
+    static const int both[][8][2] = {{{32, 32},  {64, 64},  {128, 128}, {192, 128},
+                                      {160, 96}, {48, 112}, {16, 16},   {32, 256}},
+                                     {{32, 32},  {64, 32},  {128, 128}, {576, 512},
+                                      {160, 96}, {48, 32},  {16, 16},   {96, 80}}};
+    const int(*shapes)[2] = both[latent];
+    const size_t n_shapes = 8;
     /* Every number of query heads up to 9, one row: all sizes of the inner kernels. */
     for (int n_q = 1; n_q <= 9; n_q++)
-        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        for (size_t i = 0; i < n_shapes; i++) {
             const int dk = shapes[i][0], dv = shapes[i][1];
-            struct attn_case c = {dk, dv, n_q, 1, 2, 1, ROWS_ONE, CHECK_UNIFORM};
+            struct attn_case c = {dk, dv, n_q, 1, 2, 1, ROWS_ONE, CHECK_UNIFORM, latent};
             if (type == KV_Q8_0 && (c.dk % 32 || c.dv % 32)) continue;
             attn_check_one(j, type, &c);
         }
     for (int i = 0; i < 150; i++) {
-        const uint32_t s = rng_below(&j->rng, sizeof shapes / sizeof *shapes);
+        const uint32_t s = rng_below(&j->rng, (uint32_t)n_shapes);
         struct attn_case c = {
+            .latent = latent,
             .dk = shapes[s][0],
             .dv = shapes[s][1],
             .n_q = 1 + (int)rng_below(&j->rng, 8),
@@ -296,7 +310,7 @@ struct bench_arg {
     enum row_op op;
     struct row_args row;
     enum kv_type type;
-    int dk, dv, n_q, n_rows, n_heads, head;
+    int dk, dv, n_q, n_rows, n_heads, head, latent;
     char *kv;
     size_t head_bytes; /* stride from one head's first page to the next head's */
     struct attn_row *rows;
@@ -322,7 +336,7 @@ static void bench_attn(void *arg)
     struct bench_arg *b = arg;
     b->head = (b->head + 1) % b->n_heads;
     for (int i = 0; i < b->n_rows; i++) b->rows[i].kv = b->kv + b->head_bytes * (size_t)b->head;
-    b->k->attn[b->type](b->dk, b->dv, b->n_q, 0.088f, b->n_rows, b->rows);
+    attn_of(b->k, b->type, b->latent)(b->dk, b->dv, b->n_q, 0.088f, b->n_rows, b->rows);
 }
 
 /* The reference is timed once: it is slow, and only the ratio's size matters. */
@@ -378,15 +392,16 @@ static void bench_rows(struct check_opts *o)
 struct attn_bench {
     const char *what;
     int dk, dv, n_q, n_rows, n_pos, n_heads;
+    int latent;
 };
 
 static void bench_attn_case(struct check_opts *o, enum kv_type type, const struct attn_bench *c)
 {
-    const size_t head = attn_head_bytes(type, c->dk, c->dv);
+    const size_t head = attn_head_bytes(type, c->dk, c->latent ? 0 : c->dv);
     const int n_pages = (c->n_pos + KV_PAGE - 1) / KV_PAGE;
     /* Pages of one head lie side by side; heads follow one another. */
     struct bench_arg b = {.type = type, .dk = c->dk, .dv = c->dv, .n_q = c->n_q,
-                          .n_rows = c->n_rows, .n_heads = c->n_heads,
+                          .n_rows = c->n_rows, .n_heads = c->n_heads, .latent = c->latent,
                           .head_bytes = head * (size_t)n_pages};
     b.kv = check_huge_alloc(b.head_bytes * (size_t)c->n_heads);
     float *q = check_huge_alloc((size_t)c->n_rows * (size_t)(c->n_q * c->dk) * 4);
@@ -395,7 +410,7 @@ static void bench_attn_case(struct check_opts *o, enum kv_type type, const struc
     struct rng r;
     rng_seed(&r, o->seed);
     check_fill(CHECK_UNIFORM, q, (size_t)c->n_rows * (size_t)(c->n_q * c->dk), &r);
-    float k[512], v[512];
+    float k[576], v[512];
     for (int h = 0; h < c->n_heads; h++)
         for (int p = 0; p < c->n_pos; p++) {
             if (h || p > 256) {
@@ -406,9 +421,9 @@ static void bench_attn_case(struct check_opts *o, enum kv_type type, const struc
                 check_fill(CHECK_UNIFORM, k, (size_t)c->dk, &r);
                 check_fill(CHECK_UNIFORM, v, (size_t)c->dv, &r);
             }
-            elem_kernels(cpu_tier_best())->kv_put[type](
-                c->dk, c->dv, k, v, b.kv + b.head_bytes * (size_t)h + head * (size_t)(p / KV_PAGE),
-                p % KV_PAGE);
+            char *page = b.kv + b.head_bytes * (size_t)h + head * (size_t)(p / KV_PAGE);
+            elem_kernels(cpu_tier_best())->kv_put[type](c->dk, c->latent ? 0 : c->dv, k, v, page,
+                                                        p % KV_PAGE);
         }
     double seen = 0, ref_ns = 0;
     for (int i = 0; i < c->n_rows; i++) {
@@ -422,8 +437,8 @@ static void bench_attn_case(struct check_opts *o, enum kv_type type, const struc
         b.k = elem_kernels((enum cpu_tier)t);
         const double ns = bench_time(t == 0, bench_attn, &b);
         if (!t) ref_ns = ns;
-        bench_print(attn_names[type], c->what, cpu_tier_name((enum cpu_tier)t), ns,
-                    c->n_rows == 1 ? (double)b.head_bytes : 0,
+        bench_print(attn_names[(int)type + 2 * c->latent], c->what,
+                    cpu_tier_name((enum cpu_tier)t), ns, c->n_rows == 1 ? (double)b.head_bytes : 0,
                     seen * c->n_q * 2.0 * (c->dk + c->dv), ref_ns);
     }
 }
@@ -432,17 +447,22 @@ static void bench_kv(struct check_opts *o)
 {
     /* Calls stay under 3 ms, so that on a busy machine some of them are not interrupted. */
     static const struct attn_bench cases[] = {
-        {"decode q1 1024 L2", 128, 128, 1, 1, 1024, 1},
-        {"decode q4 1024 L2", 128, 128, 4, 1, 1024, 1},
-        {"decode q8 1024 L2", 128, 128, 8, 1, 1024, 1},
-        {"decode q1 4096 memory", 128, 128, 1, 1, 4096, 64},
-        {"decode q4 4096 memory", 128, 128, 4, 1, 4096, 64},
-        {"decode q8 4096 memory", 128, 128, 8, 1, 4096, 64},
-        {"decode d64 q4 4096 memory", 64, 64, 4, 1, 4096, 128},
-        {"prefill 256 q4 d128", 128, 128, 4, 256, 256, 1},
-        {"prefill 32 q4 d128 at 2048", 128, 128, 4, 32, 2048, 1},
-        {"prefill 32 q8 d64 at 2048", 64, 64, 8, 32, 2048, 1},
-        {"prefill 128 q1 d256 at 1024", 256, 256, 1, 128, 1024, 1},
+        {"decode q1 1024 L2", 128, 128, 1, 1, 1024, 1, 0},
+        {"decode q4 1024 L2", 128, 128, 4, 1, 1024, 1, 0},
+        {"decode q8 1024 L2", 128, 128, 8, 1, 1024, 1, 0},
+        {"decode q1 4096 memory", 128, 128, 1, 1, 4096, 64, 0},
+        {"decode q4 4096 memory", 128, 128, 4, 1, 4096, 64, 0},
+        {"decode q8 4096 memory", 128, 128, 8, 1, 4096, 64, 0},
+        {"decode d64 q4 4096 memory", 64, 64, 4, 1, 4096, 128, 0},
+        {"prefill 256 q4 d128", 128, 128, 4, 256, 256, 1, 0},
+        {"prefill 32 q4 d128 at 2048", 128, 128, 4, 32, 2048, 1, 0},
+        {"prefill 32 q8 d64 at 2048", 64, 64, 8, 32, 2048, 1, 0},
+        {"prefill 128 q1 d256 at 1024", 256, 256, 1, 128, 1024, 1, 0},
+    };
+    static const struct attn_bench latent[] = {
+        {"decode q16 1024", 576, 512, 16, 1, 1024, 1, 1},
+        {"decode q128 1024", 576, 512, 128, 1, 1024, 1, 1},
+        {"prefill 16 q16 at 512", 576, 512, 16, 16, 512, 1, 1},
     };
     for (int type = 0; type < 2; type++) {
         if (check_wanted(o, put_names[type])) {
@@ -461,9 +481,12 @@ static void bench_kv(struct check_opts *o)
                             0, ref_ns);
             }
         }
-        if (!check_wanted(o, attn_names[type])) continue;
-        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-            bench_attn_case(o, (enum kv_type)type, &cases[i]);
+        if (check_wanted(o, attn_names[type]))
+            for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+                bench_attn_case(o, (enum kv_type)type, &cases[i]);
+        if (check_wanted(o, attn_names[type + 2]))
+            for (size_t i = 0; i < sizeof latent / sizeof *latent; i++)
+                bench_attn_case(o, (enum kv_type)type, &latent[i]);
     }
 }
 
@@ -474,7 +497,7 @@ int main(int argc, char **argv)
     if (o.list) {
         for (int op = 0; op < ROW_OP_N; op++) check_wanted(&o, row_names[op]);
         for (int type = 0; type < 2; type++) check_wanted(&o, put_names[type]);
-        for (int type = 0; type < 2; type++) check_wanted(&o, attn_names[type]);
+        for (int type = 0; type < 4; type++) check_wanted(&o, attn_names[type]);
         return 0;
     }
     if (o.bench) {
@@ -493,7 +516,9 @@ int main(int argc, char **argv)
         if (check_wanted(&o, "exp")) exp_walk(&j);
         for (int type = 0; type < 2; type++) {
             if (check_wanted(&o, put_names[type])) put_check(&j, (enum kv_type)type);
-            if (check_wanted(&o, attn_names[type])) attn_check(&j, (enum kv_type)type);
+            for (int latent = 0; latent < 2; latent++)
+                if (check_wanted(&o, attn_names[type + 2 * latent]))
+                    attn_check(&j, (enum kv_type)type, latent);
         }
     }
     return check_finish(&o);

@@ -376,6 +376,43 @@ static void attn_against_softmax(void **state)
 }
 
 /* Rows of many lengths, windows and caches in one call: each must be bit-equal to itself alone. */
+/* Latent heads: V read from K gives the bits of V stored beside K. */
+static void attn_latent_is_attn(void **state)
+{
+    (void)state;
+    enum { DK = 96, DV = 64, N_Q = 20, N = 150 };
+    float x[DK], q[N_Q * DK], want[N_Q * DV], got[N_Q * DV];
+    for (int type = 0; type < 2; type++) {
+        const struct cache both = {(enum kv_type)type, DK, DV,
+                                   attn_head_bytes((enum kv_type)type, DK, DV),
+                                   aligned_alloc(64, PAGES * attn_head_bytes(type, DK, DV))};
+        const struct cache one = {(enum kv_type)type, DK, 0,
+                                  attn_head_bytes((enum kv_type)type, DK, 0),
+                                  aligned_alloc(64, PAGES * attn_head_bytes(type, DK, 0))};
+        memset(both.kv, 0xff, PAGES * both.stride);
+        memset(one.kv, 0xff, PAGES * one.stride);
+        const struct elem_kernels *ref = elem_kernels(CPU_REF);
+        for (int p = 0; p < N; p++) {
+            const size_t page = (size_t)(p / KV_PAGE);
+            fill(x, DK, -1.0f, 1.0f);
+            ref->kv_put[type](DK, DV, x, x, both.kv + both.stride * page, p % KV_PAGE);
+            ref->kv_put[type](DK, 0, x, NULL, one.kv + one.stride * page, p % KV_PAGE);
+        }
+        fill(q, N_Q * DK, -1.0f, 1.0f);
+        for (int n_q = 1; n_q <= N_Q; n_q += n_q < 9 ? 1 : 11) {
+            const struct attn_row a = {q, want, both.kv, both.stride, 3, N - 1, NULL};
+            const struct attn_row b = {q, got, one.kv, one.stride, 3, N - 1, NULL};
+            EACH_TIER(k) {
+                k->attn[type](DK, DV, n_q, 0.3f, 1, &a);
+                k->attn_latent[type](DK, DV, n_q, 0.3f, 1, &b);
+                assert_memory_equal(got, want, sizeof(float) * (size_t)(n_q * DV));
+            }
+        }
+        free(both.kv);
+        free(one.kv);
+    }
+}
+
 static void attn_rows_are_alone(void **state)
 {
     (void)state;
@@ -453,7 +490,8 @@ int main(void)
         cmocka_unit_test(swiglu_formula),   cmocka_unit_test(combine_and_add),
         cmocka_unit_test(rope_formula),     cmocka_unit_test(kv_put_values),
         cmocka_unit_test(kv_put_q8_edges),  cmocka_unit_test(attn_against_softmax),
-        cmocka_unit_test(attn_rows_are_alone), cmocka_unit_test(attn_nan),
+        cmocka_unit_test(attn_latent_is_attn), cmocka_unit_test(attn_rows_are_alone),
+        cmocka_unit_test(attn_nan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

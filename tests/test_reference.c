@@ -114,6 +114,10 @@ static void test_llama(void **state) { (void)state; check_model("llama-dense"); 
 static void test_mixtral(void **state) { (void)state; check_model("llama-moe"); }
 static void test_qwen3moe(void **state) { (void)state; check_model("qwen3moe-moe"); }
 static void test_olmoe(void **state) { (void)state; check_model("olmoe-moe"); }
+static void test_qwen2moe(void **state) { (void)state; check_model("qwen2moe-moe"); }
+static void test_deepseek2(void **state) { (void)state; check_model("deepseek2-moe"); }
+static void test_glm4moe(void **state) { (void)state; check_model("glm4moe-moe"); }
+static void test_gptoss(void **state) { (void)state; check_model("gpt-oss-moe"); }
 
 static void test_stories260k(void **state)
 {
@@ -161,6 +165,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_llama),    cmocka_unit_test(test_mixtral),
         cmocka_unit_test(test_qwen3moe), cmocka_unit_test(test_olmoe),
+        cmocka_unit_test(test_qwen2moe), cmocka_unit_test(test_glm4moe),
+        cmocka_unit_test(test_gptoss),
+        cmocka_unit_test(test_deepseek2),
         cmocka_unit_test(test_stories260k),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

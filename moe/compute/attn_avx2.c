@@ -243,10 +243,22 @@ static void finish(int dv, float *o, float l)
 
 void attn_f16_avx2(int dk, int dv, int n_q, float scale, int n_rows, const struct attn_row *rows)
 {
-    attn_rows(KV_F16, dk, dv, n_q, scale, n_rows, rows);
+    attn_rows(KV_F16, false, dk, dv, n_q, scale, n_rows, rows);
 }
 
 void attn_q8_avx2(int dk, int dv, int n_q, float scale, int n_rows, const struct attn_row *rows)
 {
-    attn_rows(KV_Q8_0, dk, dv, n_q, scale, n_rows, rows);
+    attn_rows(KV_Q8_0, false, dk, dv, n_q, scale, n_rows, rows);
+}
+
+void attn_latent_f16_avx2(int dk, int dv, int n_q, float scale, int n_rows,
+                          const struct attn_row *rows)
+{
+    attn_rows(KV_F16, true, dk, dv, n_q, scale, n_rows, rows);
+}
+
+void attn_latent_q8_avx2(int dk, int dv, int n_q, float scale, int n_rows,
+                         const struct attn_row *rows)
+{
+    attn_rows(KV_Q8_0, true, dk, dv, n_q, scale, n_rows, rows);
 }

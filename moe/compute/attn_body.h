@@ -14,6 +14,8 @@
  * a row's result does not depend on its neighbours.  Positions outside a row's range are not
  * multiplied by zero but left out, as a page may hold anything there; vectors of one group whose
  * ranges differ (the last page of a prompt, the edge of a window) share the common part only.
+ *   - Latent heads: K has the position as its lane, V needs the value there, so a piece of K is
+ *     turned into a piece of V, once for all vectors.  There are many: every query head.
  *
  * The including file provides GROUP_F32 and GROUP_DIRECT, the largest nq of its kernels, and
  *   to_f32(kind, n, src, dst)                                   n a multiple of 16
@@ -26,6 +28,8 @@
  *   finish(dv, o, l)                                            o /= l */
 #ifndef MOE_COMPUTE_ATTN_BODY_H
 #define MOE_COMPUTE_ATTN_BODY_H
+
+#include <stdbool.h>
 
 enum { TILE = 96, PIECE = 64, DIRECT_MAX = 8 };
 
@@ -138,16 +142,61 @@ static void soften_all(struct tile *t, struct active *a, float scale, float *s)
     }
 }
 
+/* Eight values from element i of src. */
+static inline __m256 eight_of(enum kind kind, const void *src, size_t i)
+{
+    if (kind == SRC_F16)
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)src + i)));
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)src + i))));
+}
+
+/* Eight rows of eight: row i of r becomes column i. */
+static inline void turn8(__m256 r[8])
+{
+    __m256 a[8], b[8];
+    for (int i = 0; i < 4; i++) {
+        a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
+
+/* k [n_d][64] as stored becomes v [64][ld] in float; n_d a multiple of 8. */
+static void turn(enum kind kind, int n_d, const void *k, size_t ld, float *v)
+{
+    for (size_t d = 0; d < (size_t)n_d; d += 8) {
+        for (size_t p = 0; p < KV_PAGE; p += 8) {
+            __m256 r[8];
+            for (size_t i = 0; i < 8; i++) r[i] = eight_of(kind, k, (d + i) * KV_PAGE + p);
+            turn8(r);
+            for (size_t i = 0; i < 8; i++) _mm256_storeu_ps(v + (p + i) * ld + d, r[i]);
+        }
+    }
+}
+
 /* `next` is the distance to the page after this one, for the prefetch. */
-static void page_f16(int dk, int dv, float scale, const char *page, ptrdiff_t next, struct tile *t,
-                     struct active *a)
+static void page_f16(bool latent, int dk, int dv, float scale, const char *page, ptrdiff_t next,
+                     struct tile *t, struct active *a)
 {
     _Alignas(64) float s[TILE * KV_PAGE];
     _Alignas(64) float piece[PIECE * KV_PAGE];
     const uint16_t *k = (const uint16_t *)page;             /* [dk][64] */
     const uint16_t *v = k + (size_t)dk * KV_PAGE;           /* [64][dv] */
     const ptrdiff_t k_to_v = (ptrdiff_t)attn_head_bytes(KV_F16, dk, 0);
-    if (a->n <= DIRECT_MAX) {
+    if (a->n <= DIRECT_MAX && latent) {
+        const struct k_piece kp = {k, next, NULL, 0, dk};
+        qk_all(SRC_F16, a, &kp, s);
+    } else if (a->n <= DIRECT_MAX) {
         const struct k_piece kp = {k, k_to_v, NULL, 0, dk};
         const struct v_piece vp = {v, next - k_to_v, (size_t)dv, 0, dv};
         qk_all(SRC_F16, a, &kp, s);
@@ -155,7 +204,7 @@ static void page_f16(int dk, int dv, float scale, const char *page, ptrdiff_t ne
         pv_all(SRC_F16, a, s, &vp);
         return;
     }
-    for (int d0 = 0; d0 < dk; d0 += PIECE) {
+    for (int d0 = 0; d0 < dk && a->n > DIRECT_MAX; d0 += PIECE) {
         const struct k_piece kp = {piece, 0, NULL, d0, min_int(PIECE, dk - d0)};
         to_f32(SRC_F16, kp.n_d * KV_PAGE, k + (size_t)d0 * KV_PAGE, piece);
         qk_all(SRC_F32, a, &kp, s);
@@ -163,14 +212,15 @@ static void page_f16(int dk, int dv, float scale, const char *page, ptrdiff_t ne
     soften_all(t, a, scale, s);
     for (int c0 = 0; c0 < dv; c0 += PIECE) {
         const struct v_piece vp = {piece, 0, PIECE, c0, min_int(PIECE, dv - c0)};
-        for (size_t p = 0; p < KV_PAGE; p++)
+        if (latent) turn(SRC_F16, vp.n_col, k + (size_t)c0 * KV_PAGE, PIECE, piece);
+        for (size_t p = 0; p < KV_PAGE && !latent; p++)
             to_f32(SRC_F16, vp.n_col, v + p * (size_t)dv + (size_t)c0, piece + p * PIECE);
         pv_all(SRC_F32, a, s, &vp);
     }
 }
 
-static void page_q8(int dk, int dv, float scale, const char *page, ptrdiff_t next, struct tile *t,
-                    struct active *a)
+static void page_q8(bool latent, int dk, int dv, float scale, const char *page, ptrdiff_t next,
+                    struct tile *t, struct active *a)
 {
     _Alignas(64) float s[TILE * KV_PAGE];
     _Alignas(64) float w[TILE * KV_PAGE]; /* e * d of a block */
@@ -181,11 +231,11 @@ static void page_q8(int dk, int dv, float scale, const char *page, ptrdiff_t nex
     const uint16_t *kd = (const uint16_t *)page;                       /* [dk/32][64] */
     const int8_t *k = (const int8_t *)(kd + kb * KV_PAGE);             /* [dk][64] */
     const uint16_t *vd = (const uint16_t *)(k + (size_t)dk * KV_PAGE); /* [64][dv/32] */
-    const int8_t *v = (const int8_t *)(vd + vb * KV_PAGE);             /* [64][dv] */
+    const int8_t *v = latent ? k : (const int8_t *)(vd + vb * KV_PAGE); /* [64][dv] */
     const ptrdiff_t k_to_v = (ptrdiff_t)attn_head_bytes(KV_Q8_0, dk, 0);
-    const int direct = a->n <= DIRECT_MAX;
+    const int direct = a->n <= DIRECT_MAX, direct_v = direct && !latent;
     for (size_t b = 0; b < kb; b++) {
-        struct k_piece kp = {k + b * Q8_BLOCK * KV_PAGE, k_to_v, kd + b * KV_PAGE,
+        struct k_piece kp = {k + b * Q8_BLOCK * KV_PAGE, latent ? next : k_to_v, kd + b * KV_PAGE,
                              (int)b * Q8_BLOCK, Q8_BLOCK};
         if (!direct) {
             to_f32(SRC_I8, Q8_BLOCK * KV_PAGE, kp.k, piece);
@@ -195,22 +245,24 @@ static void page_q8(int dk, int dv, float scale, const char *page, ptrdiff_t nex
     }
     soften_all(t, a, scale, s);
     for (size_t b = 0; b < vb; b++) {
-        for (size_t p = 0; p < KV_PAGE; p++) half[p] = vd[p * vb + b];
+        for (size_t p = 0; p < KV_PAGE; p++)
+            half[p] = latent ? kd[b * KV_PAGE + p] : vd[p * vb + b];
         to_f32(SRC_F16, KV_PAGE, half, d);
         for (int i = 0; i < a->n; i++) scale_by(s + i * KV_PAGE, d, w + i * KV_PAGE);
         const int8_t *vb8 = v + b * Q8_BLOCK;
         struct v_piece vp = {vb8, next - k_to_v, (size_t)dv, (int)b * Q8_BLOCK, Q8_BLOCK};
-        if (!direct) {
-            for (size_t p = 0; p < KV_PAGE; p++)
+        if (!direct_v) {
+            if (latent) turn(SRC_I8, Q8_BLOCK, k + b * Q8_BLOCK * KV_PAGE, Q8_BLOCK, piece);
+            for (size_t p = 0; p < KV_PAGE && !latent; p++)
                 to_f32(SRC_I8, Q8_BLOCK, vb8 + p * (size_t)dv, piece + p * Q8_BLOCK);
             vp.v = piece;
             vp.ld = Q8_BLOCK;
         }
-        pv_all(direct ? SRC_I8 : SRC_F32, a, w, &vp);
+        pv_all(direct_v ? SRC_I8 : SRC_F32, a, w, &vp);
     }
 }
 
-static void run_tile(enum kv_type type, int dk, int dv, float scale, const char *kv,
+static void run_tile(enum kv_type type, bool latent, int dk, int dv, float scale, const char *kv,
                      size_t page_stride, struct tile *t)
 {
     int32_t first = t->first[0], last = t->last[0];
@@ -226,15 +278,15 @@ static void run_tile(enum kv_type type, int dk, int dv, float scale, const char 
         const char *p = kv + (size_t)page * page_stride;
         const ptrdiff_t next = page < last / KV_PAGE ? (ptrdiff_t)page_stride : 0;
         if (type == KV_F16)
-            page_f16(dk, dv, scale, p, next, t, &a);
+            page_f16(latent, dk, dv, scale, p, next, t, &a);
         else
-            page_q8(dk, dv, scale, p, next, t, &a);
+            page_q8(latent, dk, dv, scale, p, next, t, &a);
     }
     for (int i = 0; i < t->n; i++) finish(dv, t->o[i], t->l[i]);
 }
 
-static void attn_rows(enum kv_type type, int dk, int dv, int n_q, float scale, int n_rows,
-                      const struct attn_row *rows)
+static void attn_rows(enum kv_type type, bool latent, int dk, int dv, int n_q, float scale,
+                      int n_rows, const struct attn_row *rows)
 {
     struct tile t;
     for (int r = 0; r < n_rows;) {
@@ -244,7 +296,7 @@ static void attn_rows(enum kv_type type, int dk, int dv, int n_q, float scale, i
         for (; r < n_rows && rows[r].kv == kv && rows[r].page_stride == stride; r++) {
             for (size_t h = 0; h < (size_t)n_q; h++) {
                 if (t.n == TILE) {
-                    run_tile(type, dk, dv, scale, kv, stride, &t);
+                    run_tile(type, latent, dk, dv, scale, kv, stride, &t);
                     t.n = 0;
                 }
                 t.q[t.n] = rows[r].q + h * (size_t)dk;
@@ -256,7 +308,7 @@ static void attn_rows(enum kv_type type, int dk, int dv, int n_q, float scale, i
                 t.n++;
             }
         }
-        if (t.n) run_tile(type, dk, dv, scale, kv, stride, &t);
+        if (t.n) run_tile(type, latent, dk, dv, scale, kv, stride, &t);
     }
 }
 

@@ -52,16 +52,29 @@ struct dev_route {
     const void *const *gate, *const *up, *const *down; /* [n_active] pinned tiles */
 };
 
+/* Consecutive rows of one session between two recurrent states.  A step reads states and writes
+ * others, never the one it came from: that is the session's until the step has succeeded. */
+struct dev_segment {
+    int first, n;                   /* rows */
+    const char *from;               /* may be to: a state of zeros at the start of a timeline */
+    char *to;
+};
+
 struct dev_bind {
     const struct dev_buf *buf;        /* by buffer index */
     const struct dev_weight *weight;  /* by weight index */
     const struct dev_row *row;        /* [n_rows] */
     const int32_t *out_row;           /* [n_out] rows that belong to ROWS_OUT */
     int n_rows, n_out;
+    int n_ctx;                        /* tokens that a session may have */
     char *const *kv_base;             /* per session: base of its KV pages */
     const uint64_t *kv_offset;        /* per slot: offset in a page */
     uint64_t kv_page_bytes;           /* all slots of one page */
     enum kv_type kv_type;
+    const struct dev_segment *segment; /* [n_segments], those of a session one after another */
+    const int *segment_of;            /* [n_sessions + 1] first segment of each session */
+    int n_sessions;                   /* sessions with segments; 0 without recurrent slots */
+    const uint64_t *state_offset;     /* per recurrent slot: offset in a state */
     const struct dev_route *route;    /* of the layer being run */
     char *scratch;                    /* the experts' scratch: dev_experts_scratch() bytes */
 };
@@ -78,6 +91,14 @@ struct dev_api {
     void (*wait)(struct dev *d, dev_fence f);
     void (*close)(struct dev *d);
 };
+
+/* Bytes of a recurrent slot in a state, a multiple of 64; *matrices: where its matrices begin. */
+static inline uint64_t dev_state_bytes(const struct kv_slot *s, uint64_t *matrices)
+{
+    const uint64_t f = sizeof(float), line = 63;
+    *matrices = (f * (uint64_t)s->dim_v * (uint64_t)s->dim + line) & ~line;
+    return (*matrices + f * (uint64_t)s->n_heads * (uint64_t)s->dk * (uint64_t)s->dv + line) & ~line;
+}
 
 /* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs. */
 uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind);

@@ -10,6 +10,7 @@
  * Experts run expert-major: gate and up of one group of tiles in the same task, then the
  * activations are prepared, then down, then each row sums its slots in router order. */
 #include "moe/compute/dev.h"
+#include "moe/compute/recur.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -31,6 +32,7 @@ struct dev {
     struct pool *pool;
     const struct mm_kernels *mm;
     const struct elem_kernels *el;
+    const struct recur_kernels *rk;
     dev_fence n_done;
 };
 
@@ -86,6 +88,14 @@ static void embed_row(const struct dev_weight *w, int32_t id, float *y)
                                                     (uint64_t)id;
         codec_decode(w->type, p, y, w->n_cols);
     }
+}
+
+/* Divisors of the angles, NULL for none: LongRoPE has others for long contexts. */
+static const float *rope_divisor(const struct op *op, const struct dev_bind *b)
+{
+    const bool is_long = op->weight[1] >= 0 && b->n_ctx > op->p.rope.rope.n_ctx_orig;
+    const int w = op->weight[is_long ? 1 : 0];
+    return w < 0 ? NULL : b->weight[w].data;
 }
 
 /* cos then sin of pos * scale * base^(-2i/n_rot), in double: one table per step, not per layer. */
@@ -189,19 +199,17 @@ static void kv_put_row(const struct job *j, int r)
     const struct op *op = j->op;
     const struct dev_bind *b = j->b;
     const struct dev_row *row = batch_row(op, b, r);
-    const int dk = op->p.attn.dk, dv = op->p.attn.dv;
+    const int dk = op->p.attn.dk, dv = op->p.attn.latent ? 0 : op->p.attn.dv;
     const size_t head = attn_head_bytes(b->kv_type, dk, dv);
     char *page = b->kv_base[row->session] + b->kv_offset[op->kv_slot] +
                  b->kv_page_bytes * (uint64_t)(row->pos / KV_PAGE);
     const float *k = frow(b, op->in[0], r), *v = frow(b, op->in[1], r);
-    const int dim = op->p.attn.dim;
+    const int dim = op->p.attn.dim, dim_v = op->p.attn.dim_v;
     float pad_k[HEAD_MAX] = {0}, pad_v[HEAD_MAX] = {0};
     for (int h = 0; h < op->p.attn.n_kv_heads; h++) {
-        const float *kh = k + h * dim, *vh = v + h * dim;
-        if (dim != dk) {
-            kh = memcpy(pad_k, kh, sizeof(float) * (size_t)dim);
-            vh = memcpy(pad_v, vh, sizeof(float) * (size_t)dim);
-        }
+        const float *kh = k + h * dim, *vh = v + h * dim_v;
+        if (dim != dk) kh = memcpy(pad_k, kh, sizeof(float) * (size_t)dim);
+        if (dv && dim_v != dv) vh = memcpy(pad_v, vh, sizeof(float) * (size_t)dim_v);
         j->d->el->kv_put[b->kv_type](dk, dv, kh, vh, page + (size_t)h * head, row->pos % KV_PAGE);
     }
 }
@@ -218,8 +226,8 @@ static void elem_row(const struct job *j, int r)
         break;
     }
     case OP_ROPE_TABLE:
-        rope_row(&op->p.rope.rope, op->weight[0] < 0 ? NULL : b->weight[op->weight[0]].data,
-                 batch_row(op, b, r)->pos, frow(b, op->out[0], r));
+        rope_row(&op->p.rope.rope, rope_divisor(op, b), batch_row(op, b, r)->pos,
+                 frow(b, op->out[0], r));
         break;
     case OP_RMS_NORM:
         el->rms_norm(width, frow(b, op->in[0], r), b->weight[op->weight[0]].data, op->p.head.eps,
@@ -237,15 +245,32 @@ static void elem_row(const struct job *j, int r)
         break;
     case OP_ROPE:
         for (int h = 0; h < op->p.rope.n_heads; h++) {
-            float *x = frow(b, op->out[0], r) + h * op->p.rope.dim;
+            float *x = frow(b, op->out[0], r) + h * op->p.rope.dim + op->p.rope.at;
             const float *cs = frow(b, op->in[1], r);
             (op->p.rope.rope.neox ? el->rope_neox : el->rope_norm)(op->p.rope.rope.n_rot, cs, x);
         }
         break;
+    case OP_HEAD_PREPARE: {
+        const size_t out = act_bytes(op->p.prepare.kind, op->p.prepare.dim);
+        for (int h = 0; h < op->p.prepare.n_heads; h++)
+            j->d->mm->act[op->p.prepare.kind](op->p.prepare.dim,
+                                              frow(b, op->in[0], r) + h * op->p.prepare.stride,
+                                              row_of(b, op->out[0], r) + (size_t)h * out);
+        break;
+    }
+    case OP_COPY_HEADS: {
+        const struct copy_heads *c = &op->p.copy;
+        for (int h = 0; h < c->n_heads; h++)
+            memcpy(frow(b, op->out[0], r) + c->at_out + h * c->stride_out,
+                   frow(b, op->in[0], r) + c->at_in + h * c->stride_in,
+                   sizeof(float) * (size_t)c->dim);
+        break;
+    }
     case OP_KV_PUT: kv_put_row(j, r); break;
     case OP_ADD: el->add(width, frow(b, op->in[0], r), frow(b, op->out[0], r)); break;
     case OP_ADD_BIAS:
-        el->add(width, b->weight[op->weight[0]].data, frow(b, op->out[0], r));
+        el->add(width, (const float *)b->weight[op->weight[0]].data + op->p.bias.at,
+                frow(b, op->out[0], r));
         break;
     case OP_SELECT:
         memcpy(row_of(b, op->out[0], r), row_of(b, op->in[0], b->out_row[r]),
@@ -259,15 +284,26 @@ static void elem_row(const struct job *j, int r)
     case OP_GATE:
         gate_row(el, width, frow(b, op->in[0], r), b->buf[op->in[0]].width, frow(b, op->out[0], r));
         break;
+    case OP_MUL: {
+        const float *x = frow(b, op->in[0], r);
+        float *y = frow(b, op->out[0], r);
+        for (int i = 0; i < width; i++) y[i] *= x[i];
+        break;
+    }
     case OP_SOFTCAP: softcap_row(el, width, op->p.scale.by, frow(b, op->out[0], r)); break;
     case OP_GLU:
         glu_row(el, op->p.glu.act, width, frow(b, op->in[0], r), frow(b, op->in[1], r),
                 frow(b, op->out[0], r));
         break;
     case OP_MATMUL:
+    case OP_HEAD_MATMUL:
     case OP_ATTENTION:
     case OP_ROUTE:
     case OP_EXPERTS:
+    case OP_L2_NORM:
+    case OP_CONV:
+    case OP_DELTA_GATES:
+    case OP_DELTA:
     case OP_CODE_N: ASSERT(!"not an elementwise op"); break;
     }
 }
@@ -327,14 +363,59 @@ static void run_matmul(struct job *j)
     pool_run(j->d->pool, matmul_task, j, n * j->n_row_blocks);
 }
 
+/* A task is some tiles of one head's matrix times some rows. */
+static void head_matmul_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const struct dev_weight *w = &b->weight[op->weight[0]];
+    const int per_head = n_tiles(w) / op->p.heads.n_heads, r0 = task % j->n_row_blocks * ROW_BLOCK;
+    const int g = task / j->n_row_blocks, h = g / j->n_groups[0];
+    const int t0 = g % j->n_groups[0] * j->group[0];
+    const int nt = per_head - t0 < j->group[0] ? per_head - t0 : j->group[0];
+    const int nr = j->n_rows - r0 < ROW_BLOCK ? j->n_rows - r0 : ROW_BLOCK;
+    const size_t in = act_bytes(qtype_info(w->type)->act, w->n_cols);
+    const void *x[ROW_BLOCK];
+    float *y[ROW_BLOCK];
+    for (int r = 0; r < nr; r++) {
+        x[r] = row_of(b, op->in[0], r0 + r) + (size_t)h * in;
+        y[r] = frow(b, op->out[0], r0 + r) + h * op->p.heads.stride + t0 * TILE_ROWS;
+    }
+    const char *data = (const char *)w->data +
+                       (size_t)(h * per_head + t0) * tile_bytes(w->type, w->n_cols);
+    j->d->mm->mm[w->type](w->n_cols, nt, data, nr, x, y);
+}
+
+static void run_head_matmul(struct job *j)
+{
+    const struct dev_weight *w = &j->b->weight[j->op->weight[0]];
+    const int n_heads = j->op->p.heads.n_heads, per_head = n_tiles(w) / n_heads;
+    const int group = tile_group(w);
+    j->group[0] = group < per_head ? group : per_head;
+    j->n_groups[0] = ceil_div(per_head, j->group[0]);
+    j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK);
+    pool_run(j->d->pool, head_matmul_task, j, n_heads * j->n_groups[0] * j->n_row_blocks);
+}
+
 /* ---- attention: a task is some query rows against one KV head ---- */
+
+typedef void attn_fun(int dk, int dv, int n_q, float scale, int n_rows, const struct attn_row *r);
+
+static attn_fun *attn_of(const struct job *j)
+{
+    const enum kv_type type = j->b->kv_type;
+    return j->op->p.attn.latent ? j->d->el->attn_latent[type] : j->d->el->attn[type];
+}
 
 /* Heads whose width is no multiple of 16 are stored padded: their queries are padded here, one row
  * and PAD_Q query heads at a time.  Small old models only. */
 static void attn_padded(const struct job *j, const struct attn_row *row, int n_q)
 {
     const struct op *op = j->op;
-    const int dim = op->p.attn.dim, dk = op->p.attn.dk, dv = op->p.attn.dv;
+    const int dim = op->p.attn.dim, dim_v = op->p.attn.dim_v;
+    const int dk = op->p.attn.dk, dv = op->p.attn.dv;
     float q[PAD_Q * HEAD_MAX] __attribute__((aligned(64)));
     float out[PAD_Q * HEAD_MAX] __attribute__((aligned(64)));
     for (int h0 = 0; h0 < n_q; h0 += PAD_Q) {
@@ -346,9 +427,9 @@ static void attn_padded(const struct job *j, const struct attn_row *row, int n_q
         one.q = q;
         one.out = out;
         one.sink = row->sink ? row->sink + h0 : NULL;
-        j->d->el->attn[j->b->kv_type](dk, dv, n, op->p.attn.scale, 1, &one);
+        attn_of(j)(dk, dv, n, op->p.attn.scale, 1, &one);
         for (int h = 0; h < n; h++)
-            memcpy(row->out + (h0 + h) * dim, out + h * dv, sizeof(float) * (size_t)dim);
+            memcpy(row->out + (h0 + h) * dim_v, out + h * dv, sizeof(float) * (size_t)dim_v);
     }
 }
 
@@ -358,31 +439,46 @@ static void attn_task(void *arg, int task, int worker)
     const struct job *j = arg;
     const struct op *op = j->op;
     const struct dev_bind *b = j->b;
-    const int n_kv = op->p.attn.n_kv_heads, n_q = op->p.attn.n_q_heads / n_kv;
-    const int dk = op->p.attn.dk, dv = op->p.attn.dv, h = task % n_kv;
-    const int r0 = task / n_kv * ATTN_ROWS;
+    const int n_kv = op->p.attn.n_kv_heads, all_q = op->p.attn.n_q_heads / n_kv;
+    const int dk = op->p.attn.dk, dv = op->p.attn.dv, h = task / j->n_groups[0] % n_kv;
+    const int q0 = task % j->n_groups[0] * j->group[0], at = h * all_q + q0;
+    const int n_q = all_q - q0 < j->group[0] ? all_q - q0 : j->group[0];
+    const int r0 = task / j->n_groups[0] / n_kv * ATTN_ROWS;
     const int nr = j->n_rows - r0 < ATTN_ROWS ? j->n_rows - r0 : ATTN_ROWS;
-    const size_t head = attn_head_bytes(b->kv_type, dk, dv);
+    const size_t head = attn_head_bytes(b->kv_type, dk, op->p.attn.latent ? 0 : dv);
     struct attn_row rows[ATTN_ROWS];
     for (int r = 0; r < nr; r++) {
         const struct dev_row *row = batch_row(op, b, r0 + r);
         const int window = op->p.attn.window;
         rows[r] = (struct attn_row){
-            .q = frow(b, op->in[0], r0 + r) + h * n_q * op->p.attn.dim,
-            .out = frow(b, op->out[0], r0 + r) + h * n_q * op->p.attn.dim,
+            .q = frow(b, op->in[0], r0 + r) + at * op->p.attn.dim,
+            .out = frow(b, op->out[0], r0 + r) + at * op->p.attn.dim_v,
             .kv = b->kv_base[row->session] + b->kv_offset[op->kv_slot] + (size_t)h * head,
             .page_stride = b->kv_page_bytes,
             .first = window > 0 && row->pos >= window ? row->pos - window + 1 : 0,
             .last = row->pos,
             .sink = op->weight[0] < 0 ? NULL
-                                      : (const float *)b->weight[op->weight[0]].data + h * n_q,
+                                      : (const float *)b->weight[op->weight[0]].data + at,
         };
     }
-    if (op->p.attn.dim == dk) {
-        j->d->el->attn[b->kv_type](dk, dv, n_q, op->p.attn.scale, nr, rows);
+    if (op->p.attn.dim == dk && op->p.attn.dim_v == dv) {
+        attn_of(j)(dk, dv, n_q, op->p.attn.scale, nr, rows);
         return;
     }
     for (int r = 0; r < nr; r++) attn_padded(j, &rows[r], n_q);
+}
+
+/* Where rows and KV heads make too few tasks, the query heads of one KV head are divided as well,
+ * by 8 at least: each task reads the pages for itself. */
+static void run_attention(struct job *j)
+{
+    const int n_kv = j->op->p.attn.n_kv_heads, n_q = j->op->p.attn.n_q_heads / n_kv;
+    const int tasks = ceil_div(j->n_rows, ATTN_ROWS) * n_kv;
+    int groups = ceil_div(pool_size(j->d->pool), tasks);
+    if (groups > ceil_div(n_q, 8)) groups = ceil_div(n_q, 8);
+    j->group[0] = ceil_div(n_q, groups);
+    j->n_groups[0] = ceil_div(n_q, j->group[0]);
+    pool_run(j->d->pool, attn_task, j, tasks * j->n_groups[0]);
 }
 
 /* ---- experts ---- */
@@ -582,16 +678,21 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     if (j.n_rows == 0) return;
     switch (op->code) {
     case OP_MATMUL: run_matmul(&j); break;
-    case OP_ATTENTION:
-        pool_run(d->pool, attn_task, &j, ceil_div(j.n_rows, ATTN_ROWS) * op->p.attn.n_kv_heads);
-        break;
+    case OP_HEAD_MATMUL: run_head_matmul(&j); break;
+    case OP_ATTENTION: run_attention(&j); break;
     case OP_EXPERTS: run_experts(&j); break;
+    case OP_L2_NORM:
+    case OP_CONV:
+    case OP_DELTA_GATES:
+    case OP_DELTA: recur_run(d->pool, d->rk, op, b); break;
     case OP_ROUTE: ASSERT(!"routing is the executor's"); break;
     case OP_EMBED:
     case OP_ROPE_TABLE:
     case OP_RMS_NORM:
     case OP_HEAD_NORM:
     case OP_PREPARE:
+    case OP_HEAD_PREPARE:
+    case OP_COPY_HEADS:
     case OP_ROPE:
     case OP_KV_PUT:
     case OP_ADD:
@@ -599,6 +700,7 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_SELECT:
     case OP_SCALE:
     case OP_GATE:
+    case OP_MUL:
     case OP_SOFTCAP:
     case OP_GLU: pool_run(d->pool, elem_task, &j, ceil_div(j.n_rows, ELEM_ROWS)); break;
     case OP_CODE_N: break;
@@ -629,6 +731,7 @@ enum status dev_cpu_open(struct pool *pool, enum cpu_tier tier, struct dev **out
     d->pool = pool;
     d->mm = mm_kernels(tier);
     d->el = elem_kernels(tier);
+    d->rk = recur_kernels(tier);
     return OK;
 }
 

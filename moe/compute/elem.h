@@ -26,7 +26,11 @@
  * dk and dv are multiples of 16 (Q8_0: of 32), without an upper limit.  Halves are rounded to
  * nearest even.  A Q8_0 block of 32 values along dk or dv has d = half(amax / 127) and
  * q = rne(x * (127 / amax)); all q are 0 when d is 0 or not finite (amax above 8.3e6, infinite or
- * NaN: the block then reads as NaN). */
+ * NaN: the block then reads as NaN).
+ *
+ * Latent heads (multi-head latent attention): V is the first dv values of K, 0 < dv <= dk, and is
+ * not stored again.  Their pages are those of dv = 0: attn_head_bytes(type, dk, 0), kv_put with
+ * dv = 0, and attn_latent instead of attn.  The results are the same bits as from both stored. */
 enum kv_type { KV_F16 = 0, KV_Q8_0 = 1 };
 enum { KV_PAGE = 64 };
 
@@ -80,6 +84,8 @@ struct elem_kernels {
     void (*kv_put[2])(int dk, int dv, const float *k, const float *v, char *kv, int pos);
     /* n_rows rows, each with n_q query heads on one KV head.  Index: enum kv_type. */
     void (*attn[2])(int dk, int dv, int n_q, float scale, int n_rows, const struct attn_row *rows);
+    void (*attn_latent[2])(int dk, int dv, int n_q, float scale, int n_rows,
+                           const struct attn_row *rows);
     /* y[i] = exp(x[i]) within 1.1 ulp; a result below 2^-126 is +0, above FLT_MAX +inf.  For tests
      * and as the definition of exp (elem_int.h). */
     void (*exp)(int n, const float *x, float *y);

@@ -234,5 +234,6 @@ const struct elem_kernels elem_table_avx2 = {
     .rope_norm = rope_norm,
     .kv_put = {kv_put_f16, kv_put_q8},
     .attn = {attn_f16_avx2, attn_q8_avx2},
+    .attn_latent = {attn_latent_f16_avx2, attn_latent_q8_avx2},
     .exp = exps,
 };

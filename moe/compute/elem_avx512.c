@@ -218,5 +218,6 @@ const struct elem_kernels elem_table_avx512 = {
     .rope_norm = rope_norm,
     .kv_put = {kv_put_f16, kv_put_q8},
     .attn = {attn_f16_avx512, attn_q8_avx512},
+    .attn_latent = {attn_latent_f16_avx512, attn_latent_q8_avx512},
     .exp = exps,
 };

@@ -56,6 +56,7 @@ extern const struct elem_kernels elem_table_avx2, elem_table_avx512;
 /* Index: enum kv_type.  In attn_avx2.c and attn_avx512.c. */
 typedef void attn_fn(int dk, int dv, int n_q, float scale, int n_rows, const struct attn_row *rows);
 attn_fn attn_f16_avx2, attn_q8_avx2, attn_f16_avx512, attn_q8_avx512;
+attn_fn attn_latent_f16_avx2, attn_latent_q8_avx2, attn_latent_f16_avx512, attn_latent_q8_avx512;
 #endif
 
 #if defined(__AVX2__) && defined(__FMA__)

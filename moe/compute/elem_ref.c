@@ -233,6 +233,25 @@ static void value_q8(int dk, int dv, float e, const char *page, size_t p, float 
     }
 }
 
+/* The same where V is the beginning of K. */
+static void value_latent_f16(int dk, int dv, float e, const char *page, size_t p, float *o)
+{
+    (void)dk;
+    const uint16_t *k = (const uint16_t *)page;
+    for (int d = 0; d < dv; d++) o[d] = fmaf(e, f16_to_f32(k[(size_t)d * KV_PAGE + p]), o[d]);
+}
+
+static void value_latent_q8(int dk, int dv, float e, const char *page, size_t p, float *o)
+{
+    const uint16_t *kd = (const uint16_t *)page;
+    const int8_t *k = (const int8_t *)(kd + (size_t)dk / Q8_BLOCK * KV_PAGE);
+    for (size_t b = 0; b < (size_t)dv / Q8_BLOCK; b++) {
+        const float w = e * f16_to_f32(kd[b * KV_PAGE + p]);
+        for (size_t d = b * Q8_BLOCK; d < (b + 1) * Q8_BLOCK; d++)
+            o[d] = fmaf(w, (float)k[d * KV_PAGE + p], o[d]);
+    }
+}
+
 /* One query head q[dk] of a row, out[dv].  The comment of elem.h in code. */
 static void attn_head(int dk, int dv, float scale, const struct attn_row *row, const float *q,
                       const float *sink, float *out, score_fn *score, value_fn *value)
@@ -277,6 +296,26 @@ static void attn_q8_ref(int dk, int dv, int n_q, float scale, int n_rows,
                       rows[r].sink ? rows[r].sink + h : NULL, rows[r].out + h * (size_t)dv, score_q8, value_q8);
 }
 
+static void attn_latent_f16_ref(int dk, int dv, int n_q, float scale, int n_rows,
+                                const struct attn_row *rows)
+{
+    for (int r = 0; r < n_rows; r++)
+        for (size_t h = 0; h < (size_t)n_q; h++)
+            attn_head(dk, dv, scale, rows + r, rows[r].q + h * (size_t)dk,
+                      rows[r].sink ? rows[r].sink + h : NULL, rows[r].out + h * (size_t)dv,
+                      score_f16, value_latent_f16);
+}
+
+static void attn_latent_q8_ref(int dk, int dv, int n_q, float scale, int n_rows,
+                               const struct attn_row *rows)
+{
+    for (int r = 0; r < n_rows; r++)
+        for (size_t h = 0; h < (size_t)n_q; h++)
+            attn_head(dk, dv, scale, rows + r, rows[r].q + h * (size_t)dk,
+                      rows[r].sink ? rows[r].sink + h : NULL, rows[r].out + h * (size_t)dv,
+                      score_q8, value_latent_q8);
+}
+
 static const struct elem_kernels table_ref = {
     .rms_norm = rms_norm_ref,
     .add = add_ref,
@@ -287,6 +326,7 @@ static const struct elem_kernels table_ref = {
     .rope_norm = rope_norm_ref,
     .kv_put = {kv_put_f16_ref, kv_put_q8_ref},
     .attn = {attn_f16_ref, attn_q8_ref},
+    .attn_latent = {attn_latent_f16_ref, attn_latent_q8_ref},
     .exp = exp_ref,
 };
 

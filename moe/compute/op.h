@@ -19,14 +19,22 @@
     X(OP_HEAD_NORM, "head-norm", "the same over each head of width p.head.dim, in place")          \
     X(OP_PREPARE, "prepare", "out = in as the weight type's activation format (quant/mm.h)")       \
     X(OP_MATMUL, "matmul", "out[i] = weight[i] * in, up to three weights that share their input")  \
+    X(OP_HEAD_PREPARE, "head-prepare", "the same, but each head's first p.prepare.dim values")     \
+    X(OP_HEAD_MATMUL, "head-matmul", "head h of out = matrix h of the weight * head h of in")      \
+    X(OP_COPY_HEADS, "copy-heads", "a piece of each head of out = a piece of each head of in")     \
     X(OP_ROPE, "rope", "rotates each head of in by the table out[0]")                              \
     X(OP_KV_PUT, "kv-put", "appends K = in[0], V = in[1] to the KV slot at each row's position")   \
     X(OP_ATTENTION, "attention", "out = softmax(Q K / sqrt(d)) V over the slot, Q = in[0]")        \
     X(OP_ADD, "add", "out += in")                                                                  \
-    X(OP_ADD_BIAS, "add-bias", "out += weight vector")                                             \
+    X(OP_ADD_BIAS, "add-bias", "out += weight vector, from its element p.bias.at on")               \
     X(OP_SCALE, "scale", "out *= p.scale.by")                                                      \
     X(OP_GATE, "gate", "out *= sigmoid(in[0]), element by element or, if in is one wide, by row")  \
     X(OP_SOFTCAP, "softcap", "out = cap * tanh(out / cap)")                                        \
+    X(OP_MUL, "mul", "out *= in")                                                                  \
+    X(OP_L2_NORM, "l2-norm", "each head of width p.head.dim / its length, at least eps, in place") \
+    X(OP_CONV, "conv", "out = causal convolution per channel of out; its past is in the KV slot")  \
+    X(OP_DELTA_GATES, "delta-gates", "out[0] = exp(w[1] softplus(out[0] + w[0])), out[1] sigmoid") \
+    X(OP_DELTA, "delta", "gated delta rule on the KV slot: in = q k v, decay, beta (recur.h)")     \
     X(OP_SELECT, "select", "out = the rows of in that belong to the row set")                      \
     X(OP_GLU, "glu", "out = act(in[0]) * in[1], act as in p.glu")                                  \
     X(OP_ROUTE, "route", "chooses experts and their weights from the router's logits in[0]")       \
@@ -82,6 +90,12 @@ struct rope_params {
     float magnitude; /* cos and sin are multiplied by this */
 };
 
+/* Heads in a row of floats are a stride apart; stride_in 0 = all get the same. */
+struct copy_heads {
+    int n_heads, dim; /* values copied per head */
+    int at_in, stride_in, at_out, stride_out;
+};
+
 enum { OP_IO = 3, OP_WEIGHTS = 6 };
 
 struct op {
@@ -94,27 +108,43 @@ struct op {
     int out[OP_IO];
     int weight[OP_WEIGHTS]; /* weight views, -1 = none; EXPERTS: gate, up, down, their biases;
                                ATTENTION: sinks; ROUTE: what is added to the scores to choose;
-                               ROPE_TABLE: divisors of the angles */
+                               ROPE_TABLE: divisors of the angles, and those of long contexts */
     int kv_slot;          /* -1 = none */
     union {
         struct { int n_heads, dim; float eps; } head;             /* RMS_NORM (eps), HEAD_NORM */
-        struct { int n_heads, dim; struct rope_params rope; } rope; /* ROPE, ROPE_TABLE */
-        struct { enum act_kind kind; } prepare;
-        struct { int n_q_heads, n_kv_heads, dim, dk, dv; float scale; int window; } attn;
+        /* ROPE, ROPE_TABLE; the rotated values begin at value `at` of each head */
+        struct { int n_heads, dim, at; struct rope_params rope; } rope;
+        /* HEAD_PREPARE: heads are stride apart in in; out holds prepared rows one after another */
+        struct { enum act_kind kind; int n_heads, dim, stride; } prepare;
+        struct { int n_heads, stride; } heads;  /* HEAD_MATMUL: heads are stride apart in out */
+        struct copy_heads copy;                 /* COPY_HEADS */
+        struct {
+            int n_q_heads, n_kv_heads, dim, dim_v, dk, dv, latent, window;
+            float scale;
+        } attn;
         struct { struct route_params route; int n_ff; enum glu_act act; } moe; /* ROUTE, EXPERTS */
         struct { enum glu_act act; } glu;                         /* GLU */
+        struct { int at; } bias;                                  /* ADD_BIAS */
         struct { float by; } scale;                               /* SCALE, SOFTCAP */
+        struct { int taps, silu; } conv;                          /* CONV */
+        /* DELTA: heads of q, k and of v; head h of v meets that of k numbered h / (n_v / n_k), or,
+         * tiled, h % n_k; the matrices begin at byte `at` of the slot's state */
+        struct { int n_k, n_v, dk, dv, tiled; unsigned at; } delta;
     } p;
 };
 
-/* A typed KV slot of the layer program.  Dense append is the type of causal attention. */
-enum kv_slot_type { KV_SLOT_DENSE };
+/* A typed KV slot of the layer program.  Dense append is the type of causal attention.  A recurrent
+ * slot is one state per session that every row changes: the last dim_v inputs of a convolution of
+ * dim channels, then n_heads matrices of dk x dv floats. */
+enum kv_slot_type { KV_SLOT_DENSE, KV_SLOT_RECURRENT };
 
 struct kv_slot {
     enum kv_slot_type type;
     int n_heads;
-    int dim;    /* values of a K or V head as the model has it */
+    int dim;    /* values of a K head as the model has it, and of a V head unless dim_v is set */
     int dk, dv; /* as stored: a multiple of 16, padded with zeros, which change no sum */
+    int dim_v;
+    int latent; /* V is the beginning of K and not stored (elem.h) */
 };
 
 #endif

@@ -265,7 +265,7 @@ struct jval jr_at(const struct jrange *r, int64_t i);
 
 enum jiter_kind {
     IT_NONE, IT_SEQ, IT_SEQ_BACK, IT_STR, IT_DICT, IT_DICT_BACK, IT_RANGE, IT_RANGE_BACK,
-    IT_MAP, IT_MAP_ATTR, IT_SELECT, IT_UNIQUE, IT_BATCH, IT_SLICE, IT_LOOP_IF
+    IT_MAP, IT_MAP_ATTR, IT_SELECT, IT_LOOP_IF
 };
 struct jfilter;
 struct jtest;
@@ -279,10 +279,8 @@ struct jiter {
     const struct jfilter *filter;
     const struct jtest *test;
     bool negate;           /* reject */
-    bool has_attr, fold;   /* look at an attribute; ignore case */
+    bool has_attr, has_dflt;
     struct jval attr, dflt;
-    struct jdict *seen;    /* IT_UNIQUE */
-    int64_t count;         /* IT_BATCH, IT_SLICE */
     const struct jnode *loop; /* IT_LOOP_IF */
     struct jscope *scope;
 };
@@ -345,7 +343,8 @@ struct jcall_args {
 };
 struct jparams { /* of a macro or call block */
     struct jnodes names, defaults; /* the last names have the defaults */
-    bool caller, varargs, kwargs;  /* the body uses these */
+    bool caller, varargs, kwargs;  /* the body uses these, and here are their names: */
+    const struct jname *caller_name, *varargs_name, *kwargs_name;
     struct jparams *outer;         /* while parsing */
 };
 
@@ -356,7 +355,7 @@ struct jnode {
     struct jnode *a, *b, *c;
     struct jnodes list;   /* items; operands; conditions of N_IF; body */
     struct jnodes list2;  /* bodies of N_IF (each N_SCOPE); else of N_FOR; values of N_WITH */
-    const struct jname *name;
+    const struct jname *name; /* of N_FOR: `loop` */
     struct jval v;
     struct jcall_args *args;
     struct jparams *params;
@@ -390,6 +389,16 @@ struct jnode *p_expr(struct jparser *p);
 struct jnode *p_tuple(struct jparser *p, unsigned flags);
 struct jnode *p_filters(struct jparser *p, struct jnode *on, bool inline_first);
 struct jnodes p_body(struct jparser *p); /* the whole template */
+
+/* ---- the template ---- */
+
+struct jinja {
+    struct jarena a;
+    const char *src;
+    size_t n_src;
+    struct jnodes body;
+    struct jname *names[NAME_SLOTS];
+};
 
 /* ---- running ---- */
 
@@ -479,7 +488,15 @@ struct jval attr_path(struct jj *x, struct jval v, struct jval path, const struc
 struct jval fold_case(struct jj *x, struct jval v);
 /* "%s of %d" % v (jinja_format.c); "{}".format(...) */
 struct jval format_percent(struct jj *x, const struct jstr *s, struct jval v);
-struct jval format_braces(struct jj *x, const struct jstr *s, const struct jargs *a);
+struct jval format_braces(struct jj *x, struct jval self, const struct jargs *a);
+struct jval js_replace(struct jj *x, const struct jstr *s, const struct jstr *old,
+                       const struct jstr *new, int64_t count); /* jinja_method.c */
+struct jval js_strip(struct jj *x, const struct jstr *s, const struct jval *chars, int sides);
+enum { STRIP_LEFT = 1, STRIP_RIGHT = 2 };
+struct jval js_lines(struct jj *x, const struct jstr *s, bool keep);
+/* s in the middle (mode '^'), on the left ('<') or right ('>') of `width` characters. */
+struct jval js_pad(struct jj *x, const struct jstr *s, int64_t width, const struct jstr *fill,
+                   char mode);
 const struct jstr *want_str(struct jj *x, struct jval v, const char *what);
 int64_t want_int(struct jj *x, struct jval v, const char *what);
 

@@ -55,6 +55,10 @@ static enum status check(const struct weights *ws, const struct gguf_tensor *t,
 {
     const char *path = gguf_path(ws->file, t->shard);
     const int n = (int)t->name.n;
+    if (want.n_stacked) {
+        n_mats = want.n_stacked;
+        want.n_all /= want.n_stacked;
+    }
     if (!shape_is(t, (uint64_t)want.n_cols, (uint64_t)want.n_all, (uint64_t)n_mats))
         return err_set_at(e, ERR_SHAPE, t->offset,
                           "%s: tensor %.*s has shape %" PRIu64 " x %" PRIu64 " x %" PRIu64
@@ -179,11 +183,30 @@ static bool is_used(const struct weights *ws, const struct gguf_tensor *t)
     return false;
 }
 
+void weights_skip_layers(struct weights *ws, int from) { ws->skip_from = from; }
+
+void weights_skip_named(struct weights *ws, const char *name) { ws->skip_name = name; }
+
+/* "blk.N." with N >= skip_from, or "blk.N.<skip_name>"? */
+static bool is_skipped(const struct weights *ws, const struct gguf_tensor *t)
+{
+    if (t->name.n < 6 || memcmp(t->name.s, "blk.", 4)) return false;
+    const size_t n = ws->skip_name ? strlen(ws->skip_name) : 0;
+    if (n && t->name.n > n + 5 && t->name.s[t->name.n - n - 1] == '.' &&
+        !memcmp(t->name.s + t->name.n - n, ws->skip_name, n))
+        return true;
+    if (!ws->skip_from) return false;
+    uint64_t i = 4, layer = 0;
+    for (; i < t->name.n && i < 12 && t->name.s[i] >= '0' && t->name.s[i] <= '9'; i++)
+        layer = 10 * layer + (uint64_t)(t->name.s[i] - '0');
+    return i > 4 && i < t->name.n && t->name.s[i] == '.' && layer >= (uint64_t)ws->skip_from;
+}
+
 enum status weights_check_all_used(const struct weights *ws, struct err *e)
 {
     for (uint64_t i = 0; i < gguf_n_tensors(ws->file); i++) {
         const struct gguf_tensor *t = gguf_tensor_at(ws->file, i);
-        if (!is_used(ws, t))
+        if (!is_used(ws, t) && !is_skipped(ws, t))
             return err_set_at(e, ERR_UNSUPPORTED, t->offset,
                               "%s: tensor %.*s is not part of this architecture as Tessera knows "
                               "it; without it the model's answers would be wrong",

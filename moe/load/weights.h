@@ -39,6 +39,8 @@ struct weights {
     struct weight *at; /* [n] */
     int n, cap;
     int n_parts;
+    const char *skip_name; /* tensors "blk.N.<skip_name>" need not be bound; NULL = none */
+    int skip_from; /* tensors of layers from this one on are known but not used; 0 = none */
 };
 
 void weights_init(struct weights *ws, const struct gguf *file);
@@ -49,6 +51,7 @@ struct weight_shape {
     int n_cols, n_rows, n_mats;
     int row0, n_all; /* rows row0 .. of matrices that have n_all rows (gate and up in one tensor);
                         n_all 0 = n_rows, the whole */
+    int n_stacked;   /* the tensor is 3-D: this many matrices, taken as one of n_rows in all */
 };
 
 /* Binds the tensor of that name and returns its index, or -1 with *e set (ERR_MISSING, ERR_SHAPE,
@@ -59,6 +62,12 @@ int weights_bind(struct weights *ws, struct weight_shape shape, const char *name
 /* Binds n_mats tensors whose names are made from fmt with the matrix number (its only %d). */
 int weights_bind_split(struct weights *ws, struct weight_shape shape, const char *name,
                        const char *prefix, const char *suffix, struct err *e);
+
+/* Layers behind the last one that runs (next-token prediction): their tensors need not be bound. */
+void weights_skip_layers(struct weights *ws, int from);
+
+/* Tensors "blk.N.<name>": older forms of others that are there too.  Borrows the name. */
+void weights_skip_named(struct weights *ws, const char *name);
 
 /* Every tensor of the file must have been bound: one that was not would change what the model says.
  * ERR_UNSUPPORTED names the first. */

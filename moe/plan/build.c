@@ -1,5 +1,6 @@
 /* See build.h. */
 #include "moe/plan/build.h"
+#include "moe/compute/dev.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,29 +61,40 @@ static int bind(struct build *b, const char *name, int layer, struct weight_shap
 
 int build_tiles(struct build *b, const char *name, int layer, int n_cols, int n_rows, int n_mats)
 {
-    return bind(b, name, layer, (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats, 0, 0});
+    return bind(b, name, layer,
+                (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats, 0, 0, 0});
+}
+
+int build_head_tiles(struct build *b, const char *name, int layer, int n_cols, int n_rows,
+                     int n_heads)
+{
+    if (n_rows % 16)
+        err_set(b->err, ERR_UNSUPPORTED, "heads of %d values in %s: steps of 16 are supported",
+                n_rows, name);
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_TILES, n_cols, n_heads * n_rows, 1, 0,
+                                                      0, n_heads});
 }
 
 int build_tiles_part(struct build *b, const char *name, int layer, int n_cols, int n_all, int row0,
                      int n_rows, int n_mats)
 {
     return bind(b, name, layer,
-                (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats, row0, n_all});
+                (struct weight_shape){WEIGHT_TILES, n_cols, n_rows, n_mats, row0, n_all, 0});
 }
 
 int build_vectors(struct build *b, const char *name, int layer, int n, int n_rows)
 {
-    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, n_rows, 1, 0, 0});
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, n_rows, 1, 0, 0, 0});
 }
 
 int build_rows(struct build *b, const char *name, int n_cols, int n_rows)
 {
-    return bind(b, name, 0, (struct weight_shape){WEIGHT_ROWS, n_cols, n_rows, 1, 0, 0});
+    return bind(b, name, 0, (struct weight_shape){WEIGHT_ROWS, n_cols, n_rows, 1, 0, 0, 0});
 }
 
 int build_vector(struct build *b, const char *name, int layer, int n)
 {
-    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, 1, 1, 0, 0});
+    return bind(b, name, layer, (struct weight_shape){WEIGHT_VECTOR, n, 1, 1, 0, 0, 0});
 }
 
 bool build_has(const struct build *b, const char *name, int layer)
@@ -162,10 +174,16 @@ int build_embed(struct build *b, int weight)
 
 int build_rope_table(struct build *b, struct rope_params p, int divisor)
 {
+    return build_rope_table_by_ctx(b, p, divisor, -1);
+}
+
+int build_rope_table_by_ctx(struct build *b, struct rope_params p, int divisor, int divisor_long)
+{
     int x = new_buf(b, "rope", BUF_F32, p.n_rot);
     struct op *op = new_op(b, OP_ROPE_TABLE, "rope");
     op->p.rope.rope = p;
     op->weight[0] = divisor;
+    op->weight[1] = divisor_long;
     op->out[0] = touch(b, x);
     return x;
 }
@@ -245,14 +263,17 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
 {
     if (b->err->code) return 0;
     const struct kv_slot *s = &b->slot[kv_slot];
-    int x = new_buf(b, "attn", BUF_F32, n_q_heads * s->dim);
+    const int dim_v = s->dim_v ? s->dim_v : s->dim;
+    int x = new_buf(b, "attn", BUF_F32, n_q_heads * dim_v);
     struct op *op = new_op(b, OP_ATTENTION, "attention");
     op->kv_slot = kv_slot;
     op->p.attn.n_q_heads = n_q_heads;
     op->p.attn.n_kv_heads = s->n_heads;
     op->p.attn.dim = s->dim;
+    op->p.attn.dim_v = dim_v;
     op->p.attn.dk = s->dk;
     op->p.attn.dv = s->dv;
+    op->p.attn.latent = s->latent;
     op->p.attn.scale = scale;
     op->p.attn.window = window;
     op->weight[0] = sinks;
@@ -341,12 +362,56 @@ void build_head_norm(struct build *b, const char *name, int x, int weight, int n
 void build_rope(struct build *b, const char *name, int x, int table, int n_heads, int dim,
                 struct rope_params p)
 {
+    build_rope_at(b, name, x, table, n_heads, dim, 0, p);
+}
+
+void build_rope_at(struct build *b, const char *name, int x, int table, int n_heads, int dim,
+                   int at, struct rope_params p)
+{
     struct op *op = new_op(b, OP_ROPE, name);
     op->p.rope.n_heads = n_heads;
     op->p.rope.dim = dim;
+    op->p.rope.at = at;
     op->p.rope.rope = p;
     op->in[0] = op->out[0] = touch(b, x);
     op->in[1] = touch(b, table);
+}
+
+int build_heads(struct build *b, const char *name, int n_heads, int dim)
+{
+    return new_buf(b, name, BUF_F32, n_heads * dim);
+}
+
+void build_head_linear(struct build *b, const char *name, int in, int stride_in, int weight,
+                       int n_heads, int out, int stride_out)
+{
+    const enum act_kind kind = act_of(b, weight);
+    const int dim = weight_of(b, weight)->n_cols;
+    int x = new_buf(b, name, BUF_ACT, dim);
+    if (b->err->code) return;
+    b->buf[x].act = kind;
+    b->buf[x].n_heads = n_heads;
+    struct op *op = new_op(b, OP_HEAD_PREPARE, b->buf[in].name);
+    op->p.prepare.kind = kind;
+    op->p.prepare.n_heads = n_heads;
+    op->p.prepare.dim = dim;
+    op->p.prepare.stride = stride_in;
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, x);
+    op = new_op(b, OP_HEAD_MATMUL, name);
+    op->p.heads.n_heads = n_heads;
+    op->p.heads.stride = stride_out;
+    op->weight[0] = weight;
+    op->in[0] = touch(b, x);
+    op->out[0] = touch(b, out);
+}
+
+void build_copy_heads(struct build *b, const char *name, int in, int out, struct copy_heads p)
+{
+    struct op *op = new_op(b, OP_COPY_HEADS, name);
+    op->p.copy = p;
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, out);
 }
 
 void build_kv_put(struct build *b, int k, int v, int kv_slot)
@@ -356,8 +421,10 @@ void build_kv_put(struct build *b, int k, int v, int kv_slot)
     op->kv_slot = kv_slot;
     op->p.attn.n_kv_heads = b->slot[kv_slot].n_heads;
     op->p.attn.dim = b->slot[kv_slot].dim;
+    op->p.attn.dim_v = b->slot[kv_slot].dim_v ? b->slot[kv_slot].dim_v : b->slot[kv_slot].dim;
     op->p.attn.dk = b->slot[kv_slot].dk;
     op->p.attn.dv = b->slot[kv_slot].dv;
+    op->p.attn.latent = b->slot[kv_slot].latent;
     op->in[0] = touch(b, k);
     op->in[1] = touch(b, v);
 }
@@ -372,7 +439,13 @@ void build_add(struct build *b, const char *name, int in, int into)
 
 void build_bias(struct build *b, const char *name, int into, int weight)
 {
+    build_bias_at(b, name, into, weight, 0);
+}
+
+void build_bias_at(struct build *b, const char *name, int into, int weight, int at)
+{
     struct op *op = new_op(b, OP_ADD_BIAS, name);
+    op->p.bias.at = at;
     op->weight[0] = weight;
     op->in[0] = op->out[0] = touch(b, into);
 }
@@ -396,4 +469,65 @@ void build_gate(struct build *b, const char *name, int gate, int into)
     struct op *op = new_op(b, OP_GATE, name);
     op->in[0] = touch(b, gate);
     op->out[0] = touch(b, into);
+}
+
+/* ---- recurrent layers ---- */
+
+void build_mul(struct build *b, const char *name, int in, int into)
+{
+    struct op *op = new_op(b, OP_MUL, name);
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, into);
+}
+
+void build_l2_norm(struct build *b, const char *name, int x, int n_heads, int dim, float eps)
+{
+    struct op *op = new_op(b, OP_L2_NORM, name);
+    op->p.head.n_heads = n_heads;
+    op->p.head.dim = dim;
+    op->p.head.eps = eps;
+    op->in[0] = op->out[0] = touch(b, x);
+}
+
+void build_conv(struct build *b, int x, int kernel, int taps, bool silu, int kv_slot)
+{
+    ASSERT(b->rows == ROWS_ALL);
+    struct op *op = new_op(b, OP_CONV, "conv");
+    op->p.conv.taps = taps;
+    op->p.conv.silu = silu;
+    op->kv_slot = kv_slot;
+    op->weight[0] = kernel;
+    op->in[0] = op->out[0] = touch(b, x);
+}
+
+void build_delta_gates(struct build *b, int decay, int beta, int dt, int a)
+{
+    struct op *op = new_op(b, OP_DELTA_GATES, "delta_gates");
+    op->weight[0] = dt;
+    op->weight[1] = a;
+    op->in[0] = op->out[0] = touch(b, decay);
+    op->in[1] = op->out[1] = touch(b, beta);
+}
+
+int build_delta(struct build *b, int qkv, int decay, int beta, int n_k, bool tiled, int kv_slot)
+{
+    ASSERT(b->rows == ROWS_ALL);
+    if (b->err->code) return 0;
+    const struct kv_slot *s = &b->slot[kv_slot];
+    uint64_t at;
+    (void)dev_state_bytes(s, &at);
+    int x = new_buf(b, "delta", BUF_F32, s->n_heads * s->dv);
+    struct op *op = new_op(b, OP_DELTA, "delta");
+    op->p.delta.n_k = n_k;
+    op->p.delta.n_v = s->n_heads;
+    op->p.delta.dk = s->dk;
+    op->p.delta.dv = s->dv;
+    op->p.delta.tiled = tiled;
+    op->p.delta.at = (unsigned)at;
+    op->kv_slot = kv_slot;
+    op->in[0] = touch(b, qkv);
+    op->in[1] = touch(b, decay);
+    op->in[2] = touch(b, beta);
+    op->out[0] = touch(b, x);
+    return x;
 }

@@ -27,6 +27,7 @@ struct buf {
     enum op_rows rows;
     enum act_kind act;   /* BUF_ACT */
     int width;
+    int n_heads;         /* BUF_ACT: this many rows of width elements; 0 = one */
     int n_used, n_expert, n_ff; /* BUF_ROUTE, BUF_SCRATCH */
     enum act_kind down;         /* BUF_SCRATCH */
     int first, last;     /* ops that touch it */
@@ -67,6 +68,9 @@ int build_vectors(struct build *b, const char *name, int layer, int n, int n_row
 /* Rows row0 .. row0 + n_rows - 1 of every matrix of a tensor of n_all rows. */
 int build_tiles_part(struct build *b, const char *name, int layer, int n_cols, int n_all, int row0,
                      int n_rows, int n_mats);
+/* A 3-D tensor with a matrix of n_rows for every head, bound as one matrix of n_heads * n_rows. */
+int build_head_tiles(struct build *b, const char *name, int layer, int n_cols, int n_rows,
+                     int n_heads);
 bool build_has(const struct build *b, const char *name, int layer);
 
 /* Opens a logical layer; ops that follow belong to it. Adds its row to the layer program. */
@@ -77,6 +81,8 @@ int build_kv_slot(struct build *b, struct kv_slot slot);
 int build_embed(struct build *b, int weight);
 /* divisor: vector of n_rot/2 that divide the angles, -1 = none. */
 int build_rope_table(struct build *b, struct rope_params p, int divisor);
+/* The same with other divisors where the context is longer than p.n_ctx_orig. */
+int build_rope_table_by_ctx(struct build *b, struct rope_params p, int divisor, int divisor_long);
 int build_norm(struct build *b, const char *name, int in, int weight, float eps);
 int build_linear(struct build *b, const char *name, int in, int weight);
 /* Up to three products of the same input in one step; out[n] are buffers with the given names.
@@ -88,6 +94,8 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
                     int sinks);
 int build_select(struct build *b, const char *name, int in);
 int build_glu(struct build *b, enum glu_act act, int gate, int up);
+/* Room for heads that the next ops fill piece by piece. */
+int build_heads(struct build *b, const char *name, int n_heads, int dim);
 
 struct build_moe {
     struct route_params route;
@@ -103,11 +111,32 @@ void build_head_norm(struct build *b, const char *name, int x, int weight, int n
                      float eps);
 void build_rope(struct build *b, const char *name, int x, int table, int n_heads, int dim,
                 struct rope_params p);
+/* The same for rotated values that begin at value `at` of heads of dim values. */
+void build_rope_at(struct build *b, const char *name, int x, int table, int n_heads, int dim,
+                   int at, struct rope_params p);
+/* Head h of out = matrix h of weight (build_head_tiles) * the first values of head h of in; heads
+ * are stride_in and stride_out values apart. */
+void build_head_linear(struct build *b, const char *name, int in, int stride_in, int weight,
+                       int n_heads, int out, int stride_out);
+void build_copy_heads(struct build *b, const char *name, int in, int out, struct copy_heads p);
 void build_kv_put(struct build *b, int k, int v, int kv_slot);
 void build_add(struct build *b, const char *name, int in, int into);
 void build_bias(struct build *b, const char *name, int into, int weight);
+/* Adds the part of the vector that begins at `at`. */
+void build_bias_at(struct build *b, const char *name, int into, int weight, int at);
 void build_scale(struct build *b, const char *name, int into, float by);
 void build_gate(struct build *b, const char *name, int gate, int into);
 void build_softcap(struct build *b, int into, float cap);
+void build_mul(struct build *b, const char *name, int in, int into);
+void build_l2_norm(struct build *b, const char *name, int x, int n_heads, int dim, float eps);
+
+/* Recurrent layers; kv_slot is a KV_SLOT_RECURRENT one and the rows are ROWS_ALL.  The kernel is a
+ * vector of `taps` values per channel; x is convolved in place. */
+void build_conv(struct build *b, int x, int kernel, int taps, bool silu, int kv_slot);
+/* decay = exp(a softplus(decay + dt)), beta = sigmoid(beta). */
+void build_delta_gates(struct build *b, int decay, int beta, int dt, int a);
+/* qkv holds n_k heads of q, n_k of k, n_v of v; tiled: head h of v meets head h % n_k of k, else
+ * head h / (n_v / n_k). */
+int build_delta(struct build *b, int qkv, int decay, int beta, int n_k, bool tiled, int kv_slot);
 
 #endif

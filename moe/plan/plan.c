@@ -48,6 +48,7 @@ static void size_buf(const struct plan *p, int i)
         break;
     case BUF_ACT:
         p->stride[i] = (uint32_t)round64(act_bytes(f->act, f->width));
+        if (f->n_heads) p->stride[i] *= (uint32_t)f->n_heads;
         p->bytes[i] = rows * p->stride[i];
         break;
     case BUF_ROUTE:
@@ -143,10 +144,13 @@ static void cost_step(struct plan *p, int i)
             s->weight_bytes += rows * qtype_bytes(w->type, (uint64_t)w->n_cols);
         } else {
             s->weight_bytes += w->mat_bytes;
-            if (op->code == OP_MATMUL)
+            if (op->code == OP_MATMUL || op->code == OP_HEAD_MATMUL)
                 s->macs += rows * (uint64_t)w->n_cols * (uint64_t)w->n_rows;
         }
     }
+    if (op->code == OP_DELTA)
+        s->macs = rows * 3 * (uint64_t)op->p.delta.n_v * (uint64_t)op->p.delta.dk *
+                  (uint64_t)op->p.delta.dv;
     s->weight_bytes_max = s->weight_bytes;
 }
 

@@ -13,6 +13,7 @@
 enum { CTX_DEFAULT = 8192, UBATCH_DEFAULT = 512, UBATCH_MAX = 16384, CTX_MIN = 256 };
 /* Code, libraries, heap and thread stacks, measured on the bundled model with room to spare. */
 static const uint64_t PROCESS_BYTES = 24u << 20;
+static const uint64_t SNAPSHOT_BYTES = 512u << 20; /* of recurrent states per session, at most */
 
 struct tessera_options tessera_defaults(void)
 {
@@ -91,13 +92,22 @@ static enum status layout_kv(struct tessera_engine *e, struct err *err)
     const enum kv_type type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16;
     e->kv_offset = calloc((size_t)m->n_slot + 1, sizeof *e->kv_offset);
     if (!e->kv_offset) return err_set(err, ERR_MEMORY, "no memory for the KV layout");
+    e->state_offset = calloc((size_t)m->n_slot + 1, sizeof *e->state_offset);
+    if (!e->state_offset) return err_set(err, ERR_MEMORY, "no memory for the KV layout");
     for (int i = 0; i < m->n_slot; i++) {
         const struct kv_slot *k = &m->slot[i];
+        if (k->type == KV_SLOT_RECURRENT) {
+            uint64_t matrices;
+            e->state_offset[i] = e->state_bytes;
+            e->state_bytes += dev_state_bytes(k, &matrices);
+            continue;
+        }
         if (type == KV_Q8_0 && (k->dk % 32 || k->dv % 32))
             return err_set(err, ERR_UNSUPPORTED, "a q8_0 KV cache needs heads in steps of 32 "
                            "values, this model's have %d: use -ctk f16 -ctv f16", k->dk);
         e->kv_offset[i] = e->kv_page_bytes;
-        e->kv_page_bytes += (uint64_t)k->n_heads * attn_head_bytes(type, k->dk, k->dv);
+        e->kv_page_bytes += (uint64_t)k->n_heads *
+                            attn_head_bytes(type, k->dk, k->latent ? 0 : k->dv);
     }
     return OK;
 }
@@ -123,14 +133,31 @@ static uint64_t arena_bytes(const struct tessera_engine *e)
 
 static uint64_t kv_bytes(const struct tessera_engine *e, int n_ctx)
 {
-    return (uint64_t)((n_ctx + KV_PAGE - 1) / KV_PAGE) * e->kv_page_bytes;
+    return (uint64_t)((n_ctx + KV_PAGE - 1) / KV_PAGE) * e->kv_page_bytes +
+           (uint64_t)(e->n_snapshots + 2) * e->state_bytes;
+}
+
+/* The whole process with that context: staging is there while loading, KV pages come after. */
+static uint64_t need_bytes(const struct tessera_engine *e, int n_ctx)
+{
+    const uint64_t kv = (uint64_t)e->opt.n_sessions * kv_bytes(e, n_ctx);
+    const uint64_t staging = part_store_staging(&e->parts) * (uint64_t)e->opt.n_threads;
+    return e->parts.bytes + arena_bytes(e) + e->logits_stride + PROCESS_BYTES +
+           (kv > staging ? kv : staging);
+}
+
+/* Snapshots of recurrent states that a session may keep when memory is no object. */
+static int most_snapshots(const struct tessera_engine *e)
+{
+    if (!e->state_bytes) return 0;
+    const uint64_t n = SNAPSHOT_BYTES / e->state_bytes;
+    return n > SNAPSHOTS_MAX ? SNAPSHOTS_MAX : n < 1 ? 1 : (int)n;
 }
 
 /* Chooses the context and refuses what cannot fit. */
 static enum status fit(struct tessera_engine *e, struct err *err)
 {
-    const uint64_t fixed = e->parts.bytes + arena_bytes(e) + e->logits_stride + PROCESS_BYTES;
-    const uint64_t budget = e->opt.mem_budget, n = (uint64_t)e->opt.n_sessions;
+    const uint64_t budget = e->opt.mem_budget;
     int want = e->opt.n_ctx;
     const bool chosen = want > 0;
     if (chosen && want > e->hp.n_ctx_train)
@@ -139,9 +166,12 @@ static enum status fit(struct tessera_engine *e, struct err *err)
                        e->hp.n_ctx_train);
     if (!chosen) want = e->hp.n_ctx_train < CTX_DEFAULT ? e->hp.n_ctx_train : CTX_DEFAULT;
     const int least = chosen || want < CTX_MIN ? want : CTX_MIN;
-    while (want > least && fixed + n * kv_bytes(e, want) > budget)
+    e->n_snapshots = most_snapshots(e);
+    while (e->n_snapshots > 1 && need_bytes(e, want) > budget) e->n_snapshots--;
+    while (want > least && need_bytes(e, want) > budget)
         want = want - KV_PAGE > least ? want - KV_PAGE : least;
-    const uint64_t need = fixed + n * kv_bytes(e, want);
+    if (need_bytes(e, want) > budget) e->n_snapshots = 0;
+    const uint64_t need = need_bytes(e, want);
     if (need > budget)
         return err_set(err, ERR_BUDGET, "the model does not fit %llu MiB: weights, a context of %d "
                        "tokens and buffers need --mem %lluM or more",
@@ -161,6 +191,12 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
     e->kv_base = calloc(ub, sizeof *e->kv_base);
     e->serials = calloc(ub, sizeof *e->serials);
     e->input = calloc(ub, sizeof *e->input);
+    if (e->state_bytes) {
+        e->segment = calloc(ub, sizeof *e->segment);
+        e->segment_of = calloc(ub + 1, sizeof *e->segment_of);
+        if (!e->segment || !e->segment_of)
+            return err_set(err, ERR_MEMORY, "no memory for the step arrays");
+    }
     if (!e->buf || !e->weight || !e->row || !e->out_row || !e->kv_base || !e->serials ||
         !e->input)
         return err_set(err, ERR_MEMORY, "no memory for the step arrays");
@@ -280,6 +316,9 @@ void tessera_close(tessera_engine *e)
     free(e->out_row);
     free(e->kv_base);
     free(e->serials);
+    free(e->segment);
+    free(e->segment_of);
+    free(e->state_offset);
     free(e->input);
     free(e->path);
     free(e);
@@ -386,6 +425,21 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
     return OK;
 }
 
+/* Where each input's rows take their recurrent state from and put it. */
+static enum status bind_states(struct tessera_engine *e, const struct tessera_input *in, int n_in,
+                               struct err *err)
+{
+    if (!e->state_bytes) return OK;
+    int n = 0, row = 0;
+    for (int i = 0; i < n_in; row += in[i++].n) {
+        e->segment_of[i] = n;
+        enum status s = state_begin(in[i].session, in[i].n, row, &n, err);
+        if (s) return s;
+    }
+    e->segment_of[n_in] = n;
+    return OK;
+}
+
 static const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
 {
     for (int i = 0; i < e->n_plans; i++)
@@ -428,6 +482,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
     if (s || !n_rows) return s;
     for (int i = 0; i < n_in; i++)
         if ((s = session_commit(in[i].session, in[i].session->n + in[i].n, err))) return s;
+    if ((s = bind_states(e, in, n_in, err))) return s;
     const int n_out = bind_rows(e, in, n_in, e->serials);
     if ((s = region_commit(&e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
                            err)) ||
@@ -437,6 +492,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
     }
     for (int i = 0; i < n_in; i++) {
         struct tessera_session *t = in[i].session;
+        state_commit(t);
         memcpy(t->ids + t->n, in[i].ids, sizeof *t->ids * (size_t)in[i].n);
         t->n += in[i].n;
     }

@@ -13,7 +13,7 @@
 #include "moe/tessera.h"
 #include "offload/part.h"
 
-enum { WARNINGS_MAX = 16, BUCKETS_MAX = 20 };
+enum { WARNINGS_MAX = 16, BUCKETS_MAX = 20, SNAPSHOTS_MAX = 8 };
 
 struct tessera_engine {
     struct tessera_options opt;      /* as resolved: no zero left that means "choose" */
@@ -42,6 +42,9 @@ struct tessera_engine {
     /* KV layout, the same in every session: page -> slot -> head */
     uint64_t *kv_offset;             /* [n_slot] */
     uint64_t kv_page_bytes;
+    uint64_t *state_offset;          /* [n_slot] of a recurrent slot in a state */
+    uint64_t state_bytes;            /* of one state; 0 = no recurrent layers */
+    int n_snapshots;                 /* states that a session may keep */
     int n_sessions;
     int32_t serial;
 
@@ -52,6 +55,8 @@ struct tessera_engine {
     int32_t *out_row;                /* [n_ubatch] */
     char **kv_base;                  /* [n_ubatch] */
     int32_t *serials;                /* [n_ubatch] session serial of each row */
+    struct dev_segment *segment;     /* [n_ubatch] NULL without recurrent layers */
+    int *segment_of;                 /* [n_ubatch + 1] first segment of each input */
     struct step_input {
         int32_t n, out0;             /* rows; first row of the logits buffer, -1 = none */
         enum tessera_logits_of logits;
@@ -63,15 +68,45 @@ struct tessera_engine {
     atomic_int cancel;
 };
 
+/* Recurrent states of a session; see state.c. */
+enum state_kept { STATE_FREE, STATE_PERIODIC, STATE_ASKED }; /* in the order of their worth */
+
+struct state_pool {
+    struct region mem;               /* n buffers of state_bytes */
+    struct state_buf {
+        int32_t pos;                 /* tokens that this state has seen */
+        enum state_kept kept;
+        bool busy;                   /* written by the step being run */
+    } buf[SNAPSHOTS_MAX + 2];
+    int n, current, next;            /* current: -1 = nothing seen yet */
+    int32_t asked;                   /* the position that is to be kept when it is reached */
+};
+
 struct tessera_session {
     struct tessera_engine *engine;
     struct region kv;
+    struct state_pool state;
     int32_t *ids;                    /* [n_ctx] */
     int32_t n, n_ctx, serial;
 };
 
 /* Makes the pages that hold n positions usable. */
 enum status session_commit(struct tessera_session *s, int32_t n, struct err *e);
+
+/* All of these do nothing for models without recurrent layers.  begin: cuts the next n tokens, which
+ * are rows first.. of the step, into segments and appends those to e->segment; commit: the step has
+ * succeeded (before s->n moves); ask: the state at pos is to be kept, now or when it is reached;
+ * rollback: returns the position of the nearest state at or before pos, which becomes the current
+ * one; restore: forgets everything, *at = the buffer for a saved state (NULL = none). */
+enum status state_open(struct tessera_session *s, struct err *e);
+void state_close(struct tessera_session *s);
+char *state_at(const struct tessera_session *s, int i);
+enum status state_begin(struct tessera_session *s, int32_t n, int first, int *n_segments,
+                        struct err *e);
+void state_commit(struct tessera_session *s);
+void state_ask(struct tessera_session *s, int32_t pos);
+int32_t state_rollback(struct tessera_session *s, int32_t pos);
+enum status state_restore(struct tessera_session *s, int32_t pos, char **at, struct err *e);
 
 /* Runs one plan on the rows in e->row; see exec.c. */
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,

@@ -155,10 +155,12 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     pin_dense(&x, true);
     x.bind = (struct dev_bind){
         .buf = e->buf, .weight = e->weight, .row = e->row, .out_row = e->out_row,
-        .n_rows = n_rows, .n_out = n_out, .kv_base = e->kv_base, .kv_offset = e->kv_offset,
+        .n_rows = n_rows, .n_out = n_out, .n_ctx = e->opt.n_ctx, .kv_base = e->kv_base,
+        .kv_offset = e->kv_offset,
         .kv_page_bytes = e->kv_page_bytes,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
-        .route = &x.route,
+        .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
+        .n_sessions = e->state_bytes ? e->n_inputs : 0, .route = &x.route,
     };
     enum status s = run_steps(&x, err);
     pin_dense(&x, false);

@@ -80,6 +80,7 @@ enum status tessera_generator_open(tessera_session *s, const int32_t *ids, int n
     }
     atomic_store(&s->engine->cancel, 0); /* a cancel meant for an earlier answer is not for this */
     g->timing.n_prompt_reused = tessera_session_reuse(s, ids, n);
+    state_ask(s, n - 1); /* from there the same prompt can be answered again */
     g->timing.n_prompt = n;
     if (o->n_gen_max == 0) g->stop = TESSERA_STOP_LENGTH;
     *out = g;
@@ -212,8 +213,10 @@ enum status tessera_generator_take(tessera_generator *g, int i_in, struct tesser
         if ((st = push_id(g, id, err)) || (st = append_token(g, id, err))) return st;
         g->stop = cut_at_stop(g) ? TESSERA_STOP_STRING : after_token(g);
     }
-    if (g->stop && g->stop != TESSERA_STOP_STRING && g->stream.n_held)
+    if (g->stop && g->stop != TESSERA_STOP_STRING && g->stream.n_held) {
         st = append_piece(g, NULL, 0, err);
+        if (!st && cut_at_stop(g)) g->stop = TESSERA_STOP_STRING;
+    }
     if (!st) hand_out(g, a);
     return st;
 }

@@ -2,7 +2,8 @@
  *
  * The KV region is laid out page by page (64 positions, all slots and heads), so that a growing
  * timeline commits a growing prefix.  Going back is exact: positions beyond the end are never read,
- * and are written again before they are. */
+ * and are written again before they are.  Recurrent layers are state.c's: with them one goes back
+ * to the nearest snapshot. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,7 +35,9 @@ enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session *
     enum status st = OK;
     if (!s->ids) st = err_set(err, ERR_MEMORY, "no memory for a session");
     if (!st) st = region_reserve(&s->kv, &e->ledger, MEM_KV, pages_bytes(s, n_ctx), err);
+    if (!st) st = state_open(s, err);
     if (st) {
+        region_release(&s->kv);
         free(s->ids);
         free(s);
         return st;
@@ -49,6 +52,7 @@ void tessera_session_close(tessera_session *s)
 {
     if (!s) return;
     region_release(&s->kv);
+    state_close(s);
     s->engine->n_sessions--;
     free(s->ids);
     free(s);
@@ -58,8 +62,9 @@ int tessera_session_n(const tessera_session *s) { return s->n; }
 int tessera_session_n_ctx(const tessera_session *s) { return s->n_ctx; }
 const int32_t *tessera_session_ids(const tessera_session *s) { return s->ids; }
 
-struct tessera_mark tessera_session_mark(const tessera_session *s)
+struct tessera_mark tessera_session_mark(tessera_session *s)
 {
+    state_ask(s, s->n);
     return (struct tessera_mark){s->n};
 }
 
@@ -67,7 +72,7 @@ enum status tessera_session_rollback(tessera_session *s, struct tessera_mark m, 
 {
     if (m.n < 0 || m.n > s->n)
         return err_set(err, ERR_RANGE, "a mark at token %d on a timeline of %d", m.n, s->n);
-    s->n = m.n;
+    s->n = state_rollback(s, m.n);
     return OK;
 }
 
@@ -75,8 +80,7 @@ int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n)
 {
     int k = 0;
     while (k < s->n && k < n - 1 && s->ids[k] == ids[k]) k++;
-    s->n = k;
-    return k;
+    return s->n = state_rollback(s, k);
 }
 
 /* ---- save and load: a GGUF container with the tokens and the committed pages ---- */
@@ -96,10 +100,14 @@ enum status tessera_session_save(const tessera_session *s, const char *path, str
     gguf_put_str(w, "tessera.model.name", e->name);
     gguf_put_u32(w, "tessera.kv.type", (uint32_t)e->opt.kv);
     gguf_put_u64(w, "tessera.kv.page_bytes", e->kv_page_bytes);
+    if (e->state_bytes) gguf_put_u64(w, "tessera.state.bytes", e->state_bytes);
     gguf_put_array(w, "tessera.session.tokens", GGUF_I32, s->ids, (uint64_t)s->n);
+    const uint64_t state = s->n ? e->state_bytes : 0;
     if (bytes) gguf_put_tensor(w, "kv", GGUF_TENSOR_I8, 1, &bytes, bytes);
+    if (state) gguf_put_tensor(w, "state", GGUF_TENSOR_I8, 1, &state, state);
     enum status st = gguf_writer_begin(w, path, err);
     if (!st && bytes) st = gguf_writer_data(w, s->kv.base, bytes, err);
+    if (!st && state) st = gguf_writer_data(w, state_at(s, s->state.current), state, err);
     if (!st) st = gguf_writer_end(w, err);
     gguf_writer_close(w);
     return st;
@@ -127,6 +135,11 @@ static enum status check_saved(const struct tessera_session *s, const struct ggu
     if (type != (uint64_t)e->opt.kv || page != e->kv_page_bytes)
         return err_set(err, ERR_SHAPE, "%s was saved with another KV cache type: use the same "
                        "-ctk and -ctv", path);
+    uint64_t state;
+    if ((st = gguf_get_u64_or(g, "tessera.state.bytes", 0, &state, err))) return st;
+    if (state != e->state_bytes)
+        return err_set(err, ERR_SHAPE, "%s: its recurrent state has another size than this "
+                       "model's", path);
     *tokens = gguf_find(g, "tessera.session.tokens");
     if (!*tokens || (*tokens)->value.type != GGUF_ARRAY || (*tokens)->value.elem != GGUF_I32)
         return err_set(err, ERR_FORMAT, "%s has no token list", path);
@@ -145,18 +158,22 @@ static enum status read_saved(struct tessera_session *s, const struct gguf *g,
                               const struct gguf_kv *tokens, struct err *err)
 {
     const int32_t n = (int32_t)tokens->value.n;
-    const uint64_t bytes = pages_bytes(s, n);
-    const struct gguf_tensor *t = gguf_find_tensor(g, "kv");
-    if (bytes && (!t || t->dim[0] != bytes))
+    const uint64_t bytes = pages_bytes(s, n), state = n ? s->engine->state_bytes : 0;
+    const struct gguf_tensor *t = gguf_find_tensor(g, "kv"), *u = gguf_find_tensor(g, "state");
+    if ((bytes && (!t || t->dim[0] != bytes)) || (state && (!u || u->dim[0] != state)))
         return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
                        gguf_path(g, 0));
+    char *at = NULL;
     enum status st = session_commit(s, n, err);
-    if (st || !bytes) return st;
+    if (st) return st;
     struct osfile f;
     if ((st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err))) return st;
     s->n = 0; /* what was there is about to be overwritten */
-    st = osfile_read(&f, s->kv.base, bytes, t->offset, err);
+    st = state_restore(s, n, &at, err);
+    if (!st && bytes) st = osfile_read(&f, s->kv.base, bytes, t->offset, err);
+    if (!st && at) st = osfile_read(&f, at, state, u->offset, err);
     osfile_close(&f);
+    if (st) (void)state_restore(s, 0, &at, NULL);
     return st;
 }
 

@@ -1,0 +1,356 @@
+/* What the keys of a file say: reading "<arch>.<key>", the keys that the architectures share, and
+ * the checks that they make sense together.  Describes nothing, binds nothing: see block.c.
+ *
+ * Keys as llama.cpp's converters write them.  A key that would change the result and is not
+ * understood is an error, never ignored. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "models/arch.h"
+
+enum {
+    LAYERS_MAX = 4096, EXPERTS_MAX = 4096, USED_MAX = 64, WIDTH_MAX = 1 << 24, HEAD_DIM_MAX = 512,
+    CTX_MAX = 1 << 30, GROUPS_MAX = 64
+};
+
+static void key_of(char *out, size_t cap, const char *arch, const char *key)
+{
+    (void)snprintf(out, cap, "%s.%s", arch, key);
+}
+
+bool hparams_has(const struct gguf *g, const char *arch, const char *key)
+{
+    char full[96];
+    key_of(full, sizeof full, arch, key);
+    return gguf_find(g, full) != NULL;
+}
+
+enum status hparams_int(const struct gguf *g, const char *arch, const char *key, int dflt,
+                        int *out, struct err *e)
+{
+    char full[96];
+    uint64_t v;
+    key_of(full, sizeof full, arch, key);
+    enum status s = dflt < 0 ? gguf_get_u64(g, full, &v, e)
+                             : gguf_get_u64_or(g, full, (uint64_t)dflt, &v, e);
+    if (s) return s;
+    if (v > INT32_MAX)
+        return err_set(e, ERR_RANGE, "%s: key %s is %llu, which no model can mean: the file is "
+                       "damaged", gguf_path(g, 0), full, (unsigned long long)v);
+    *out = (int)v;
+    return OK;
+}
+
+enum status hparams_f32(const struct gguf *g, const char *arch, const char *key, float dflt,
+                        float *out, struct err *e)
+{
+    char full[96];
+    key_of(full, sizeof full, arch, key);
+    enum status s = dflt < 0 ? gguf_get_f32(g, full, out, e)
+                             : gguf_get_f32_or(g, full, dflt, out, e);
+    if (!s && !isfinite(*out))
+        s = err_set(e, ERR_RANGE, "%s: key %s is not a finite number", gguf_path(g, 0), full);
+    return s;
+}
+
+enum status hparams_bool(const struct gguf *g, const char *arch, const char *key, bool dflt,
+                         bool *out, struct err *e)
+{
+    char full[96];
+    key_of(full, sizeof full, arch, key);
+    return gguf_get_bool_or(g, full, dflt, out, e);
+}
+
+/* ---- checks ---- */
+
+static enum status in_range(const struct gguf *g, const char *arch, const char *key, int v, int lo,
+                            int hi, struct err *e)
+{
+    if (v >= lo && v <= hi) return OK;
+    return err_set(e, ERR_RANGE, "%s: key %s.%s says %d; %d to %d is possible: the file is damaged",
+                   gguf_path(g, 0), arch, key, v, lo, hi);
+}
+
+static enum status check_groups(const struct gguf *g, const char *arch, const struct hparams *h,
+                                struct err *e)
+{
+    const int n = h->route.n_group, used = h->route.n_group_used;
+    if (n <= 1) return OK;
+    if (n > GROUPS_MAX || used < 1 || used > n || h->n_expert % n)
+        return err_set(e, ERR_RANGE, "%s: %d of %d groups of experts for %d experts "
+                       "(%s.expert_group_count, expert_group_used_count): the file is damaged",
+                       gguf_path(g, 0), used, n, h->n_expert, arch);
+    return in_range(g, arch, "expert_used_count", h->n_expert_used, 1, h->n_expert / n * used, e);
+}
+
+static enum status check_experts(const struct gguf *g, const char *arch, const struct hparams *h,
+                                 struct err *e)
+{
+    const char *path = gguf_path(g, 0);
+    const int n = h->n_expert, most = n < USED_MAX ? n : USED_MAX;
+    if (!n)
+        return h->n_ff ? OK : err_set(e, ERR_MISSING, "%s: key %s.feed_forward_length is missing "
+                                      "or 0", path, arch);
+    if (!h->n_expert_used)
+        return err_set(e, ERR_MISSING, "%s: key %s.expert_used_count is missing or 0", path, arch);
+    if (!h->n_ff_expert)
+        return err_set(e, ERR_MISSING, "%s: key %s.expert_feed_forward_length (or else "
+                       "feed_forward_length) is missing or 0", path, arch);
+    enum status s = in_range(g, arch, "expert_count", n, 1, EXPERTS_MAX, e);
+    if (!s) s = in_range(g, arch, "expert_used_count", h->n_expert_used, 1, most, e);
+    return s ? s : check_groups(g, arch, h, e);
+}
+
+static enum status check(const struct gguf *g, const char *arch, const struct hparams *h,
+                         struct err *e)
+{
+    const char *path = gguf_path(g, 0);
+    enum status s;
+    if ((s = in_range(g, arch, "block_count", h->n_layer, 1, LAYERS_MAX, e)) ||
+        (s = in_range(g, arch, "embedding_length", h->n_embd, 1, WIDTH_MAX, e)) ||
+        (s = in_range(g, arch, "context_length", h->n_ctx_train, 1, CTX_MAX, e)) ||
+        (s = in_range(g, arch, "attention.head_count", h->n_heads, 1, WIDTH_MAX, e)) ||
+        (s = in_range(g, arch, "attention.head_count_kv", h->n_kv_heads, 1, h->n_heads, e)) ||
+        (s = in_range(g, arch, "feed_forward_length", h->n_ff, 0, WIDTH_MAX, e)) ||
+        (s = in_range(g, arch, "expert_feed_forward_length", h->n_ff_expert, 0, WIDTH_MAX, e)))
+        return s;
+    if (h->n_heads % h->n_kv_heads)
+        return err_set(e, ERR_SHAPE, "%s: %d heads cannot share %d KV heads evenly "
+                       "(%s.attention.head_count, head_count_kv)", path, h->n_heads, h->n_kv_heads,
+                       arch);
+    if (h->head_dim < 2 || h->head_dim > HEAD_DIM_MAX)
+        return err_set(e, ERR_UNSUPPORTED, "%s: heads of %d values (%s.attention.key_length); 2 to "
+                       "%d are supported", path, h->head_dim, arch, HEAD_DIM_MAX);
+    if (h->n_heads > WIDTH_MAX / h->head_dim)
+        return err_set(e, ERR_RANGE, "%s: %d heads of %d values (%s.attention.head_count, "
+                       "key_length) are more than any model has", path, h->n_heads, h->head_dim,
+                       arch);
+    if (h->rope.n_rot < 2 || h->rope.n_rot % 2 || h->rope.n_rot > h->head_dim)
+        return err_set(e, ERR_SHAPE, "%s: %d rotated values (%s.rope.dimension_count) in heads of "
+                       "%d", path, h->rope.n_rot, arch, h->head_dim);
+    if (h->norm_eps < 0)
+        return err_set(e, ERR_RANGE, "%s: key %s.attention.layer_norm_rms_epsilon is negative",
+                       path, arch);
+    if (!(h->rope.base > 0))
+        return err_set(e, ERR_RANGE, "%s: key %s.rope.freq_base is not positive", path, arch);
+    return check_experts(g, arch, h, e);
+}
+
+/* ---- scaling of positions ---- */
+
+static bool is(struct gguf_str s, const char *word)
+{
+    return s.n == strlen(word) && !memcmp(s.s, word, s.n);
+}
+
+/* YaRN (arXiv 2309.00071), and the magnitude that goes with it: cos and sin grow by
+ * 1 + 0.1 ln(factor). */
+static enum status yarn(const struct gguf *g, const char *arch, float factor, struct rope_params *r,
+                        struct err *e)
+{
+    enum status s;
+    if ((s = hparams_f32(g, arch, "rope.scaling.yarn_beta_fast", 32.0f, &r->beta_fast, e)) ||
+        (s = hparams_f32(g, arch, "rope.scaling.yarn_beta_slow", 1.0f, &r->beta_slow, e)))
+        return s;
+    if (!(r->base > 1) || !(r->beta_fast > 0) || !(r->beta_slow > 0))
+        return err_set(e, ERR_RANGE, "%s: YaRN needs %s.rope.freq_base above 1 and positive "
+                       "rope.scaling.yarn_beta_fast and yarn_beta_slow", gguf_path(g, 0), arch);
+    r->yarn = 1;
+    if (factor > 1) r->magnitude *= 1.0f + 0.1f * logf(factor);
+    return OK;
+}
+
+/* The factor is under one of two names; 0 or none of them means 1. */
+static enum status scaling_factor(const struct gguf *g, const char *arch, float *factor,
+                                  struct err *e)
+{
+    const bool old = !hparams_has(g, arch, "rope.scaling.factor");
+    const char *key = old ? "rope.scale_linear" : "rope.scaling.factor";
+    enum status s = hparams_f32(g, arch, key, 1.0f, factor, e);
+    if (!s && *factor < 0)
+        s = err_set(e, ERR_RANGE, "%s: key %s.%s is negative", gguf_path(g, 0), arch, key);
+    if (!s && !(*factor > 0)) *factor = 1;
+    return s;
+}
+
+static enum status rope_scaling(const struct gguf *g, const char *arch, struct hparams *h,
+                                struct err *e)
+{
+    struct rope_params *r = &h->rope;
+    char key[96];
+    struct gguf_str type = {"linear", 6};
+    float factor = 1;
+    enum status s = OK;
+    key_of(key, sizeof key, arch, "rope.scaling.type");
+    if (gguf_find(g, key)) s = gguf_get_str(g, key, &type, e);
+    if (s || (s = scaling_factor(g, arch, &factor, e)) ||
+        (s = hparams_f32(g, arch, "rope.scaling.attn_factor", 1.0f, &r->magnitude, e)) ||
+        (s = hparams_int(g, arch, "rope.scaling.original_context_length", h->n_ctx_train,
+                         &r->n_ctx_orig, e)))
+        return s;
+    if (!r->n_ctx_orig) r->n_ctx_orig = h->n_ctx_train;
+    if (is(type, "none")) return OK;
+    r->scale = 1.0f / factor;
+    if (is(type, "linear")) return OK;
+    if (is(type, "yarn")) return yarn(g, arch, factor, r, e);
+    if (is(type, "longrope") && gguf_find_tensor(g, "rope_factors_long.weight")) {
+        h->rope_divisor = DIVISOR_BY_CTX;
+        return OK;
+    }
+    return err_set(e, ERR_UNSUPPORTED, "%s: key %s says \"%.*s\" with factor %g: that scaling is "
+                   "not supported yet", gguf_path(g, 0), key, (int)(type.n < 32 ? type.n : 32),
+                   type.s, (double)factor);
+}
+
+/* ---- what all have ---- */
+
+/* With latent attention (deepseek2.c) K and V differ, and key_length may be that of the cache. */
+static enum status heads(const struct gguf *g, const char *arch, struct hparams *h, struct err *e)
+{
+    int dim = h->n_heads > 0 ? h->n_embd / h->n_heads : 0;
+    const bool latent = hparams_has(g, arch, "attention.kv_lora_rank");
+    const bool own = latent && hparams_has(g, arch, "attention.key_length_mla");
+    const char *key = own ? "attention.key_length_mla" : "attention.key_length";
+    enum status s;
+    if ((s = hparams_int(g, arch, key, dim, &h->head_dim, e)) ||
+        (s = hparams_int(g, arch, "attention.value_length", h->head_dim, &dim, e)) ||
+        (s = hparams_int(g, arch, "rope.dimension_count", h->head_dim, &h->rope.n_rot, e)))
+        return s;
+    if (dim != h->head_dim && !latent)
+        return err_set(e, ERR_UNSUPPORTED, "%s: K heads of %d and V heads of %d values; %s has "
+                       "them equal", gguf_path(g, 0), h->head_dim, dim, arch);
+    return OK;
+}
+
+/* One number, or one per layer: 0 where a layer has no attention, else the same everywhere. */
+static enum status kv_heads(const struct gguf *g, const char *arch, struct hparams *h,
+                            struct err *e)
+{
+    char full[96];
+    key_of(full, sizeof full, arch, "attention.head_count_kv");
+    const struct gguf_kv *kv = gguf_find(g, full);
+    if (!kv || kv->value.type != GGUF_ARRAY)
+        return hparams_int(g, arch, "attention.head_count_kv", h->n_heads, &h->n_kv_heads, e);
+    for (uint64_t i = 0; i < kv->value.n; i++) {
+        const uint64_t n = gguf_elem_u64(&kv->value, i);
+        if (!n) continue;
+        if (n > INT32_MAX || (h->n_kv_heads && n != (uint64_t)h->n_kv_heads))
+            return err_set(e, ERR_UNSUPPORTED, "%s: key %s has layers with different numbers of KV "
+                           "heads: that is not supported yet", gguf_path(g, 0), full);
+        h->n_kv_heads = (int)n;
+    }
+    return OK;
+}
+
+static enum status vocabulary(const struct gguf *g, struct hparams *h, struct err *e)
+{
+    const struct gguf_tensor *t = gguf_find_tensor(g, "token_embd.weight");
+    if (!t)
+        return err_set(e, ERR_MISSING, "%s: tensor token_embd.weight is missing: the file is "
+                       "incomplete", gguf_path(g, 0));
+    if (t->dim[1] > WIDTH_MAX)
+        return err_set(e, ERR_SHAPE, "%s: token_embd.weight has too many rows", gguf_path(g, 0));
+    h->n_vocab = (int)t->dim[1];
+    return OK;
+}
+
+enum status hparams_common(const struct gguf *g, const char *arch, struct hparams *h,
+                           struct err *e)
+{
+    memset(h, 0, sizeof *h);
+    h->rope.scale = h->rope.magnitude = h->route.scale = 1;
+    h->embed_scale = h->residual_scale = h->logit_scale = 1;
+    enum status s;
+    if ((s = hparams_int(g, arch, "block_count", -1, &h->n_layer, e)) ||
+        (s = hparams_int(g, arch, "embedding_length", -1, &h->n_embd, e)) ||
+        (s = hparams_int(g, arch, "context_length", -1, &h->n_ctx_train, e)) ||
+        (s = hparams_int(g, arch, "attention.head_count", -1, &h->n_heads, e)) ||
+        (s = kv_heads(g, arch, h, e)) ||
+        (s = hparams_int(g, arch, "feed_forward_length", 0, &h->n_ff, e)) ||
+        (s = hparams_int(g, arch, "leading_dense_block_count", 0, &h->n_dense_lead, e)) ||
+        (s = hparams_int(g, arch, "expert_count", 0, &h->n_expert, e)) ||
+        (s = hparams_int(g, arch, "expert_used_count", 0, &h->n_expert_used, e)) ||
+        (s = hparams_int(g, arch, "expert_group_count", 0, &h->route.n_group, e)) ||
+        (s = hparams_int(g, arch, "expert_group_used_count", 0, &h->route.n_group_used, e)) ||
+        (s = hparams_int(g, arch, "expert_feed_forward_length", h->n_ff, &h->n_ff_expert, e)) ||
+        (s = heads(g, arch, h, e)) ||
+        (s = hparams_f32(g, arch, "attention.layer_norm_rms_epsilon", -1, &h->norm_eps, e)) ||
+        (s = hparams_f32(g, arch, "rope.freq_base", 1e4f, &h->rope.base, e)) ||
+        (s = rope_scaling(g, arch, h, e)) || (s = vocabulary(g, h, e)))
+        return s;
+    h->route.n_expert = h->n_expert;
+    h->route.n_used = h->n_expert_used;
+    return check(g, arch, h, e);
+}
+
+/* ---- what some have ---- */
+
+enum status hparams_need_experts(const struct gguf *g, const char *arch, const struct hparams *h,
+                                 struct err *e)
+{
+    if (h->n_expert) return OK;
+    return err_set(e, ERR_MISSING, "%s: key %s.expert_count is missing or 0", gguf_path(g, 0),
+                   arch);
+}
+
+enum status hparams_router(const struct gguf *g, const char *arch, int dflt_gate, struct hparams *h,
+                           struct err *e)
+{
+    static const enum route_score scores[] = {
+        [1] = ROUTE_SOFTMAX, [2] = ROUTE_SIGMOID, [3] = ROUTE_SOFTMAX_CHOSEN,
+    };
+    int gate = 0;
+    bool normalise = false;
+    enum status s;
+    if ((s = hparams_int(g, arch, "expert_gating_func", dflt_gate, &gate, e)) ||
+        (s = hparams_bool(g, arch, "expert_weights_norm", false, &normalise, e)) ||
+        (s = hparams_f32(g, arch, "expert_weights_scale", 1.0f, &h->route.scale, e)))
+        return s;
+    if (!gate && dflt_gate > 0) gate = dflt_gate;
+    if (gate < 1 || gate > 3)
+        return err_set(e, ERR_UNSUPPORTED, "%s: key %s.expert_gating_func says %d; 1 (softmax), 2 "
+                       "(sigmoid) and 3 (softmax over the chosen) are known", gguf_path(g, 0), arch,
+                       gate);
+    h->route.score = scores[gate];
+    h->route.normalise = normalise;
+    if (!(h->route.scale < 0) && !(h->route.scale > 0)) h->route.scale = 1;
+    return OK;
+}
+
+enum status hparams_shared(const struct gguf *g, const char *arch, int n, int width,
+                           struct hparams *h, struct err *e)
+{
+    if (n < 0 || width < 0 || (width > 0 && n > WIDTH_MAX / width))
+        return err_set(e, ERR_RANGE, "%s: %d shared experts of width %d (%s.expert_shared_count, "
+                       "expert_shared_feed_forward_length) are more than any model has",
+                       gguf_path(g, 0), n, width, arch);
+    h->n_ff_shared = n * width;
+    return OK;
+}
+
+enum status hparams_nextn(const struct gguf *g, const char *arch, struct hparams *h, struct err *e)
+{
+    enum status s = hparams_int(g, arch, "nextn_predict_layers", 0, &h->n_nextn, e);
+    if (s) return s;
+    if (h->n_nextn >= h->n_layer)
+        return err_set(e, ERR_RANGE, "%s: key %s.nextn_predict_layers says %d of %d layers",
+                       gguf_path(g, 0), arch, h->n_nextn, h->n_layer);
+    h->n_layer -= h->n_nextn;
+    return OK;
+}
+
+enum status hparams_window(const struct gguf *g, const char *arch, int dflt_period,
+                           struct hparams *h, struct err *e)
+{
+    enum status s;
+    if ((s = hparams_int(g, arch, "attention.sliding_window", 0, &h->window, e)) ||
+        (s = hparams_int(g, arch, "attention.sliding_window_pattern", dflt_period,
+                         &h->window_period, e)) ||
+        (s = hparams_f32(g, arch, "rope.freq_base_swa", h->rope.base, &h->window_rope_base, e)))
+        return s;
+    if (!(h->window_rope_base > 0))
+        return err_set(e, ERR_RANGE, "%s: key %s.rope.freq_base_swa is not positive",
+                       gguf_path(g, 0), arch);
+    return OK;
+}

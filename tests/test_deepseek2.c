@@ -1,0 +1,611 @@
+/* deepseek2: two awkward models against llama.cpp's logits (tests/awkward/gen_deepseek2.py), the
+ * same bits in every split, tier, thread count and batch, mutations that must break the bound, keys
+ * that must be refused, and headers with the shapes of DeepSeek-V2-Lite and V3, planned for without
+ * weights.  Writes to a folder of its own in /tmp. */
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "bench/gen.h"
+#include "moe/run/engine_int.h"
+#include "quant/mm.h"
+#include "tests/ggufblob.h"
+#include "tests/metric.h"
+#include "tests/shared.h"
+
+enum { N_IDS = 300, N_POS = 16, N_VOCAB = 64 };
+
+static char dir[64] = "/tmp/tessera-deepseek2-XXXXXX";
+
+/* The positions whose logits are in the fixture. */
+static int position(int i) { return i * (N_IDS - 1) / (N_POS - 1); }
+
+static void read_ids(const char *name, int32_t *ids)
+{
+    char path[160];
+    size_t n = 0;
+    (void)snprintf(path, sizeof path, "tests/awkward/%s.ids", name);
+    char *text = shared_slurp(path, &n), *at = text;
+    assert_non_null(text);
+    for (int i = 0; i < N_IDS; i++) {
+        ids[i] = (int32_t)strtol(at, &at, 10);
+        at += strspn(at, ",\n");
+    }
+    free(text);
+}
+
+static tessera_engine *open_kv(const char *path, int n_threads, const char *tier,
+                               enum tessera_kv kv)
+{
+    struct err e;
+    tessera_engine *engine;
+    struct tessera_options o = tessera_defaults();
+    o.model_path = path;
+    o.n_threads = n_threads;
+    o.kv = kv;
+    (void)setenv("TESSERA_CPU", tier, 1);
+    if (tessera_open(&o, &engine, &e)) fail_msg("%s", e.msg);
+    (void)unsetenv("TESSERA_CPU");
+    return engine;
+}
+
+static tessera_engine *open_model(const char *path, int n_threads, const char *tier)
+{
+    return open_kv(path, n_threads, tier, TESSERA_KV_F16);
+}
+
+/* Logits of the first n positions, fed in pieces, optionally beside another session. */
+static void run(tessera_engine *e, const int32_t *ids, int n, int piece, int beside, float *out)
+{
+    struct err err;
+    tessera_session *s, *other = NULL;
+    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
+    if (beside && tessera_session_open(e, 0, &other, &err)) fail_msg("%s", err.msg);
+    for (int at = 0; at < n; at += piece) {
+        const int m = n - at < piece ? n - at : piece;
+        struct tessera_input in[2] = {{s, ids + at, m, TESSERA_LOGITS_ALL},
+                                      {other, ids + 9, 3, TESSERA_LOGITS_LAST}};
+        const int n_in = beside && tessera_session_n(other) + 3 <= N_IDS ? 2 : 1;
+        if (tessera_step(e, in, n_in, &err)) fail_msg("%s", err.msg);
+        for (int r = 0; r < m; r++)
+            memcpy(out + (size_t)(at + r) * N_VOCAB, tessera_logits(e, 0, r),
+                   N_VOCAB * sizeof *out);
+    }
+    tessera_session_close(s);
+    tessera_session_close(other);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Error against the fixture, per position: median and 95 %. */
+struct nmse {
+    double median, p95;
+};
+
+static struct nmse distance(const char *name, const float *got)
+{
+    char path[160];
+    size_t n = 0;
+    (void)snprintf(path, sizeof path, "tests/awkward/%s.logits.f32", name);
+    float *ref = (float *)(void *)shared_slurp(path, &n);
+    assert_non_null(ref);
+    assert_int_equal(n, sizeof(float) * N_POS * N_VOCAB);
+    double at[N_POS];
+    for (int i = 0; i < N_POS; i++)
+        at[i] = metric_nmse(got + position(i) * N_VOCAB, ref + i * N_VOCAB, N_VOCAB);
+    free(ref);
+    qsort(at, N_POS, sizeof *at, by_value);
+    return (struct nmse){at[N_POS / 2], at[N_POS * 95 / 100]};
+}
+
+static bool within(struct nmse d) { return d.median <= 5e-6 && d.p95 <= 1e-4; }
+
+static const char *model_path(const char *name)
+{
+    static char path[160];
+    (void)snprintf(path, sizeof path, "tests/awkward/%s.gguf", name);
+    return path;
+}
+
+/* ---- the reference, and the same bits however it is run ---- */
+
+static void check_awkward(const char *name)
+{
+    static const struct {
+        const char *tier;
+        int threads, piece, beside, n;
+    } how[] = {
+        {"", 2, N_IDS, 0, N_IDS}, {"", 1, 7, 0, N_IDS},    {"", 3, 1, 1, N_IDS},
+        {"", 2, 64, 1, N_IDS},    {"avx2", 2, 7, 0, N_IDS}, {"ref", 2, 31, 0, 96},
+    };
+    int32_t ids[N_IDS];
+    read_ids(name, ids);
+    float *first = calloc(N_IDS * N_VOCAB, sizeof *first);
+    float *again = calloc(N_IDS * N_VOCAB, sizeof *again);
+    for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
+        tessera_engine *e = open_model(model_path(name), how[i].threads, how[i].tier);
+        run(e, ids, how[i].n, how[i].piece, how[i].beside, i ? again : first);
+        tessera_close(e);
+        if (i) assert_memory_equal(first, again, (size_t)how[i].n * N_VOCAB * sizeof *first);
+    }
+    const struct nmse d = distance(name, first);
+    printf("[  NOTE    ] %s: nmse per position: median %.1e, 95 %% %.1e\n", name, d.median, d.p95);
+    assert_true(within(d));
+    free(first);
+    free(again);
+}
+
+static void test_v3(void **state) { (void)state; check_awkward("deepseek2-v3"); }
+static void test_lite(void **state) { (void)state; check_awkward("deepseek2-lite"); }
+
+/* Latent heads of 576 and 512 values, as all real models have them, in a Q8_0 cache. */
+static void test_q8_cache(void **state)
+{
+    (void)state;
+    enum { N = 128 };
+    char path[512];
+    if (!shared_file(path, sizeof path, "reference/architectures/deepseek2-moe.gguf")) return;
+    struct err e;
+    int32_t ids[N];
+    for (int i = 0; i < N; i++) ids[i] = (i * 37 + 11) % N;
+    float *logits[3];
+    for (int v = 0; v < 3; v++) {
+        struct tessera_session *s;
+        logits[v] = calloc(N, sizeof(float));
+        tessera_engine *m = open_kv(path, 2, v == 1 ? "avx2" : "",
+                                    v < 2 ? TESSERA_KV_Q8_0 : TESSERA_KV_F16);
+        if (tessera_session_open(m, 0, &s, &e)) fail_msg("%s", e.msg);
+        for (int at = 0, n; at < N; at += n) {
+            n = v == 1 ? (N - at < 7 ? N - at : 7) : N;
+            const struct tessera_input in = {s, ids + at, n, TESSERA_LOGITS_LAST};
+            if (tessera_step(m, &in, 1, &e)) fail_msg("%s", e.msg);
+            memcpy(logits[v], tessera_logits(m, 0, n - 1), N * sizeof(float));
+        }
+        tessera_session_close(s);
+        tessera_close(m);
+    }
+    assert_memory_equal(logits[0], logits[1], N * sizeof(float));
+    const double d = metric_nmse(logits[0], logits[2], N);
+    printf("[  NOTE    ] q8_0 cache against f16: nmse %.1e\n", d);
+    assert_true(d > 0 && d < 1e-3);
+    for (int v = 0; v < 3; v++) free(logits[v]);
+}
+
+/* Many query heads on one KV head are divided between threads: the same bits as undivided. */
+static void test_heads_divided(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    char path[128];
+    int32_t ids[N];
+    struct err e;
+    err_clear(&e);
+    struct gen_spec g = gen_tiny("llama", QTYPE_F16);
+    g.n_head = 20;
+    g.n_head_kv = 1;
+    g.n_vocab = N_VOCAB;
+    (void)snprintf(path, sizeof path, "%s/heads.gguf", dir);
+    if (gen_write(&g, path, NULL, &e)) fail_msg("%s", e.msg);
+    for (int i = 0; i < N; i++) ids[i] = (i * 13 + 5) % N_VOCAB;
+    float *one = calloc(N * N_VOCAB, sizeof *one), *many = calloc(N * N_VOCAB, sizeof *many);
+    for (int threads = 1; threads < 6; threads++) {
+        tessera_engine *m = open_model(path, threads, "");
+        run(m, ids, N, threads == 1 ? N : 5, 0, threads == 1 ? one : many);
+        tessera_close(m);
+        if (threads > 1) assert_memory_equal(one, many, N * N_VOCAB * sizeof *one);
+    }
+    (void)unlink(path);
+    free(one);
+    free(many);
+}
+
+/* ---- mutations ---- */
+
+struct mutation {
+    const char *what;
+    const char *key;       /* set to this value, an integer or a float */
+    int as_int;
+    float as_float;
+    const char *zero;      /* tensors whose name holds this become zeros */
+    const char *swap[2];   /* tensors whose names hold these give each other their values */
+};
+
+static bool holds(struct gguf_str name, const char *part)
+{
+    char text[128];
+    (void)snprintf(text, sizeof text, "%.*s", (int)name.n, name.s);
+    return part && strstr(text, part);
+}
+
+/* The tensor whose values go where t's were. */
+static const struct gguf_tensor *values_of(const struct gguf *g, const struct gguf_tensor *t,
+                                           const struct mutation *m)
+{
+    for (int k = 0; k < 2; k++) {
+        char name[128];
+        if (!m->swap[k] || !holds(t->name, m->swap[k])) continue;
+        (void)snprintf(name, sizeof name, "%.*s", (int)t->name.n, t->name.s);
+        char *at = strstr(name, m->swap[k]), tail[64];
+        (void)snprintf(tail, sizeof tail, "%s", at + strlen(m->swap[k]));
+        (void)snprintf(at, sizeof name - (size_t)(at - name), "%s%s", m->swap[!k], tail);
+        return gguf_find_tensor(g, name);
+    }
+    return t;
+}
+
+static void put_key(struct gguf_writer *w, const struct mutation *m)
+{
+    char key[96];
+    if (!m->key) return;
+    (void)snprintf(key, sizeof key, "deepseek2.%s", m->key);
+    if (m->as_float != 0) gguf_put_f32(w, key, m->as_float);
+    else gguf_put_u32(w, key, (uint32_t)m->as_int);
+}
+
+/* Copies a model with one thing changed. */
+static void mutate(const char *from, const char *to, const struct mutation *m)
+{
+    struct err e;
+    struct gguf *g;
+    size_t n = 0;
+    char *file = shared_slurp(from, &n);
+    assert_non_null(file);
+    if (gguf_open(from, NULL, &g, &e)) fail_msg("%s", e.msg);
+    struct gguf_writer *w = gguf_writer_new();
+    for (uint64_t i = 0; i < gguf_n_kv(g); i++) {
+        const struct gguf_kv *kv = gguf_kv_at(g, i);
+        if (!m->key || kv->key.n != strlen(m->key) + 10 || !holds(kv->key, m->key))
+            gguf_put_kv(w, kv);
+    }
+    put_key(w, m);
+    for (uint64_t i = 0; i < gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, i);
+        char name[128];
+        (void)snprintf(name, sizeof name, "%.*s", (int)t->name.n, t->name.s);
+        gguf_put_tensor(w, name, t->type, t->n_dims, t->dim, t->bytes);
+    }
+    if (gguf_writer_begin(w, to, &e)) fail_msg("%s", e.msg);
+    for (uint64_t i = 0; i < gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = values_of(g, gguf_tensor_at(g, i), m);
+        assert_non_null(t);
+        if (holds(t->name, m->zero)) memset(file + t->offset, 0, (size_t)t->bytes);
+        if (gguf_writer_data(w, file + t->offset, t->bytes, &e)) fail_msg("%s", e.msg);
+    }
+    if (gguf_writer_end(w, &e)) fail_msg("%s", e.msg);
+    gguf_writer_close(w);
+    gguf_close(g);
+    free(file);
+}
+
+static void check_mutation(const char *name, const struct mutation *m, bool breaks)
+{
+    char path[128];
+    int32_t ids[N_IDS];
+    float *got = calloc(N_IDS * N_VOCAB, sizeof *got);
+    (void)snprintf(path, sizeof path, "%s/mutant.gguf", dir);
+    mutate(model_path(name), path, m);
+    read_ids(name, ids);
+    tessera_engine *e = open_model(path, 2, "");
+    run(e, ids, N_IDS, N_IDS, 0, got);
+    tessera_close(e);
+    const struct nmse d = distance(name, got);
+    printf("[  NOTE    ] %s, %s: median %.1e, 95 %% %.1e\n", name, m->what, d.median, d.p95);
+    assert_true(within(d) == !breaks);
+    (void)unlink(path);
+    free(got);
+}
+
+static void test_mutations(void **state)
+{
+    (void)state;
+    static const struct mutation v3[] = {
+        {"rope base 9000", "rope.freq_base", 0, 9000.0f, NULL, {0}},
+        {"no shared expert", NULL, 0, 0, "ffn_down_shexp", {0}},
+        {"gate and up swapped", NULL, 0, 0, NULL, {"ffn_gate_exps", "ffn_up_exps"}},
+        {"no bias for choosing", NULL, 0, 0, "exp_probs_b", {0}},
+        {"mscale ignored", "rope.scaling.yarn_log_multiplier", 0, 1e-30f, NULL, {0}},
+        {"YaRN ignored", "rope.scaling.factor", 0, 1.0f, NULL, {0}},
+        {"original context 640", "rope.scaling.original_context_length", 640, 0, NULL, {0}},
+        {"groups ignored", "expert_group_count", 1, 0, NULL, {0}},
+        {"3 of 4 groups", "expert_group_used_count", 3, 0, NULL, {0}},
+        {"softmax for sigmoid", "expert_gating_func", 1, 0, NULL, {0}},
+        {"weights not scaled", "expert_weights_scale", 0, 1.0f, NULL, {0}},
+        {"one expert fewer", "expert_used_count", 2, 0, NULL, {0}},
+        {"last layer skipped", "nextn_predict_layers", 1, 0, NULL, {0}},
+    };
+    static const struct mutation lite[] = {
+        {"rope base 4500", "rope.freq_base", 0, 4500.0f, NULL, {0}},
+        {"no shared expert", NULL, 0, 0, "ffn_down_shexp", {0}},
+        {"sigmoid for softmax", "expert_gating_func", 2, 0, NULL, {0}},
+        {"mscale ignored", "rope.scaling.yarn_log_multiplier", 0, 1e-30f, NULL, {0}},
+        {"weights scaled", "expert_weights_scale", 0, 1.2f, NULL, {0}},
+    };
+    static const struct mutation none = {"unchanged", NULL, 0, 0, NULL, {0}};
+    check_mutation("deepseek2-v3", &none, false);
+    check_mutation("deepseek2-lite", &none, false);
+    for (size_t i = 0; i < sizeof v3 / sizeof *v3; i++)
+        check_mutation("deepseek2-v3", &v3[i], true);
+    for (size_t i = 0; i < sizeof lite / sizeof *lite; i++)
+        check_mutation("deepseek2-lite", &lite[i], true);
+}
+
+/* ---- keys that must be refused, by name ---- */
+
+static void test_refused(void **state)
+{
+    (void)state;
+    static const struct mutation bad[] = {
+        {"kv_lora_rank", "attention.kv_lora_rank", 0, 0, NULL, {0}},
+        {"kv_lora_rank", "attention.kv_lora_rank", 1 << 20, 0, NULL, {0}},
+        {"attn_kv_a_mqa", "attention.kv_lora_rank", 48, 0, NULL, {0}},
+        {"rope.dimension_count", "rope.dimension_count", 11, 0, NULL, {0}},
+        {"rope.dimension_count", "rope.dimension_count", 64, 0, NULL, {0}},
+        {"attn_q_a", "attention.q_lora_rank", 16, 0, NULL, {0}},
+        {"attn_q", "attention.head_count", 5, 0, NULL, {0}},
+        {"head_count", "attention.head_count", 0, 0, NULL, {0}},
+        {"head_count", "attention.head_count", 1 << 23, 0, NULL, {0}},
+        {"block_count", "block_count", 0, 0, NULL, {0}},
+        {"attn_norm", "block_count", 4, 0, NULL, {0}},
+        {"blk.2", "block_count", 2, 0, NULL, {0}},
+        {"ffn_gate.", "leading_dense_block_count", 2, 0, NULL, {0}},
+        {"expert_group_count", "expert_group_count", 3, 0, NULL, {0}},
+        {"expert_group_used_count", "expert_group_used_count", 5, 0, NULL, {0}},
+        {"expert_used_count", "expert_used_count", 5, 0, NULL, {0}},
+        {"expert_used_count", "expert_used_count", 65, 0, NULL, {0}},
+        {"expert_gating_func", "expert_gating_func", 4, 0, NULL, {0}},
+        {"expert_feed_forward_length", "expert_feed_forward_length", 0, 0, NULL, {0}},
+        {"ffn_gate_shexp", "expert_shared_count", 3, 0, NULL, {0}},
+        {"shexp", "expert_shared_count", 0, 0, NULL, {0}},
+        {"feed_forward_length", "feed_forward_length", 0, 0, NULL, {0}},
+        {"rope.scaling.factor", "rope.scaling.factor", 0, 0.5f, NULL, {0}},
+        {"rope.freq_base", "rope.freq_base", 0, INFINITY, NULL, {0}},
+        {"freq_base", "rope.freq_base", 0, -2.0f, NULL, {0}},
+        {"temperature_scale", "attention.temperature_scale", 0, 0.1f, NULL, {0}},
+        {"nextn_predict_layers", "nextn_predict_layers", 3, 0, NULL, {0}},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char path[128];
+        struct err e;
+        tessera_engine *engine;
+        struct tessera_options o = tessera_defaults();
+        (void)snprintf(path, sizeof path, "%s/bad.gguf", dir);
+        mutate(model_path("deepseek2-v3"), path, &bad[i]);
+        o.model_path = path;
+        o.header_only = true;
+        if (!tessera_open(&o, &engine, &e))
+            fail_msg("%s = %d, %g was accepted", bad[i].key, bad[i].as_int,
+                     (double)bad[i].as_float);
+        if (!strstr(e.msg, bad[i].what))
+            fail_msg("%s: the message does not name %s: %s", bad[i].key, bad[i].what, e.msg);
+        (void)unlink(path);
+    }
+}
+
+/* ---- files as they are released: header and size, no weights ---- */
+
+struct sparse {
+    struct blob keys, tensors;
+    uint64_t n_keys, n_tensors, bytes;
+};
+
+static void key_int(struct sparse *f, const char *key, uint64_t v)
+{
+    char full[96];
+    (void)snprintf(full, sizeof full, "deepseek2.%s", key);
+    blob_kv_int(&f->keys, full, GGUF_U32, v);
+    f->n_keys++;
+}
+
+static void key_float(struct sparse *f, const char *key, float v)
+{
+    char full[96];
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    (void)snprintf(full, sizeof full, "deepseek2.%s", key);
+    blob_key(&f->keys, full, GGUF_F32);
+    blob_u32(&f->keys, bits);
+    f->n_keys++;
+}
+
+static void key_str(struct sparse *f, const char *key, const char *v)
+{
+    blob_kv_str(&f->keys, key, v);
+    f->n_keys++;
+}
+
+/* Q5_0, once it has kernels. */
+static enum qtype q5_0(void)
+{
+    const struct qtype_info *t = qtype_by_name("Q5_0");
+    return t && mm_kernels(CPU_REF)->mm[t->id] ? t->id : QTYPE_Q8_0;
+}
+
+/* A tensor a x b x c; a type whose blocks do not suit the columns falls back as llama-quantize has
+ * it: Q4_K to Q5_0, Q6_K to Q8_0. */
+static void tensor(struct sparse *f, int layer, const char *name, enum qtype type, uint64_t a,
+                   uint64_t b, uint64_t c)
+{
+    char full[96];
+    const uint64_t dim[3] = {a, b, c};
+    const int n = c ? 3 : b ? 2 : 1;
+    if (a % qtype_info(type)->block) type = type == QTYPE_Q6_K ? QTYPE_Q8_0 : q5_0();
+    char block[16] = "";
+    if (layer >= 0) (void)snprintf(block, sizeof block, "blk.%d.", layer);
+    (void)snprintf(full, sizeof full, "%s%s", block, name);
+    blob_str(&f->tensors, full);
+    blob_u32(&f->tensors, (uint32_t)n);
+    for (int i = 0; i < n; i++) blob_u64(&f->tensors, dim[i]);
+    blob_u32(&f->tensors, (uint32_t)type);
+    blob_u64(&f->tensors, f->bytes);
+    f->bytes += qtype_bytes(type, a) * (b ? b : 1) * (c ? c : 1);
+    f->bytes = (f->bytes + 31) / 32 * 32;
+    f->n_tensors++;
+}
+
+static void write_sparse(struct sparse *f, const char *path)
+{
+    struct blob all = {0};
+    blob_head(&all, 3, f->n_tensors, f->n_keys);
+    blob_put(&all, f->keys.p, f->keys.n);
+    blob_put(&all, f->tensors.p, f->tensors.n);
+    blob_pad(&all, 32);
+    FILE *to = fopen(path, "wb");
+    assert_non_null(to);
+    assert_int_equal(fwrite(all.p, 1, all.n, to), all.n);
+    assert_int_equal(fclose(to), 0);
+    if (truncate(path, (off_t)(all.n + f->bytes))) fail_msg("no sparse file: %s", strerror(errno));
+    blob_free(&all);
+    blob_free(&f->keys);
+    blob_free(&f->tensors);
+}
+
+struct release {
+    const char *name;
+    int layers, embd, vocab, heads, q_rank, latent, dense, ff, ff_exp, experts, used, shared;
+    int groups, groups_used, norm, gate;
+    float scale, log_mul;
+};
+
+static void release_keys(struct sparse *f, const struct release *m)
+{
+    key_str(f, "general.architecture", "deepseek2");
+    key_str(f, "general.name", m->name);
+    const struct { const char *key; int v; } ints[] = {
+        {"block_count", m->layers}, {"context_length", 163840}, {"embedding_length", m->embd},
+        {"feed_forward_length", m->ff}, {"attention.head_count", m->heads},
+        {"attention.head_count_kv", m->latent ? 1 : m->heads},
+        {"leading_dense_block_count", m->dense}, {"vocab_size", m->vocab},
+        {"attention.kv_lora_rank", 512}, {"attention.key_length", m->latent ? 576 : 192},
+        {"attention.value_length", m->latent ? 512 : 128},
+        {"expert_feed_forward_length", m->ff_exp}, {"expert_count", m->experts},
+        {"expert_shared_count", m->shared}, {"expert_used_count", m->used},
+        {"rope.dimension_count", 64}, {"rope.scaling.original_context_length", 4096},
+    };
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
+        key_int(f, ints[i].key, (uint64_t)ints[i].v);
+    if (m->q_rank) key_int(f, "attention.q_lora_rank", (uint64_t)m->q_rank);
+    if (m->latent) key_int(f, "attention.key_length_mla", 192);
+    if (m->latent) key_int(f, "attention.value_length_mla", 128);
+    if (m->groups) key_int(f, "expert_group_count", (uint64_t)m->groups);
+    if (m->groups) key_int(f, "expert_group_used_count", (uint64_t)m->groups_used);
+    if (m->gate) key_int(f, "expert_gating_func", (uint64_t)m->gate);
+    key_float(f, "attention.layer_norm_rms_epsilon", 1e-6f);
+    key_float(f, "rope.freq_base", 10000.0f);
+    key_float(f, "rope.scaling.factor", 40.0f);
+    key_float(f, "rope.scaling.yarn_log_multiplier", m->log_mul);
+    key_float(f, "expert_weights_scale", m->scale);
+    blob_kv_int(&f->keys, "deepseek2.expert_weights_norm", GGUF_BOOL, (uint64_t)m->norm);
+    f->n_keys++;
+    key_str(f, "deepseek2.rope.scaling.type", "yarn");
+}
+
+/* Types of a Q4_K_M file. */
+static void release_layer(struct sparse *f, const struct release *m, int l)
+{
+    const uint64_t embd = (uint64_t)m->embd, nh = (uint64_t)m->heads, ne = (uint64_t)m->experts;
+    const uint64_t ff = (uint64_t)m->ff_exp, wide = (uint64_t)(m->shared * m->ff_exp);
+    const int eighth = m->layers / 8;
+    const bool more = l < eighth || l >= 7 * m->layers / 8 || (l - eighth) % 3 == 2;
+    const enum qtype q4 = QTYPE_Q4_K, down = more ? QTYPE_Q6_K : QTYPE_Q4_K;
+    tensor(f, l, "attn_norm.weight", QTYPE_F32, embd, 0, 0);
+    tensor(f, l, "ffn_norm.weight", QTYPE_F32, embd, 0, 0);
+    tensor(f, l, "attn_kv_a_norm.weight", QTYPE_F32, 512, 0, 0);
+    tensor(f, l, "attn_kv_a_mqa.weight", q4, embd, 576, 0);
+    tensor(f, l, "attn_output.weight", q4, nh * 128, embd, 0);
+    if (m->q_rank) {
+        tensor(f, l, "attn_q_a.weight", q4, embd, (uint64_t)m->q_rank, 0);
+        tensor(f, l, "attn_q_a_norm.weight", QTYPE_F32, (uint64_t)m->q_rank, 0, 0);
+        tensor(f, l, "attn_q_b.weight", q4, (uint64_t)m->q_rank, nh * 192, 0);
+    } else {
+        tensor(f, l, "attn_q.weight", q4, embd, nh * 192, 0);
+    }
+    if (m->latent) {
+        tensor(f, l, "attn_k_b.weight", q4, 128, 512, nh);
+        tensor(f, l, "attn_v_b.weight", q4, 512, 128, nh);
+    } else {
+        tensor(f, l, "attn_kv_b.weight", down, 512, nh * 256, 0);
+    }
+    if (l < m->dense) {
+        tensor(f, l, "ffn_gate.weight", q4, embd, (uint64_t)m->ff, 0);
+        tensor(f, l, "ffn_up.weight", q4, embd, (uint64_t)m->ff, 0);
+        tensor(f, l, "ffn_down.weight", down, (uint64_t)m->ff, embd, 0);
+        return;
+    }
+    tensor(f, l, "ffn_gate_inp.weight", QTYPE_F32, embd, ne, 0);
+    if (m->gate) tensor(f, l, "exp_probs_b.bias", QTYPE_F32, ne, 0, 0);
+    tensor(f, l, "ffn_gate_exps.weight", q4, embd, ff, ne);
+    tensor(f, l, "ffn_up_exps.weight", q4, embd, ff, ne);
+    tensor(f, l, "ffn_down_exps.weight", down, ff, embd, ne);
+    tensor(f, l, "ffn_gate_shexp.weight", q4, embd, wide, 0);
+    tensor(f, l, "ffn_up_shexp.weight", q4, embd, wide, 0);
+    tensor(f, l, "ffn_down_shexp.weight", down, wide, embd, 0);
+}
+
+/* Opens, binds and plans; bytes of one token in the cache. */
+static void check_release(const struct release *m, uint64_t kv_per_token)
+{
+    char path[128];
+    struct sparse f = {0};
+    struct err e;
+    tessera_engine *engine;
+    if (q5_0() == QTYPE_Q8_0)
+        printf("[  NOTE    ] %s: no kernels for Q5_0 yet: Q8_0 instead\n", m->name);
+    (void)snprintf(path, sizeof path, "%s/sparse.gguf", dir);
+    release_keys(&f, m);
+    tensor(&f, -1, "token_embd.weight", QTYPE_Q4_K, (uint64_t)m->embd, (uint64_t)m->vocab, 0);
+    tensor(&f, -1, "output.weight", QTYPE_Q6_K, (uint64_t)m->embd, (uint64_t)m->vocab, 0);
+    tensor(&f, -1, "output_norm.weight", QTYPE_F32, (uint64_t)m->embd, 0, 0);
+    for (int l = 0; l < m->layers; l++) release_layer(&f, m, l);
+    write_sparse(&f, path);
+    struct tessera_options o = tessera_defaults();
+    o.model_path = path;
+    o.header_only = true;
+    o.mem_budget = UINT64_C(1) << 44;
+    if (tessera_open(&o, &engine, &e)) fail_msg("%s", e.msg);
+    const struct tessera_model t = tessera_model(engine);
+    printf("[  NOTE    ] %s: %.1f G parameters, %.1f G per token, %.1f GiB, KV %d bytes a token\n",
+           m->name, (double)t.n_params / 1e9, (double)t.n_params_active / 1e9,
+           (double)t.weight_bytes / (1 << 30), (int)(engine->kv_page_bytes / KV_PAGE));
+    assert_int_equal(engine->kv_page_bytes / KV_PAGE, kv_per_token);
+    FILE *nowhere = fopen("/dev/null", "w");
+    assert_int_equal(tessera_explain(engine, nowhere, false, &e), OK);
+    (void)fclose(nowhere);
+    tessera_close(engine);
+    (void)unlink(path);
+}
+
+static void test_releases(void **state)
+{
+    (void)state;
+    static const struct release lite = {"DeepSeek-V2-Lite", 27, 2048, 102400, 16, 0, 0, 1, 10944,
+                                        1408, 64, 6, 2, 0, 0, 0, 0, 1.0f, 0.0707f};
+    static const struct release v3 = {"DeepSeek-V3", 61, 7168, 129280, 128, 1536, 1, 3, 18432, 2048,
+                                      256, 8, 1, 8, 4, 1, 2, 2.5f, 0.1f};
+    struct release lite_new = lite;
+    lite_new.latent = 1;
+    check_release(&lite, 27 * 16 * (192 + 128) * 2);
+    check_release(&lite_new, 27 * 576 * 2);
+    check_release(&v3, 61 * 576 * 2);
+}
+
+static int setup(void **state) { (void)state; return !mkdtemp(dir); }
+static int teardown(void **state) { (void)state; return rmdir(dir); }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_v3),      cmocka_unit_test(test_lite),
+        cmocka_unit_test(test_q8_cache), cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_refused),   cmocka_unit_test(test_heads_divided),
+        cmocka_unit_test(test_releases),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
