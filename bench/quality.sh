@@ -181,7 +181,7 @@ greedy_prompt() # NUMBER TEXT
         { tail -n 3 "$tmp/peer.err" >&2; die "--greedy failed on prompt $1"; }
     [ "$(wc -l <"$tmp/peer.ids")" -eq $N ] || die "--greedy did not print $N lines"
     # Tessera reads the peer's text: as long as both agree, its choices are its own greedy text.
-    all=$ids,$(awk -v n=$N 'NR < n { printf "%s%s", NR > 1 ? "," : "", $1 }' "$tmp/peer.ids")
+    all=$ids,$(awk -v n=$N 'NR < n { printf "%s%s", (NR > 1 ? "," : ""), $1 }' "$tmp/peer.ids")
     "$tessera" logits -m "$model" -t "$threads" --ids "$all" -o "$tmp/logits" 2>"$tmp/ours.err" ||
         { tail -n 3 "$tmp/ours.err" >&2; die "tessera logits failed on prompt $1"; }
     n_all=$(printf '%s' "$all" | tr ',' '\n' | grep -c .)

@@ -1,5 +1,5 @@
-/* The block that most architectures share: pre-norm rotary attention and a gated feed-forward, dense
- * or of routed experts, with the variants of struct block_style.  Describes only.
+/* The block that most architectures share: pre-norm rotary attention and a gated feed-forward,
+ * dense or of routed experts, with the variants of struct block_style.  Describes only.
  *
  * DESIGN.  What a key says is in struct hparams, what only the architecture's name says in struct
  * block_style, and what the tensors say (biases, fused tensors, a tied head) is looked up: a tensor
@@ -177,8 +177,8 @@ static int attend(struct block *k, int l, int q, int gate, int slot)
 {
     const struct hparams *h = k->h;
     const float scale = h->attn_scale != 0 ? h->attn_scale : 1.0f / sqrtf((float)h->head_dim);
-    const int sinks = k->style->sinks ? build_vector(k->b, "blk.%d.attn_sinks.weight", l, h->n_heads)
-                                      : -1;
+    int sinks = -1;
+    if (k->style->sinks) sinks = build_vector(k->b, "blk.%d.attn_sinks.weight", l, h->n_heads);
     int a = build_attention(k->b, q, slot, h->n_heads, scale, is_windowed(k, l) ? h->window : 0,
                             sinks);
     if (gate) build_gate(k->b, "attn_gate", gate, a);

@@ -36,7 +36,8 @@ static void short_conv(struct block *k, int l, int *x)
     int n = build_norm(b, "attn_norm", *x, build_vector(b, "blk.%d.attn_norm.weight", l, embd),
                        k->h->norm_eps);
     int w[3], y[3];
-    for (int i = 0; i < 3; i++) w[i] = build_tiles_part(b, in, l, embd, 3 * embd, i * embd, embd, 1);
+    for (int i = 0; i < 3; i++)
+        w[i] = build_tiles_part(b, in, l, embd, 3 * embd, i * embd, embd, 1);
     build_linears(b, "in_proj", n, 3, w, names, y);
     build_mul(b, "gate_in", y[0], y[2]);
     build_conv(b, y[2], build_vectors(b, "blk.%d.shortconv.conv.weight", l, taps, embd), taps,

@@ -42,4 +42,5 @@ static enum status hparams(const struct gguf *g, struct hparams *h, struct err *
     return OK;
 }
 
-const struct arch arch_qwen35moe = {"qwen35moe", "Qwen3.5 Mixture-of-Experts", hparams, delta_model};
+const struct arch arch_qwen35moe = {"qwen35moe", "Qwen3.5 Mixture-of-Experts", hparams,
+                                    delta_model};

@@ -83,7 +83,8 @@ static void conv_one(struct job *j, int n, enum check_regime g)
     char what[96];
     struct rng *r = &j->rng;
     const int taps = 1 + (int)rng_below(r, RECUR_TAPS_MAX), n_rows = 1 + (int)rng_below(r, 9);
-    const int gap = (int)rng_below(r, 3), silu = (int)rng_below(r, 2), pieces = (int)rng_below(r, 2);
+    const int gap = (int)rng_below(r, 3), silu = (int)rng_below(r, 2);
+    const int pieces = (int)rng_below(r, 2);
     (void)snprintf(what, sizeof what, "%s n=%d taps=%d rows=%d silu=%d pieces=%d %s", j->tier, n,
                    taps, n_rows, silu, pieces, check_regime_name(g));
     const size_t stride = (size_t)(n + gap), window = (size_t)(taps - 1) * stride + 1;
@@ -187,8 +188,17 @@ struct timed {
     struct recur_delta delta;
 };
 
-static void call_conv(void *arg) { ((struct timed *)arg)->k->conv(&((struct timed *)arg)->conv); }
-static void call_delta(void *arg) { ((struct timed *)arg)->k->delta(&((struct timed *)arg)->delta); }
+static void call_conv(void *arg)
+{
+    const struct timed *t = arg;
+    t->k->conv(&t->conv);
+}
+
+static void call_delta(void *arg)
+{
+    const struct timed *t = arg;
+    t->k->delta(&t->delta);
+}
 
 /* One head of 128 x 128, a token at a time and 64 in a row; 8192 channels of a convolution. */
 static void bench_tier(const struct recur_kernels *k, const char *tier)

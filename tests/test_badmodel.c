@@ -353,7 +353,9 @@ static void test_key_type(void **state)
             (void)snprintf(key, sizeof key, "qwen3moe.%s", ints[i]);
             m->put = no_int[k].put;
             m->arg = no_int[k].arg;
-            refused_key(m, key, ERR_SHAPE);
+            /* One number of KV heads per layer is understood, but not with different ones. */
+            const bool per_layer = m->put == put_list && strstr(key, "head_count_kv");
+            refused_key(m, key, per_layer ? ERR_UNSUPPORTED : ERR_SHAPE);
         }
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         for (size_t k = 0; k < sizeof no_float / sizeof *no_float; k++) {
@@ -472,7 +474,7 @@ static void put_scaling(struct gguf_writer *w, const char *key, const void *arg)
 static void test_rope_scaling(void **state)
 {
     (void)state;
-    static const struct scaling refuse[] = {{"spiral", 4}, {"spiral", 0}, {"", 2}, {"linear", -1}},
+    static const struct scaling refuse[] = {{"spiral", 4}, {"spiral", 0}, {"", 2}, {"Linear", 2}},
                                 same[] = {{"none", 0}, {"none", 4}, {"linear", 0}, {"linear", 1}},
                                 linear[] = {{"linear", 4}, {NULL, 4}};
     struct model *m = good("qwen3moe");
@@ -489,6 +491,9 @@ static void test_rope_scaling(void **state)
         logits_of(save(m), x);
         assert_memory_equal(plain, x, sizeof x);
     }
+    bad_f32(m, "qwen3moe.rope.scaling.factor", -1, ERR_RANGE);
+    m->key = "qwen3moe.rope.scaling.";
+    m->put = put_scaling;
     m->arg = &linear[0];
     logits_of(save(m), x);
     m->arg = &linear[1];

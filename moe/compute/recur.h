@@ -30,7 +30,8 @@ struct dev_bind;
 enum { RECUR_TAPS_MAX = 8 };
 
 /* Some channels of a convolution over consecutive rows of one session, in place:
- *   acc = +0;  acc = fma(w[c][k], x of taps-1-k rows ago, acc) for k rising;  silu: acc/(1+exp(-acc))
+ *   acc = +0;  acc = fma(w[c][k], x of taps-1-k rows ago, acc) for k rising
+ * and with silu the result is acc / (1 + exp(-acc)).
  * Rows before the first are those of the window `from`, oldest first; `to` gets the last inputs. */
 struct recur_conv {
     int n, taps;           /* channels; 1 <= taps <= RECUR_TAPS_MAX */

@@ -21,7 +21,7 @@ static void l2_norm_avx2(int n, float eps, float *x)
         b = _mm256_fmadd_ps(v, v, b);
     }
     if (i < n) {
-        /* A lane without an element keeps its sum: fma with zero would turn -0, never here, to +0. */
+        /* Lanes without an element add 0 * 0 to a sum of squares, which changes nothing. */
         const __m256 u = _mm256_maskload_ps(x + i, lanes_below(n - i));
         a = _mm256_fmadd_ps(u, u, a);
         if (i + V < n) {

@@ -1,6 +1,7 @@
 /* Reference of recur.h in plain C, and the choice of a tier's table.
  *
- * Owns the definition of every result (tests/check_recur.c).  Clear before fast; never allocates. */
+ * Owns the definition of every result (tests/check_recur.c).  Clear before fast; allocates
+ * nothing. */
 #include <math.h>
 
 #include "moe/compute/elem.h"

@@ -190,6 +190,11 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     (void)snprintf(note, sizeof note, "%d session%s x %d positions, %s, committed as they fill",
                    s->n_sessions, s->n_sessions == 1 ? "" : "s", s->n_ctx, s->kv_type);
     print_bytes(to, "KV cache", s->kv, note);
+    if (s->state) {
+        (void)snprintf(note, sizeof note, "of these: current, next and %d snapshot%s per session",
+                       s->n_snapshots, s->n_snapshots == 1 ? "" : "s");
+        print_bytes(to, "  recurrent", s->state, note);
+    }
     print_bytes(to, "activations", s->activations, "one arena, reused by every step");
     print_bytes(to, "logits", s->logits, "one row; more when more rows ask for them");
     print_bytes(to, "staging", s->staging, "only while loading");
@@ -244,6 +249,7 @@ void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefil
     cJSON_AddStringToObject(o, "kv_type", s->kv_type);
     cJSON_AddNumberToObject(mem, "weights", (double)s->weights);
     cJSON_AddNumberToObject(mem, "kv", (double)s->kv);
+    if (s->state) cJSON_AddNumberToObject(mem, "kv_recurrent", (double)s->state);
     cJSON_AddNumberToObject(mem, "activations", (double)s->activations);
     cJSON_AddNumberToObject(mem, "logits", (double)s->logits);
     cJSON_AddNumberToObject(mem, "staging", (double)s->staging);

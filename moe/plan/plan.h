@@ -55,6 +55,8 @@ struct plan_summary {
     int n_threads, n_ctx, n_sessions, n_expert, n_expert_used;
     const char *kv_type;
     uint64_t weights, kv, activations, logits, staging, budget; /* bytes, planned */
+    uint64_t state; /* bytes of kv that are recurrent states; 0 = none */
+    int n_snapshots; /* of them per session, beside the current one and the one being written */
     int n_parts;
 };
 

@@ -387,6 +387,8 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? "q8_0" : "f16",
         .weights = e->parts.bytes,
         .kv = (uint64_t)e->opt.n_sessions * kv_bytes(e, e->opt.n_ctx),
+        .state = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes,
+        .n_snapshots = e->n_snapshots,
         .activations = arena_bytes(e), .logits = e->logits_stride,
         .staging = part_store_staging(&e->parts) * (uint64_t)e->opt.n_threads,
         .budget = e->opt.mem_budget, .n_parts = e->parts.n_parts,

@@ -93,11 +93,13 @@ struct tessera_session {
 /* Makes the pages that hold n positions usable. */
 enum status session_commit(struct tessera_session *s, int32_t n, struct err *e);
 
-/* All of these do nothing for models without recurrent layers.  begin: cuts the next n tokens, which
- * are rows first.. of the step, into segments and appends those to e->segment; commit: the step has
- * succeeded (before s->n moves); ask: the state at pos is to be kept, now or when it is reached;
- * rollback: returns the position of the nearest state at or before pos, which becomes the current
- * one; restore: forgets everything, *at = the buffer for a saved state (NULL = none). */
+/* All of these do nothing for models without recurrent layers.
+ *   begin     cuts the next n tokens, rows first.. of the step, into segments, which are appended
+ *             to e->segment
+ *   commit    the step has succeeded (before s->n moves)
+ *   ask       the state at pos is to be kept, now or when it is reached
+ *   rollback  the nearest state at or before pos becomes the current one; returns its position
+ *   restore   forgets everything; *at = the buffer for a saved state, NULL = none */
 enum status state_open(struct tessera_session *s, struct err *e);
 void state_close(struct tessera_session *s);
 char *state_at(const struct tessera_session *s, int i);

@@ -1,0 +1,692 @@
+/* Hybrids with recurrent layers (qwen3next, qwen35moe, lfm2moe): llama.cpp's logits for the awkward
+ * models of tests/awkward/gen_recurrent.py and for those of ../shared, the same bits in every split,
+ * tier, thread count and batch, mutations that must break the bound, and what a session does with
+ * states that cannot be cut: failed steps, marks, snapshots, reuse, save and load.  Also headers
+ * with the shapes of Qwen3-Next-80B-A3B and Qwen3.5-35B-A3B, planned for without weights.  Writes to
+ * a folder of its own in /tmp. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "moe/run/engine_int.h"
+#include "tests/ggufblob.h"
+#include "tests/metric.h"
+#include "tests/shared.h"
+
+enum { N_IDS = 300, N_POS = 16, N_VOCAB = 64 };
+
+static char dir[64] = "/tmp/tessera-recurrent-XXXXXX";
+static const char *const names[] = {"qwen3next", "qwen35moe", "lfm2moe"};
+
+static const char *path_of(const char *name, const char *end)
+{
+    static char path[160];
+    (void)snprintf(path, sizeof path, "tests/awkward/%s.%s", name, end);
+    return path;
+}
+
+static void read_ids(const char *path, int n, int32_t *ids)
+{
+    size_t bytes = 0;
+    char *text = shared_slurp(path, &bytes), *at = text;
+    assert_non_null(text);
+    for (int i = 0; i < n; i++) {
+        ids[i] = (int32_t)strtol(at, &at, 10);
+        at += strspn(at, ", \n");
+    }
+    free(text);
+}
+
+static tessera_engine *open_model(const char *path, int n_threads, const char *tier)
+{
+    struct err e;
+    tessera_engine *engine;
+    struct tessera_options o = tessera_defaults();
+    o.model_path = path;
+    o.n_threads = n_threads;
+    (void)setenv("TESSERA_CPU", tier, 1);
+    if (tessera_open(&o, &engine, &e)) fail_msg("%s", e.msg);
+    (void)unsetenv("TESSERA_CPU");
+    return engine;
+}
+
+static tessera_engine *open_awkward(const char *name)
+{
+    return open_model(path_of(name, "gguf"), 2, "");
+}
+
+static tessera_session *session(tessera_engine *e)
+{
+    struct err err;
+    tessera_session *s;
+    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
+    return s;
+}
+
+/* Appends ids in pieces; the logits of every position go to out, which may be NULL. */
+static void feed(tessera_session *s, const int32_t *ids, int n, int piece, float *out)
+{
+    struct err err;
+    tessera_engine *e = s->engine;
+    const size_t nv = (size_t)e->model.n_vocab;
+    for (int at = 0; at < n; at += piece) {
+        const int m = n - at < piece ? n - at : piece;
+        struct tessera_input in = {s, ids + at, m, TESSERA_LOGITS_ALL};
+        if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+        for (int r = 0; out && r < m; r++)
+            memcpy(out + (size_t)(at + r) * nv, tessera_logits(e, 0, r), nv * sizeof *out);
+    }
+}
+
+/* ---- the reference, and the same bits however it is run ---- */
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+struct nmse {
+    double median, p95;
+};
+
+/* n positions, those of ref one after another, those of got i * (n_ids - 1) / (n - 1). */
+static struct nmse distance(const float *got, int n_ids, const float *ref, int n, int n_vocab)
+{
+    double at[128];
+    for (int i = 0; i < n; i++)
+        at[i] = metric_nmse(got + (size_t)(i * (n_ids - 1) / (n - 1)) * (size_t)n_vocab,
+                            ref + i * n_vocab, (size_t)n_vocab);
+    qsort(at, (size_t)n, sizeof *at, by_value);
+    return (struct nmse){at[n / 2], at[n * 95 / 100]};
+}
+
+static bool within(struct nmse d) { return d.median <= 5e-6 && d.p95 <= 1e-4; }
+
+static struct nmse awkward_distance(const char *name, const float *got)
+{
+    size_t n = 0;
+    float *ref = (float *)(void *)shared_slurp(path_of(name, "logits.f32"), &n);
+    assert_int_equal(n, sizeof(float) * N_POS * N_VOCAB);
+    const struct nmse d = distance(got, N_IDS, ref, N_POS, N_VOCAB);
+    free(ref);
+    return d;
+}
+
+/* All logits, alone or beside a session that takes another number of rows in every step. */
+static void run(tessera_engine *e, const int32_t *ids, int n, int piece, int beside, float *out)
+{
+    struct err err;
+    const size_t nv = (size_t)e->model.n_vocab;
+    tessera_session *s = session(e), *other = beside ? session(e) : NULL;
+    for (int at = 0, k = 1; at < n; at += piece, k = k % 5 + 1) {
+        const int m = n - at < piece ? n - at : piece;
+        struct tessera_input in[2] = {{other, ids + 9, k, TESSERA_LOGITS_LAST},
+                                      {s, ids + at, m, TESSERA_LOGITS_ALL}};
+        const int skip = !beside || tessera_session_n(other) + k > n;
+        if (tessera_step(e, in + skip, 2 - skip, &err)) fail_msg("%s", err.msg);
+        for (int r = 0; r < m; r++)
+            memcpy(out + (size_t)(at + r) * nv, tessera_logits(e, 1 - skip, r), nv * sizeof *out);
+    }
+    tessera_session_close(s);
+    tessera_session_close(other);
+}
+
+static const struct {
+    const char *tier;
+    int threads, piece, beside, n;
+} how[] = {
+    {"", 2, 300, 0, 300},     {"", 1, 7, 0, 300},      {"", 3, 1, 1, 300}, {"", 2, 64, 1, 300},
+    {"avx512", 2, 31, 1, 300}, {"avx2", 3, 7, 1, 300}, {"ref", 2, 7, 0, 64},
+};
+
+static void check_bits(const char *path, const int32_t *ids, int n, float *first)
+{
+    float *again = NULL;
+    for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
+        tessera_engine *e = open_model(path, how[i].threads, how[i].tier);
+        const size_t nv = (size_t)e->model.n_vocab;
+        const int m = how[i].n < n ? how[i].n : n;
+        if (!again) again = calloc((size_t)n * nv, sizeof *again);
+        run(e, ids, m, how[i].piece, how[i].beside, i ? again : first);
+        tessera_close(e);
+        if (i) assert_memory_equal(first, again, (size_t)m * nv * sizeof *first);
+    }
+    free(again);
+}
+
+static void test_awkward(void **state)
+{
+    (void)state;
+    int32_t ids[N_IDS];
+    float *got = calloc(N_IDS * N_VOCAB, sizeof *got);
+    for (int i = 0; i < 3; i++) {
+        read_ids(path_of(names[i], "ids"), N_IDS, ids);
+        check_bits(path_of(names[i], "gguf"), ids, N_IDS, got);
+        const struct nmse d = awkward_distance(names[i], got);
+        printf("[  NOTE    ] %s: nmse per position: median %.1e, 95 %% %.1e\n", names[i], d.median,
+               d.p95);
+        assert_true(within(d));
+    }
+    free(got);
+}
+
+static void test_shared(void **state)
+{
+    (void)state;
+    enum { N = 64, NV = 128 };
+    float *got = calloc(N * NV, sizeof *got);
+    for (int i = 0; i < 2; i++) {
+        char model[256], path[256], file[128];
+        int32_t ids[N];
+        size_t n = 0;
+        (void)snprintf(file, sizeof file, "reference/architectures/%s-moe.gguf", names[i]);
+        if (!shared_file(model, sizeof model, file)) break;
+        strcat(file, ".ids");
+        assert_true(shared_file(path, sizeof path, file));
+        read_ids(path, N, ids);
+        strcpy(strrchr(file, '.'), ".logits.f32");
+        assert_true(shared_file(path, sizeof path, file));
+        float *ref = (float *)(void *)shared_slurp(path, &n);
+        assert_int_equal(n, sizeof(float) * N * NV);
+        check_bits(model, ids, N, got);
+        const struct nmse d = distance(got, N, ref, N, NV);
+        printf("[  NOTE    ] %s-moe: nmse per position: median %.1e, 95 %% %.1e\n", names[i],
+               d.median, d.p95);
+        assert_true(within(d));
+        free(ref);
+    }
+    free(got);
+}
+
+/* ---- mutations: one thing wrong must be seen ---- */
+
+enum mutation {
+    NONE, NO_SILU, NO_L2, OTHER_HEADS, NO_OUTPUT_GATE, NO_SHARED, SHARED_UNGATED, ROPE_BASE,
+    DT_IS_A, GATE_UP_SWAPPED, NO_CHOICE_BIAS, SOFTMAX_SCORES, NO_GATE_IN, TAP_LATE, NOT_NORMALISED,
+    MUTATION_N
+};
+
+static const char *const mutation_names[MUTATION_N] = {
+    "unchanged", "no silu after the convolution", "q and k not normalised", "v meets other heads",
+    "no gate on attention", "no shared expert", "shared expert not gated", "rope base / 2",
+    "dt and a swapped", "gate and up swapped", "no bias for choosing", "softmax for sigmoid",
+    "no gate before the convolution", "window one token late", "weights not normalised"
+};
+
+static int to_nothing(struct op *op)
+{
+    op->code = OP_SCALE;
+    op->p.scale.by = 1.0f;
+    return 1;
+}
+
+static int swap_weights(struct op *op)
+{
+    const int w = op->weight[0];
+    op->weight[0] = op->weight[1];
+    op->weight[1] = w;
+    return 1;
+}
+
+/* Whether op was changed. */
+static int mutate(struct op *op, enum mutation m)
+{
+    const bool gate = op->code == OP_GATE, shared = gate && !strcmp(op->name, "ffn_shexp_gate");
+    switch (m) {
+    case NO_SILU: return op->code == OP_CONV && op->p.conv.silu ? !(op->p.conv.silu = 0) : 0;
+    case NO_L2: return op->code == OP_L2_NORM ? !(op->p.head.n_heads = 0) : 0;
+    case OTHER_HEADS:
+        if (op->code != OP_DELTA) return 0;
+        op->p.delta.tiled = !op->p.delta.tiled;
+        return 1;
+    case NO_OUTPUT_GATE: return gate && !shared ? to_nothing(op) : 0;
+    case NO_SHARED:
+        if (op->code != OP_ADD || strcmp(op->name, "ffn_shexp")) return 0;
+        op->in[0] = op->out[0];
+        op->code = OP_SCALE;
+        op->p.scale.by = 1.0f;
+        return 1;
+    case SHARED_UNGATED: return shared ? to_nothing(op) : 0;
+    case ROPE_BASE: return op->code == OP_ROPE_TABLE ? (op->p.rope.rope.base /= 2) > 0 : 0;
+    case DT_IS_A: return op->code == OP_DELTA_GATES ? swap_weights(op) : 0;
+    case GATE_UP_SWAPPED: return op->code == OP_EXPERTS ? swap_weights(op) : 0;
+    case NO_CHOICE_BIAS:
+        return op->code == OP_ROUTE && op->weight[0] >= 0 ? (op->weight[0] = -1) : 0;
+    case SOFTMAX_SCORES:
+        if (op->code != OP_ROUTE || op->p.moe.route.score != ROUTE_SIGMOID) return 0;
+        op->p.moe.route.score = ROUTE_SOFTMAX;
+        return 1;
+    case NO_GATE_IN: return op->code == OP_MUL && !strcmp(op->name, "gate_in") ? to_nothing(op) : 0;
+    case TAP_LATE: return op->code == OP_CONV ? !!(op->p.conv.taps -= 1) : 0;
+    case NOT_NORMALISED:
+        return op->code == OP_ROUTE ? !(op->p.moe.route.normalise = 0) : 0;
+    case NONE:
+    case MUTATION_N: break;
+    }
+    return 0;
+}
+
+static void test_mutations(void **state)
+{
+    (void)state;
+    int32_t ids[N_IDS];
+    float *got = calloc(N_IDS * N_VOCAB, sizeof *got);
+    int tried[MUTATION_N] = {0};
+    for (int i = 0; i < 3; i++) {
+        read_ids(path_of(names[i], "ids"), N_IDS, ids);
+        for (int m = NONE; m < MUTATION_N; m++) {
+            tessera_engine *e = open_awkward(names[i]);
+            int n = 0;
+            for (int k = 0; k < e->model.n_op; k++)
+                n += !!mutate(&e->model.op[k], (enum mutation)m);
+            if (n || m == NONE) run(e, ids, N_IDS, N_IDS, 0, got);
+            tessera_close(e);
+            if (!n && m != NONE) continue;
+            tried[m]++;
+            const struct nmse d = awkward_distance(names[i], got);
+            if (within(d) != (m == NONE))
+                fail_msg("%s, %s: median %g, 95 %% %g", names[i], mutation_names[m], d.median,
+                         d.p95);
+        }
+    }
+    for (int m = NONE; m < MUTATION_N; m++)
+        if (!tried[m]) fail_msg("%s: no model has it", mutation_names[m]);
+    free(got);
+}
+
+/* ---- sessions ---- */
+
+/* A device that cancels the step after some submissions. */
+static struct {
+    const struct dev_api *real;
+    tessera_engine *engine;
+    int left;
+} spy;
+
+static dev_fence spy_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)
+{
+    if (spy.left-- == 0) tessera_cancel(spy.engine);
+    return spy.real->submit(d, ops, n, b);
+}
+
+/* A step that is cancelled anywhere leaves the session as it was. */
+static void test_cancel(void **state)
+{
+    (void)state;
+    int32_t ids[N_IDS];
+    float want[3 * N_VOCAB], got[3 * N_VOCAB];
+    for (int i = 0; i < 3; i++) {
+        struct err err;
+        tessera_engine *e = open_awkward(names[i]);
+        read_ids(path_of(names[i], "ids"), N_IDS, ids);
+        tessera_session *s = session(e), *t = session(e);
+        struct dev_api api = *e->api;
+        spy.real = e->api;
+        spy.engine = e;
+        api.submit = spy_submit;
+        feed(t, ids, 20, 20, NULL);
+        feed(t, ids + 20, 3, 3, want);
+        int n = 0;
+        for (; n < 100; n++) {
+            const int before = n % 4 == 0 ? 0 : 20; /* also at the start of a timeline */
+            (void)tessera_session_rollback(s, (struct tessera_mark){0}, &err);
+            if (before) feed(s, ids, before, 7, NULL);
+            struct tessera_input in = {s, ids + before, 9, TESSERA_LOGITS_LAST};
+            e->api = &api;
+            spy.left = n;
+            const enum status st = tessera_step(e, &in, 1, &err);
+            e->api = spy.real;
+            if (!st) break;
+            assert_int_equal(st, ERR_CANCELLED);
+            assert_int_equal(tessera_session_n(s), before);
+            if (!before) feed(s, ids, 20, 11, NULL);
+            feed(s, ids + 20, 3, 1, got);
+            assert_memory_equal(want, got, sizeof want);
+        }
+        assert_true(n > 3);
+        tessera_session_close(s);
+        tessera_session_close(t);
+        tessera_close(e);
+    }
+}
+
+/* Marks are exact; between them one lands at the nearest before. */
+static void test_marks(void **state)
+{
+    (void)state;
+    struct err err;
+    int32_t ids[N_IDS], other[N_IDS];
+    float *want = calloc(N_IDS * N_VOCAB, sizeof *want), *got = calloc(N_IDS * N_VOCAB, sizeof *got);
+    for (int i = 0; i < 3; i++) {
+        tessera_engine *e = open_awkward(names[i]);
+        read_ids(path_of(names[i], "ids"), N_IDS, ids);
+        for (int k = 0; k < N_IDS; k++) other[k] = (ids[k] + 1) % N_VOCAB;
+        tessera_session *s = session(e), *t = session(e);
+        feed(s, ids, N_IDS, 64, want);
+        feed(t, ids, 40, 16, NULL);
+        const struct tessera_mark m = tessera_session_mark(t);
+        for (int round = 0; round < 3; round++) {
+            feed(t, other + 40, 20 + round, 9, NULL);
+            assert_int_equal(tessera_session_rollback(t, m, &err), OK);
+            assert_int_equal(tessera_session_n(t), 40);
+        }
+        feed(t, ids + 40, N_IDS - 40, 13, got + 40 * N_VOCAB);
+        assert_memory_equal(want + 40 * N_VOCAB, got + 40 * N_VOCAB,
+                            (N_IDS - 40) * N_VOCAB * sizeof *want);
+        /* 256 is kept without asking, 290 is not; 41 falls back to the mark, 39 to the start */
+        static const int ask[][2] = {{290, 256}, {256, 256}, {255, 40}, {41, 40}, {39, 0}};
+        for (int k = 0; k < 5; k++) {
+            assert_int_equal(tessera_session_rollback(t, (struct tessera_mark){ask[k][0]}, &err),
+                             OK);
+            const int at = tessera_session_n(t);
+            assert_int_equal(at, ask[k][1]);
+            feed(t, ids + at, ask[k][0] - at + 2, 50, got + at * N_VOCAB);
+            assert_memory_equal(want + at * N_VOCAB, got + at * N_VOCAB,
+                                (size_t)(ask[k][0] - at + 2) * N_VOCAB * sizeof *want);
+            if (ask[k][0] == 290) assert_int_equal(tessera_session_reuse(t, ids, 270), 256);
+        }
+        assert_int_equal(tessera_session_rollback(t, (struct tessera_mark){300}, &err), ERR_RANGE);
+        tessera_session_close(s);
+        tessera_session_close(t);
+        tessera_close(e);
+    }
+    free(want);
+    free(got);
+}
+
+/* A bounded number of snapshots: the newest marks stay, memory stays, everything stays right. */
+static void test_bounded(void **state)
+{
+    (void)state;
+    struct err err;
+    int32_t ids[N_IDS];
+    float want[N_VOCAB], got[N_VOCAB];
+    read_ids(path_of(names[0], "ids"), N_IDS, ids);
+    for (int most = 0; most <= SNAPSHOTS_MAX; most += most ? 3 : 1) {
+        tessera_engine *e = open_awkward(names[0]);
+        assert_int_equal(e->n_snapshots, SNAPSHOTS_MAX);
+        e->n_snapshots = most;
+        tessera_session *s = session(e), *t = session(e);
+        for (int k = 0; k < 29; k++) {
+            feed(s, ids + 10 * k, 10, 10, NULL);
+            (void)tessera_session_mark(s);
+        }
+        const uint64_t states = (uint64_t)(most + 2) * e->state_bytes;
+        assert_true(s->state.mem.committed <= states + mem_page_size());
+        for (int k = 28; k >= 0; k--) {
+            const struct tessera_mark m = {10 * k + 5};
+            if (m.n > tessera_session_n(s)) continue;
+            assert_int_equal(tessera_session_rollback(s, m, &err), OK);
+            const bool there = k > 29 - most && k > 0;
+            if (there) assert_int_equal(tessera_session_n(s), 10 * k);
+            assert_true(tessera_session_n(s) <= 10 * k);
+        }
+        assert_int_equal(tessera_session_rollback(s, (struct tessera_mark){0}, &err), OK);
+        feed(s, ids, N_IDS, 77, NULL);
+        feed(t, ids, N_IDS, 300, NULL);
+        feed(s, ids, 1, 1, got);
+        feed(t, ids, 1, 1, want);
+        assert_memory_equal(want, got, sizeof want);
+        tessera_session_close(s);
+        tessera_session_close(t);
+        assert_int_equal(tessera_memory(e).kv, 0);
+        tessera_close(e);
+    }
+}
+
+/* The same prompt again, without reading it again: the state before its last token was kept. */
+static void test_regenerate(void **state)
+{
+    (void)state;
+    struct err err;
+    int32_t ids[N_IDS], first[8], again[8];
+    for (int i = 0; i < 3; i++) {
+        tessera_engine *e = open_awkward(names[i]);
+        tessera_session *s = session(e);
+        read_ids(path_of(names[i], "ids"), N_IDS, ids);
+        for (int round = 0; round < 3; round++) {
+            tessera_generator *g;
+            struct tessera_answer a;
+            struct tessera_generator_options o = {.sampling = {.repeat_penalty = 1},
+                                                  .n_gen_max = 8};
+            if (tessera_generator_open(s, ids, 100 + round / 2, &o, &g, &err))
+                fail_msg("%s", err.msg);
+            for (int k = 0; k < 8; k++) {
+                if (tessera_generator_next(g, &a, &err)) fail_msg("%s", err.msg);
+                (round ? again : first)[k] = a.id;
+            }
+            const int reused = tessera_generator_timing(g).n_prompt_reused;
+            assert_int_equal(reused, round ? 99 : 0);
+            tessera_generator_close(g);
+            if (round == 1) assert_memory_equal(first, again, sizeof first);
+        }
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+static void test_save_load(void **state)
+{
+    (void)state;
+    int32_t ids[N_IDS];
+    float want[N_VOCAB], got[N_VOCAB];
+    char path[128];
+    (void)snprintf(path, sizeof path, "%s/saved", dir);
+    for (int i = 0; i < 3; i++) {
+        struct err err;
+        err_clear(&err);
+        tessera_engine *e = open_awkward(names[i]);
+        tessera_session *s = session(e), *t = session(e);
+        read_ids(path_of(names[i], "ids"), N_IDS, ids);
+        assert_int_equal(tessera_session_save(s, path, &err), OK); /* an empty timeline */
+        feed(t, ids, 9, 9, NULL);
+        if (tessera_session_load(t, path, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(tessera_session_n(t), 0);
+        feed(s, ids, 70, 20, NULL);
+        assert_int_equal(tessera_session_save(s, path, &err), OK);
+        feed(t, ids + 3, 40, 9, NULL);
+        if (tessera_session_load(t, path, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(tessera_session_n(t), 70);
+        feed(s, ids + 70, 1, 1, want);
+        feed(t, ids + 70, 1, 1, got);
+        assert_memory_equal(want, got, sizeof want);
+        /* What was kept before loading belonged to another timeline. */
+        assert_int_equal(tessera_session_rollback(t, (struct tessera_mark){60}, &err), OK);
+        assert_int_equal(tessera_session_n(t), 0);
+        assert_int_equal(truncate(path, 4096), 0);
+        assert_true(tessera_session_load(t, path, &err) != OK);
+        tessera_session_close(s);
+        tessera_session_close(t);
+        tessera_close(e);
+    }
+}
+
+/* ---- files as they are released: header and size, no weights ---- */
+
+struct sparse {
+    const char *arch;
+    struct blob keys, tensors;
+    uint64_t n_keys, n_tensors, bytes;
+};
+
+static void key_int(struct sparse *f, const char *key, uint64_t v)
+{
+    char full[96];
+    (void)snprintf(full, sizeof full, "%s.%s", f->arch, key);
+    blob_kv_int(&f->keys, full, GGUF_U32, v);
+    f->n_keys++;
+}
+
+static void key_float(struct sparse *f, const char *key, uint32_t bits)
+{
+    char full[96];
+    (void)snprintf(full, sizeof full, "%s.%s", f->arch, key);
+    blob_kv_int(&f->keys, full, GGUF_F32, bits);
+    f->n_keys++;
+}
+
+static void tensor(struct sparse *f, int layer, const char *name, enum qtype type, uint64_t a,
+                   uint64_t b, uint64_t c)
+{
+    char full[96], block[16] = "";
+    const uint64_t dim[3] = {a, b, c};
+    const int n = c ? 3 : b ? 2 : 1;
+    if (layer >= 0) (void)snprintf(block, sizeof block, "blk.%d.", layer);
+    (void)snprintf(full, sizeof full, "%s%s", block, name);
+    blob_str(&f->tensors, full);
+    blob_u32(&f->tensors, (uint32_t)n);
+    for (int i = 0; i < n; i++) blob_u64(&f->tensors, dim[i]);
+    blob_u32(&f->tensors, (uint32_t)type);
+    blob_u64(&f->tensors, f->bytes);
+    f->bytes += qtype_bytes(type, a) * (b ? b : 1) * (c ? c : 1);
+    f->bytes = (f->bytes + 31) / 32 * 32;
+    f->n_tensors++;
+}
+
+static void write_sparse(struct sparse *f, const char *path)
+{
+    struct blob all = {0};
+    blob_head(&all, 3, f->n_tensors, f->n_keys + 1);
+    blob_kv_str(&all, "general.architecture", f->arch);
+    blob_put(&all, f->keys.p, f->keys.n);
+    blob_put(&all, f->tensors.p, f->tensors.n);
+    blob_pad(&all, 32);
+    FILE *to = fopen(path, "wb");
+    assert_non_null(to);
+    assert_int_equal(fwrite(all.p, 1, all.n, to), all.n);
+    assert_int_equal(fclose(to), 0);
+    assert_int_equal(truncate(path, (off_t)(all.n + f->bytes)), 0);
+    blob_free(&all);
+    blob_free(&f->keys);
+    blob_free(&f->tensors);
+}
+
+enum { EMBD = 2048, FF = 512, HEAD = 256, HEADS = 16, KV = 2, KEYS = 16 * 128, VALUES = 32 * 128 };
+
+static void sparse_keys(struct sparse *f, int n_layer, int n_expert, int n_used)
+{
+    const struct { const char *key; int v; } ints[] = {
+        {"block_count", n_layer}, {"context_length", 262144}, {"embedding_length", EMBD},
+        {"feed_forward_length", 5120}, {"attention.head_count", HEADS},
+        {"attention.head_count_kv", KV}, {"attention.key_length", HEAD},
+        {"attention.value_length", HEAD}, {"rope.dimension_count", 64},
+        {"expert_count", n_expert}, {"expert_used_count", n_used},
+        {"expert_feed_forward_length", FF}, {"expert_shared_feed_forward_length", FF},
+        {"ssm.conv_kernel", 4}, {"ssm.state_size", 128}, {"ssm.group_count", 16},
+        {"ssm.time_step_rank", 32}, {"ssm.inner_size", VALUES}, {"full_attention_interval", 4},
+    };
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
+        key_int(f, ints[i].key, (uint64_t)ints[i].v);
+    key_float(f, "rope.freq_base", 0x4b189680u);                      /* 1e7 */
+    key_float(f, "attention.layer_norm_rms_epsilon", 0x358637bdu);    /* 1e-6 */
+    if (strcmp(f->arch, "qwen35moe")) return;
+    blob_array(&f->keys, "qwen35moe.rope.dimension_sections", GGUF_I32, 4);
+    static const uint32_t sections[4] = {11, 11, 10, 0};
+    for (int i = 0; i < 4; i++) blob_u32(&f->keys, sections[i]);
+    f->n_keys++;
+}
+
+/* Four-bit experts, the rest in eight bits. */
+static void sparse_layer(struct sparse *f, int l, int n_expert)
+{
+    const enum qtype q = QTYPE_Q8_0, f32 = QTYPE_F32;
+    const bool old = !strcmp(f->arch, "qwen3next");
+    const uint64_t ne = (uint64_t)n_expert;
+    tensor(f, l, "attn_norm.weight", f32, EMBD, 0, 0);
+    tensor(f, l, "post_attention_norm.weight", f32, EMBD, 0, 0);
+    if ((l + 1) % 4 == 0) {
+        tensor(f, l, "attn_q.weight", q, EMBD, 2 * HEADS * HEAD, 0);
+        tensor(f, l, "attn_k.weight", q, EMBD, KV * HEAD, 0);
+        tensor(f, l, "attn_v.weight", q, EMBD, KV * HEAD, 0);
+        tensor(f, l, "attn_output.weight", q, HEADS * HEAD, EMBD, 0);
+        tensor(f, l, "attn_q_norm.weight", f32, HEAD, 0, 0);
+        tensor(f, l, "attn_k_norm.weight", f32, HEAD, 0, 0);
+    } else {
+        tensor(f, l, "attn_qkv.weight", q, EMBD, 2 * KEYS + VALUES, 0);
+        tensor(f, l, "attn_gate.weight", q, EMBD, VALUES, 0);
+        tensor(f, l, "ssm_conv1d.weight", f32, 4, 2 * KEYS + VALUES, 0);
+        tensor(f, l, "ssm_dt.bias", f32, 32, 0, 0);
+        tensor(f, l, "ssm_a", f32, 32, 0, 0);
+        tensor(f, l, "ssm_norm.weight", f32, 128, 0, 0);
+        tensor(f, l, "ssm_out.weight", q, VALUES, EMBD, 0);
+        if (old) tensor(f, l, "ssm_ba.weight", q, EMBD, 64, 0);
+        if (!old) tensor(f, l, "ssm_alpha.weight", f32, EMBD, 32, 0);
+        if (!old) tensor(f, l, "ssm_beta.weight", f32, EMBD, 32, 0);
+    }
+    tensor(f, l, "ffn_gate_inp.weight", f32, EMBD, ne, 0);
+    tensor(f, l, "ffn_gate_exps.weight", QTYPE_Q4_K, EMBD, FF, ne);
+    tensor(f, l, "ffn_up_exps.weight", QTYPE_Q4_K, EMBD, FF, ne);
+    tensor(f, l, "ffn_down_exps.weight", QTYPE_Q6_K, FF, EMBD, ne);
+    tensor(f, l, "ffn_gate_inp_shexp.weight", f32, EMBD, 0, 0);
+    tensor(f, l, "ffn_gate_shexp.weight", q, EMBD, FF, 0);
+    tensor(f, l, "ffn_up_shexp.weight", q, EMBD, FF, 0);
+    tensor(f, l, "ffn_down_shexp.weight", q, FF, EMBD, 0);
+}
+
+static void check_sparse(const char *arch, int n_layer, int n_vocab, int n_expert, int n_used)
+{
+    char path[128], *text = NULL;
+    size_t n = 0;
+    struct err err;
+    tessera_engine *e;
+    struct sparse f = {.arch = arch};
+    sparse_keys(&f, n_layer, n_expert, n_used);
+    tensor(&f, -1, "token_embd.weight", QTYPE_Q4_K, EMBD, (uint64_t)n_vocab, 0);
+    tensor(&f, -1, "output.weight", QTYPE_Q6_K, EMBD, (uint64_t)n_vocab, 0);
+    tensor(&f, -1, "output_norm.weight", QTYPE_F32, EMBD, 0, 0);
+    for (int l = 0; l < n_layer; l++) sparse_layer(&f, l, n_expert);
+    (void)snprintf(path, sizeof path, "%s/%s.gguf", dir, arch);
+    write_sparse(&f, path);
+    struct tessera_options o = tessera_defaults();
+    o.model_path = path;
+    o.header_only = true;
+    o.mem_budget = UINT64_MAX;
+    if (tessera_open(&o, &e, &err)) fail_msg("%s", err.msg);
+    /* 32 matrices of 128 x 128 and a window of 3 x 8192 floats in three of four layers */
+    assert_int_equal(e->state_bytes, n_layer / 4 * 3 * 4 * (32 * 128 * 128 + 3 * 8192));
+    assert_true(e->n_snapshots >= 1);
+    FILE *to = open_memstream(&text, &n);
+    assert_int_equal(tessera_explain(e, to, false, &err), OK);
+    (void)fclose(to);
+    assert_non_null(strstr(text, "delta"));
+    assert_non_null(strstr(text, "recurrent"));
+    free(text);
+    tessera_close(e);
+    (void)unlink(path);
+}
+
+static void test_released(void **state)
+{
+    (void)state;
+    check_sparse("qwen3next", 48, 151936, 512, 10);
+    check_sparse("qwen35moe", 40, 248320, 256, 8);
+}
+
+static int make_dir(void **state)
+{
+    (void)state;
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int remove_dir(void **state)
+{
+    (void)state;
+    char cmd[128];
+    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    return system(cmd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_awkward),    cmocka_unit_test(test_shared),
+        cmocka_unit_test(test_mutations),  cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_marks),      cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_regenerate), cmocka_unit_test(test_save_load),
+        cmocka_unit_test(test_released),
+    };
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
