@@ -158,7 +158,7 @@ static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char
         for (int i = 0; i < 16; i++) p[192 + i] = (unsigned char)(64 + rng_below(r, 64));
         gen_half(p + 208, gen_scale(r, sigma, 64 / GEN_SQRT12 * 96));
         return true;
-    case QTYPE_ID_END: break;
+    default: break; /* no generator for this type */
     }
     return false;
 }

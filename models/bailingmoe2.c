@@ -1,7 +1,7 @@
 /* bailingmoe2: Ling 2.0 and Ring 2.0 (mini, flash, 1T; arXiv 2510.22115).
  * Keys bailingmoe2.*; Q, K and V in one tensor, RMS norm per head on Q and K, partial neox rotary
- * pairs; leading dense layers, then sigmoid routing in groups with a bias for choosing beside shared
- * experts; layers that predict further tokens stand at the end and do not run. */
+ * pairs; leading dense layers, then sigmoid routing in groups with a bias for choosing beside
+ * shared experts; layers that predict further tokens stand at the end and do not run. */
 #include "models/arch.h"
 
 static enum status hparams(const struct gguf *g, struct hparams *h, struct err *e)

@@ -1,7 +1,7 @@
 /* dots1: dots.llm1 (arXiv 2506.05767).
- * Keys dots1.*; leading dense layers, then experts chosen as expert_gating_func says (sigmoid in the
- * release), with or without a bias for choosing, beside shared experts; RMS norm per head on Q and
- * K, neox rotary pairs. */
+ * Keys dots1.*; leading dense layers, then experts chosen as expert_gating_func says (sigmoid in
+ * the release), with or without a bias for choosing, beside shared experts; RMS norm per head on Q
+ * and K, neox rotary pairs. */
 #include "models/arch.h"
 
 static enum status hparams(const struct gguf *g, struct hparams *h, struct err *e)

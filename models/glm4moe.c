@@ -5,8 +5,8 @@
  * predicts further tokens and does not run.
  *
  * rope.dimension_sections (the vision models): text has the same position in the first three
- * sections and none in the fourth, so that as long as no rotated pair lies in the fourth they change
- * nothing. */
+ * sections and none in the fourth, so that as long as no rotated pair lies in the fourth they
+ * change nothing. */
 #include "models/arch.h"
 
 static enum status check_sections(const struct gguf *g, const struct hparams *h, struct err *e)

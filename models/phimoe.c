@@ -3,8 +3,8 @@
  * rotary pairs with LongRoPE's two lists of divisors; softmax over all experts, the chosen weights
  * renormalised.  An expert is feed_forward_length wide.
  *
- * The original takes the mean out in its norms and chooses by a sparse mixer; the format's reference
- * implementation does neither, and this follows it. */
+ * The original takes the mean out in its norms and chooses by a sparse mixer; the format's
+ * reference implementation does neither, and this follows it. */
 #include "models/arch.h"
 
 static enum status hparams(const struct gguf *g, struct hparams *h, struct err *e)

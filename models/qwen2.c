@@ -1,4 +1,4 @@
-/* qwen2: the dense Qwen1.5, Qwen2 and Qwen2.5 (arXiv 2412.15115) and the models distilled onto them.
+/* qwen2: the dense Qwen1.5, Qwen2 and Qwen2.5 (arXiv 2412.15115), and models distilled onto them.
  * Keys qwen2.*; biases on Q, K and V, neox rotary pairs; small models tie the head to the
  * embedding. */
 #include "models/arch.h"

@@ -1,8 +1,8 @@
 /* qwen2moe: Qwen1.5-MoE-A2.7B and Qwen2-57B-A14B (arXiv 2407.10671).
- * Keys qwen2moe.*; biases on Q, K and V, neox rotary pairs, softmax over all experts with the chosen
- * weights used as they are, and a shared expert scaled by a sigmoid gate of its own.  Files from
- * before the keys for widths: an expert is feed_forward_length / expert_used_count wide, the shared
- * one feed_forward_length. */
+ * Keys qwen2moe.*; biases on Q, K and V, neox rotary pairs, softmax over all experts with the
+ * chosen weights used as they are, and a shared expert scaled by a sigmoid gate of its own.  Files
+ * from before the keys for widths: an expert is feed_forward_length / expert_used_count wide, the
+ * shared one feed_forward_length. */
 #include "models/arch.h"
 
 static enum status hparams(const struct gguf *g, struct hparams *h, struct err *e)

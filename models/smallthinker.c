@@ -1,6 +1,6 @@
 /* smallthinker: SmallThinker 4B-A0.6B and 21B-A3B (arXiv 2507.20984).
- * Keys smallthinker.*; the router looks at a layer's input, before attention and before any norm, so
- * that experts can be fetched while attention runs; experts gated by ReLU; routing as
+ * Keys smallthinker.*; the router looks at a layer's input, before attention and before any norm,
+ * so that experts can be fetched while attention runs; experts gated by ReLU; routing as
  * expert_gating_func says, the chosen weights renormalised.
  *
  * Where attention.sliding_window is set, the first of every four layers sees everything and is not

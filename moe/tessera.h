@@ -118,8 +118,8 @@ enum status tessera_session_rollback(tessera_session *s, struct tessera_mark m, 
  * logits from. */
 int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n);
 
-/* Tokens, KV cache and recurrent state (no snapshots) as a GGUF container tied to the model; written
- * aside, then renamed. */
+/* Tokens, KV cache and recurrent state (no snapshots) as a GGUF container tied to the model;
+ * written aside, then renamed. */
 enum status tessera_session_save(const tessera_session *s, const char *path, struct err *err);
 enum status tessera_session_load(tessera_session *s, const char *path, struct err *err);
 

@@ -109,7 +109,20 @@ static void fill_block(enum qtype type, enum weight_regime g, uint8_t *p, int by
         p[i] = v;
     }
     if (g == W_ANY) return;
-    int at[2] = {type == QTYPE_Q6_K ? 208 : 0, type == QTYPE_Q4_K ? 2 : -1};
+    if (type == QTYPE_IQ1_M) { /* its scale's four nibbles lie in four bytes */
+        uint16_t h = g == W_EDGES ? halfs[rng_below(r, 7)] : moderate_half(r);
+        for (int i = 0; i < 4; i++)
+            p[49 + 2 * i] = (uint8_t)((p[49 + 2 * i] & 15) | (h >> 4 * i & 15) << 4);
+        return;
+    }
+    if (type == QTYPE_MXFP4 && g != W_EDGES) p[0] = (uint8_t)(110 + rng_below(r, 20));
+    if (type == QTYPE_MXFP4 || type == QTYPE_NVFP4) return;
+    int at[2] = {0, -1};
+    if (type == QTYPE_Q6_K) at[0] = 208;
+    if (type == QTYPE_Q3_K) at[0] = 108;
+    if (type == QTYPE_Q2_K) at[0] = 80, at[1] = 82;
+    if (type == QTYPE_Q4_K || type == QTYPE_Q5_K || type == QTYPE_Q4_1 || type == QTYPE_Q5_1)
+        at[1] = 2;
     for (int i = 0; i < 2 && at[i] >= 0; i++)
         put_half(p + at[i], g == W_EDGES ? halfs[rng_below(r, 7)] : moderate_half(r));
 }
@@ -120,6 +133,7 @@ static void fill_weights(enum qtype type, enum weight_regime g, int trial, uint8
 {
     const struct qtype_info *t = qtype_info((uint32_t)type);
     size_t n = (size_t)n_rows * (size_t)n_cols;
+    if (g == W_ENCODED && !codec_can_encode(type)) g = W_BYTES;
     if (g == W_ENCODED || (t->block == 1 && g != W_ANY)) {
         float *x = need(malloc(4 * n));
         check_fill((enum check_regime)(trial % CHECK_REGIME_N), x, n, r);

@@ -1,5 +1,6 @@
-/* Copies a GGUF model with something changed: keys, tensors left out, filled, swapped, fused, split.
- * For tests that prove that they can fail, and that two ways to lay out weights mean the same.
+/* Copies a GGUF model with something changed: keys, tensors left out, filled, swapped, fused,
+ * split.  For tests that prove that they can fail, and that two ways to lay out weights mean the
+ * same.
  *
  * A copy is a list of tensors that borrow their bytes, in pieces, from the file in memory.  Reports
  * failures through cmocka; one thread. */

@@ -1,7 +1,7 @@
 /* Small awkward models of the architectures that share models/block.c against llama.cpp's logits
- * (tests/awkward/make.py): the bounds, the same bits in every split and tier, fused and split tensors
- * alike, mutations that must break the bound, and files that must be refused.  Writes to a folder of
- * its own in /tmp. */
+ * (tests/awkward/make.py): the bounds, the same bits in every split and tier, fused and split
+ * tensors alike, mutations that must break the bound, and files that must be refused.  Writes to a
+ * folder of its own in /tmp. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,9 +1,9 @@
 /* Hybrids with recurrent layers (qwen3next, qwen35moe, lfm2moe): llama.cpp's logits for the awkward
- * models of tests/awkward/gen_recurrent.py and for those of ../shared, the same bits in every split,
- * tier, thread count and batch, mutations that must break the bound, and what a session does with
- * states that cannot be cut: failed steps, marks, snapshots, reuse, save and load.  Also headers
- * with the shapes of Qwen3-Next-80B-A3B and Qwen3.5-35B-A3B, planned for without weights.  Writes to
- * a folder of its own in /tmp. */
+ * models of tests/awkward/gen_recurrent.py and for those of ../shared, the same bits in every
+ * split, tier, thread count and batch, mutations that must break the bound, and what a session does
+ * with states that cannot be cut: failed steps, marks, snapshots, reuse, save and load.  Also
+ * headers with the shapes of Qwen3-Next-80B-A3B and Qwen3.5-35B-A3B, planned for without weights.
+ * Writes to a folder of its own in /tmp. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "moe/run/engine_int.h"
+#include "tests/fault.h"
 #include "tests/ggufblob.h"
 #include "tests/metric.h"
 #include "tests/shared.h"
@@ -359,7 +360,8 @@ static void test_marks(void **state)
     (void)state;
     struct err err;
     int32_t ids[N_IDS], other[N_IDS];
-    float *want = calloc(N_IDS * N_VOCAB, sizeof *want), *got = calloc(N_IDS * N_VOCAB, sizeof *got);
+    float *want = calloc(N_IDS * N_VOCAB, sizeof *want);
+    float *got = calloc(N_IDS * N_VOCAB, sizeof *got);
     for (int i = 0; i < 3; i++) {
         tessera_engine *e = open_awkward(names[i]);
         read_ids(path_of(names[i], "ids"), N_IDS, ids);
@@ -502,6 +504,70 @@ static void test_save_load(void **state)
         tessera_session_close(t);
         tessera_close(e);
     }
+}
+
+/* Steps, marks and going back allocate nothing. */
+static void test_no_allocation(void **state)
+{
+    (void)state;
+    struct err err;
+    int32_t ids[N_IDS];
+    read_ids(path_of(names[1], "ids"), N_IDS, ids);
+    tessera_engine *e = open_awkward(names[1]);
+    tessera_session *s = session(e);
+    feed(s, ids, N_IDS, 50, NULL);
+    (void)tessera_session_rollback(s, (struct tessera_mark){256}, &err);
+    fault_arm(FAULT_ALLOC, 1 << 30);
+    for (int i = 0; i < 40; i++) {
+        const struct tessera_mark m = tessera_session_mark(s);
+        feed(s, ids + 256, 20, 1 + i % 20, NULL);
+        assert_int_equal(tessera_session_rollback(s, m, &err), OK);
+    }
+    const int calls = (1 << 30) - atomic_load(&fault_left);
+    (void)fault_disarm();
+    assert_int_equal(calls, 0);
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+/* Everything a session does while the Nth system call fails, for every N. */
+static void test_faults(void **state)
+{
+    (void)state;
+    char saved[128];
+    int32_t ids[N_IDS];
+    read_ids(path_of(names[2], "ids"), N_IDS, ids);
+    (void)snprintf(saved, sizeof saved, "%s/fault", dir);
+    const long before = fault_living();
+    int n = 1;
+    for (; n < 100000; n++) {
+        struct err err;
+        tessera_engine *e;
+        tessera_session *s = NULL;
+        struct tessera_options o = tessera_defaults();
+        o.model_path = path_of(names[2], "gguf");
+        o.n_threads = 2;
+        o.n_ubatch = 8;
+        fault_arm(FAULT_ALL, n);
+        enum status st = tessera_open(&o, &e, &err);
+        if (!st) st = tessera_session_open(e, 0, &s, &err);
+        for (int k = 0; k < 4 && !st; k++) {
+            struct tessera_input in = {s, ids + 8 * k, 8, TESSERA_LOGITS_LAST};
+            st = tessera_step(e, &in, 1, &err);
+            (void)tessera_session_mark(s);
+        }
+        if (!st) st = tessera_session_rollback(s, (struct tessera_mark){9}, &err);
+        if (!st) st = tessera_session_save(s, saved, &err);
+        if (!st) st = tessera_session_load(s, saved, &err);
+        tessera_session_close(s);
+        tessera_close(e);
+        const int failed = fault_disarm();
+        assert_int_equal(fault_living(), before);
+        if (st) assert_true(failed && err.msg[0]);
+        if (!failed) break;
+    }
+    printf("[  NOTE    ] %d calls failed one by one\n", n - 1);
+    assert_true(n > 100);
 }
 
 /* ---- files as they are released: header and size, no weights ---- */
@@ -686,7 +752,8 @@ int main(void)
         cmocka_unit_test(test_mutations),  cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_marks),      cmocka_unit_test(test_bounded),
         cmocka_unit_test(test_regenerate), cmocka_unit_test(test_save_load),
-        cmocka_unit_test(test_released),
+        cmocka_unit_test(test_released),   cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -1,6 +1,7 @@
-/* Popular releases as files of a header and a hole: the names, shapes and types of their tensors, no
- * weights.  Each must open, bind and plan without reading any, with the number of parameters that
- * its makers give, so that a wrong shape cannot hide.  Writes to a folder of its own in /tmp. */
+/* Popular releases as files of a header and a hole: the names, shapes and types of their tensors,
+ * no weights.  Each must open, bind and plan without reading any, with the number of parameters
+ * that its makers give, so that a wrong shape cannot hide.  Writes to a folder of its own in
+ * /tmp. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

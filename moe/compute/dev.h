@@ -95,9 +95,10 @@ struct dev_api {
 /* Bytes of a recurrent slot in a state, a multiple of 64; *matrices: where its matrices begin. */
 static inline uint64_t dev_state_bytes(const struct kv_slot *s, uint64_t *matrices)
 {
-    const uint64_t f = sizeof(float), line = 63;
-    *matrices = (f * (uint64_t)s->dim_v * (uint64_t)s->dim + line) & ~line;
-    return (*matrices + f * (uint64_t)s->n_heads * (uint64_t)s->dk * (uint64_t)s->dv + line) & ~line;
+    const uint64_t window = sizeof(float) * (uint64_t)s->dim_v * (uint64_t)s->dim;
+    const uint64_t matrix = sizeof(float) * (uint64_t)s->dk * (uint64_t)s->dv;
+    *matrices = (window + 63) & ~(uint64_t)63;
+    return (*matrices + (uint64_t)s->n_heads * matrix + 63) & ~(uint64_t)63;
 }
 
 /* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs. */

@@ -24,8 +24,8 @@ MODELS = [
     # Tiled heads of 18, a convolution of 5, tied head, a next-token layer behind the last one,
     # heads of attention that are padded in the cache.
     dict(dict(DELTA, experts=4), name="qwen35moe", seed=6, layers=3, every=3, n_k=2, n_v=4,
-         dim=18, taps=5, shared=8, heads=2, kv=1, head=20, rot=8, old=[], fused=[0, 2, 3], nextn=1, tied=True,
-         sections=[2, 1, 1, 0]),
+         dim=18, taps=5, shared=8, heads=2, kv=1, head=20, rot=8, old=[], fused=[0, 2, 3], nextn=1,
+         tied=True, sections=[2, 1, 1, 0]),
     # Starts and ends with a convolution, two dense layers, one KV head.
     dict(name="lfm2moe", seed=7, vocab=64, embd=32, layers=5, attn=[1, 3], heads=2, kv=1, ff=40,
          ff_exp=32, experts=5, used=2, dense=2, taps=4, base=2000.0),
