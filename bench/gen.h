@@ -144,7 +144,8 @@ static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char
         return true;
     case QTYPE_Q4_0: /* half d, 4-bit q[32] less 8 */
         gen_bytes(r, p + 2, 16);
-        gen_half(p, gen_scale(r, sigma, 16 / GEN_SQRT12));
+        x = gen_scale(r, sigma, 16 / GEN_SQRT12);
+        gen_half(p, rng_u64(r) & 1 ? x : -x); /* the codes' mean is -0.5: without signs a drift */
         return true;
     case QTYPE_Q4_K: /* half d, dmin, scales[12], 4-bit q[256]; dmin = 7.5 d centres the codes */
         gen_scales_k4(r, p + 4);
@@ -155,7 +156,8 @@ static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char
         return true;
     case QTYPE_Q6_K: /* low[128], high[64], int8 scales[16], half d */
         gen_bytes(r, p, 192);
-        for (int i = 0; i < 16; i++) p[192 + i] = (unsigned char)(64 + rng_below(r, 64));
+        for (int i = 0; i < 16; i++) p[192 + i] = (unsigned char)((64 + rng_below(r, 64)) *
+                                                                  (rng_u64(r) & 1 ? 1u : 255u));
         gen_half(p + 208, gen_scale(r, sigma, 64 / GEN_SQRT12 * 96));
         return true;
     default: break; /* no generator for this type */

@@ -25,7 +25,12 @@ enum {
     USED_MAX = 64,         /* experts per token at most */
     HEAD_MAX = 512,        /* values per head at most */
     PAD_Q = 16,            /* query heads per KV head that are padded at once */
-    TASK_BYTES = 96 << 10, /* weight bytes of a decode task: short enough to balance two cores */
+    /* Weight bytes of a task.  Few rows: the longer a thread reads in order, the better (96 KiB to
+     * 1 MiB: 7 to 10 % less time per token, bench/README.md).  Many rows: the tiles and a block of
+     * rows share L2. */
+    TASK_BYTES_FEW = 1 << 20,
+    TASK_BYTES_MANY = 96 << 10,
+    FEW_ROWS = 16,
 };
 
 struct dev {
@@ -318,11 +323,14 @@ static void elem_task(void *arg, int task, int worker)
 
 /* ---- products ---- */
 
-/* Tiles per task: about TASK_BYTES of weights. */
-static int tile_group(const struct dev_weight *w)
+/* Tiles per task, such that every one of n_threads gets a share of `n_mats` such matrices. */
+static int tile_group(const struct dev_weight *w, int n_rows, int n_mats, int n_threads)
 {
-    int g = (int)(TASK_BYTES / tile_bytes(w->type, w->n_cols));
-    g &= ~1; /* kernels take tiles in pairs */
+    const size_t bytes = n_rows <= FEW_ROWS ? TASK_BYTES_FEW : TASK_BYTES_MANY;
+    const int share = ceil_div(n_tiles(w) * n_mats, 2 * n_threads);
+    int g = (int)(bytes / tile_bytes(w->type, w->n_cols));
+    if (g > share) g = share;
+    g = (g + 1) & ~1; /* kernels take tiles in pairs */
     return g < 2 ? 2 : g > n_tiles(w) ? n_tiles(w) : g;
 }
 
@@ -356,7 +364,7 @@ static void run_matmul(struct job *j)
     j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK);
     for (int i = 0; i < OP_IO && j->op->weight[i] >= 0; i++) {
         const struct dev_weight *w = &j->b->weight[j->op->weight[i]];
-        j->group[i] = tile_group(w);
+        j->group[i] = tile_group(w, j->n_rows, 1, pool_size(j->d->pool));
         j->n_groups[i] = ceil_div(n_tiles(w), j->group[i]);
         n += j->n_groups[i];
     }
@@ -392,7 +400,7 @@ static void run_head_matmul(struct job *j)
 {
     const struct dev_weight *w = &j->b->weight[j->op->weight[0]];
     const int n_heads = j->op->p.heads.n_heads, per_head = n_tiles(w) / n_heads;
-    const int group = tile_group(w);
+    const int group = tile_group(w, j->n_rows, 1, pool_size(j->d->pool));
     j->group[0] = group < per_head ? group : per_head;
     j->n_groups[0] = ceil_div(per_head, j->group[0]);
     j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK);
@@ -496,6 +504,7 @@ struct experts {
     int32_t *task_first;  /* [n_active + 1] first task of an active expert */
     int n_groups;         /* tile groups of the product being run */
     int group;
+    int n_threads;
 };
 
 uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind)
@@ -524,7 +533,8 @@ static void experts_layout(struct experts *x, char *p)
 static int experts_tasks(struct experts *x, const struct dev_weight *w)
 {
     const struct dev_route *rt = x->rt;
-    x->group = tile_group(w);
+    x->group = tile_group(w, ceil_div(x->n_pairs, rt->n_active ? rt->n_active : 1), rt->n_active,
+                          x->n_threads);
     x->n_groups = ceil_div(n_tiles(w), x->group);
     int n = 0;
     for (int a = 0; a < rt->n_active; a++) {
@@ -653,7 +663,7 @@ static void run_experts(struct job *j)
     struct experts x = {
         .rt = b->route, .wg = w[0], .wu = w[1], .wd = w[2],
         .n_pairs = b->route->n_rows * b->route->n_used,
-        .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows,
+        .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows, .n_threads = pool_size(j->d->pool),
         .kind = qtype_info(w[2]->type)->act,
     };
     for (int i = 0; i < OP_IO; i++) {
