@@ -133,9 +133,34 @@ static bool has_nan(enum qtype type, const char *p, uint64_t bytes)
         return false;
     case QTYPE_F16:
     case QTYPE_Q8_0:
-    case QTYPE_Q4_0: return halves_have_nan(p, n, stride);
-    case QTYPE_Q4_K: return halves_have_nan(p, n, stride) || halves_have_nan(p + 2, n, stride);
+    case QTYPE_Q4_0:
+    case QTYPE_Q5_0:
+    case QTYPE_IQ4_NL:
+    case QTYPE_IQ4_XS:
+    case QTYPE_IQ3_S:
+    case QTYPE_IQ3_XXS:
+    case QTYPE_IQ2_S:
+    case QTYPE_IQ2_XS:
+    case QTYPE_IQ2_XXS:
+    case QTYPE_IQ1_S: return halves_have_nan(p, n, stride);
+    case QTYPE_Q4_1:
+    case QTYPE_Q5_1:
+    case QTYPE_Q4_K:
+    case QTYPE_Q5_K: return halves_have_nan(p, n, stride) || halves_have_nan(p + 2, n, stride);
+    case QTYPE_Q2_K:
+        return halves_have_nan(p + 80, n, stride) || halves_have_nan(p + 82, n, stride);
+    case QTYPE_Q3_K: return halves_have_nan(p + 108, n, stride);
     case QTYPE_Q6_K: return halves_have_nan(p + 208, n, stride);
+    case QTYPE_IQ1_M: /* the scale's nibbles are the top ones of four words */
+        for (uint64_t i = 0; i < n; i++) {
+            const unsigned char *w = (const unsigned char *)p + i * stride + 48;
+            unsigned u = 0;
+            for (int k = 0; k < 4; k++) u |= (unsigned)(w[2 * k + 1] >> 4) << 4 * k;
+            if ((u & 0x7fffu) > 0x7c00u) return true;
+        }
+        return false;
+    case QTYPE_MXFP4: /* every scale byte of these is a number */
+    case QTYPE_NVFP4:
     case QTYPE_ID_END: break;
     }
     return false;

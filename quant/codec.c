@@ -7,6 +7,7 @@
 
 #include "moe/base/err.h"
 #include "moe/base/f16.h"
+#include "quant/parts_int.h"
 
 static uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 
@@ -328,18 +329,41 @@ static const struct {
     [QTYPE_Q6_K] = {decode_q6_k, encode_q6_k},
 };
 
+static void decode_parts(enum qtype type, const uint8_t *b, float *x, int n)
+{
+    struct parts p;
+    parts_of(type, b, &p);
+    for (int k = 0; k < n; k++) {
+        const int s = k / 16;
+        if (type == QTYPE_NVFP4) x[k] = p.d16[s] * (float)p.q[k];
+        else x[k] = p.d * (float)p.scale[s] * (float)p.q[k];
+        if (parts_has_min(type)) x[k] += p.m * (float)p.min[s];
+    }
+}
+
 void codec_decode(enum qtype type, const void *blocks, float *x, int64_t n)
 {
     const struct qtype_info *t = qtype_info((uint32_t)type);
-    ASSERT(t && codecs[type].decode && n % t->block == 0);
+    ASSERT(t && (codecs[type].decode || parts_has(type)) && n % t->block == 0);
     const uint8_t *p = blocks;
-    for (int64_t i = 0; i < n; i += t->block, p += t->block_bytes) codecs[type].decode(p, x + i);
+    for (int64_t i = 0; i < n; i += t->block, p += t->block_bytes) {
+        if (codecs[type].decode) codecs[type].decode(p, x + i);
+        else decode_parts(type, p, x + i, t->block);
+    }
+}
+
+bool codec_can_encode(enum qtype type)
+{
+    return codecs[type].encode || parts_can_encode(type);
 }
 
 void codec_encode(enum qtype type, const float *x, void *blocks, int64_t n)
 {
     const struct qtype_info *t = qtype_info((uint32_t)type);
-    ASSERT(t && codecs[type].encode && n % t->block == 0);
+    ASSERT(t && codec_can_encode(type) && n % t->block == 0);
     uint8_t *p = blocks;
-    for (int64_t i = 0; i < n; i += t->block, p += t->block_bytes) codecs[type].encode(x + i, p);
+    for (int64_t i = 0; i < n; i += t->block, p += t->block_bytes) {
+        if (codecs[type].encode) codecs[type].encode(x + i, p);
+        else parts_encode(type, x + i, p);
+    }
 }

@@ -291,7 +291,10 @@ const struct mm_kernels mm_kernels_ref = {
            [QTYPE_Q8_0] = mm_q8_0,
            [QTYPE_Q4_0] = mm_q4_0,
            [QTYPE_Q4_K] = mm_q4_k,
-           [QTYPE_Q6_K] = mm_q6_k},
+           [QTYPE_Q6_K] = mm_q6_k,
+#define ROW(TYPE) [QTYPE_##TYPE] = mm_ref_##TYPE,
+           MM_PARTS_TYPES(ROW)},
+#undef ROW
 };
 
 const struct mm_kernels *mm_kernels(enum cpu_tier tier)

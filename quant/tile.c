@@ -22,11 +22,12 @@
 struct field {
     int src, dst, unit, n;
     uint32_t flip;
+    int bits; /* set: the 32 bits of a dword change places, see turn_bits */
 };
 
 struct layout {
     int n_fields;
-    struct field f[4];
+    struct field f[5];
 };
 
 static const struct layout layouts[QTYPE_ID_END] = {
@@ -42,6 +43,45 @@ static const struct layout layouts[QTYPE_ID_END] = {
                      {192, T6_K_SC, 4, 4, 0},
                      {0, T6_K_QL, 4, 32, 0},
                      {128, T6_K_QH, 4, 16, 0}}},
+    [QTYPE_Q4_1] = {3, {{0, 0, 2, 1, 0}, {2, T4_1_M, 2, 1, 0}, {4, T4_1_Q, 4, 4, 0}}},
+    [QTYPE_Q5_0] = {3, {{0, 0, 2, 1, 0}, {2, T5_0_H, 4, 1, 0, 1}, {6, T5_0_Q, 4, 4, 0}}},
+    [QTYPE_Q5_1] = {4,
+                    {{0, 0, 2, 1, 0},
+                     {2, T5_1_M, 2, 1, 0},
+                     {4, T5_1_H, 4, 1, 0, 1},
+                     {8, T5_1_Q, 4, 4, 0}}},
+    [QTYPE_IQ4_NL] = {2, {{0, 0, 2, 1, 0}, {2, T4_0_Q, 4, 4, 0}}},
+    [QTYPE_MXFP4] = {2, {{0, 0, 1, 1, 0}, {1, TMX4_Q, 4, 4, 0}}},
+    [QTYPE_NVFP4] = {2, {{0, 0, 4, 1, 0}, {4, TNV4_Q, 4, 8, 0}}},
+    [QTYPE_Q2_K] = {4,
+                    {{80, 0, 2, 1, 0},
+                     {82, T2_K_DMIN, 2, 1, 0},
+                     {0, T2_K_SC, 4, 4, 0},
+                     {16, T2_K_Q, 4, 16, 0}}},
+    [QTYPE_Q3_K] = {4,
+                    {{108, 0, 2, 1, 0},
+                     {96, T3_K_SC, 4, 3, 0},
+                     {0, T3_K_H, 4, 8, 0},
+                     {32, T3_K_Q, 4, 16, 0}}},
+    [QTYPE_Q5_K] = {5,
+                    {{0, 0, 2, 1, 0},
+                     {2, T5_K_DMIN, 2, 1, 0},
+                     {4, T5_K_SC, 4, 3, 0},
+                     {16, T5_K_H, 4, 8, 0},
+                     {48, T5_K_Q, 4, 32, 0}}},
+    [QTYPE_IQ4_XS] = {4,
+                      {{0, 0, 2, 1, 0},
+                       {2, T4_XS_SH, 2, 1, 0},
+                       {4, T4_XS_SL, 4, 1, 0},
+                       {8, T4_XS_Q, 4, 32, 0}}},
+    /* The grid formats: their half, then dwords as they are. */
+    [QTYPE_IQ3_S] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 27, 0}}},
+    [QTYPE_IQ3_XXS] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 24, 0}}},
+    [QTYPE_IQ2_S] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 20, 0}}},
+    [QTYPE_IQ2_XS] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 18, 0}}},
+    [QTYPE_IQ2_XXS] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 16, 0}}},
+    [QTYPE_IQ1_S] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 12, 0}}},
+    [QTYPE_IQ1_M] = {1, {{0, 0, 4, 14, 0}}},
 };
 
 /* The unit of a type whose block is one weight, 0 for block types. */
@@ -124,6 +164,33 @@ static void turn_halfs(const uint8_t *const *src, size_t at, int n, uint8_t *dst
             memcpy(dst + 32 * (size_t)j + 2 * (size_t)r, src[r] + at + 2 * (size_t)j, 2);
 }
 
+/* Bit 4 i + k of a dword goes to bit i of byte k: then one shift brings the bits of weights 4 i to
+ * 4 i + 3 to the same place in their bytes. */
+static uint32_t turn_bits(uint32_t v)
+{
+    uint32_t out = 0;
+    for (int i = 0; i < 8; i++, v >>= 4) out |= ((v & 15) * 0x00204081u & 0x01010101u) << i;
+    return out;
+}
+
+static uint32_t turn_bits_back(uint32_t v)
+{
+    uint32_t out = 0;
+    for (int i = 0; i < 8; i++, v >>= 1)
+        out |= ((v & 0x01010101u) * 0x01020408u >> 24 & 15) << 4 * i;
+    return out;
+}
+
+static void turn_bit_dwords(uint8_t *p)
+{
+    for (int r = 0; r < TILE_ROWS; r++) {
+        uint32_t v;
+        memcpy(&v, p + 4 * r, 4);
+        v = turn_bits(v);
+        memcpy(p + 4 * r, &v, 4);
+    }
+}
+
 /* Packs block columns [b0, b1) of sixteen rows. */
 static void pack_blocks(enum qtype type, const uint8_t *const *src, int b0, int b1, uint8_t *tile)
 {
@@ -138,8 +205,11 @@ static void pack_blocks(enum qtype type, const uint8_t *const *src, int b0, int 
         size_t block = (size_t)b * (size_t)t->block_bytes;
         uint8_t *column = tile + TILE_ROWS * block;
         for (const struct field *f = l->f; f < l->f + l->n_fields; f++) {
-            if (f->unit == 2) turn_halfs(src, block + (size_t)f->src, f->n, column + f->dst);
-            else turn_dwords(src, block + (size_t)f->src, f->n, f->flip, column + f->dst);
+            const size_t from = block + (size_t)f->src;
+            if (f->unit == 2) turn_halfs(src, from, f->n, column + f->dst);
+            if (f->unit == 4) turn_dwords(src, from, f->n, f->flip, column + f->dst);
+            if (f->bits) turn_bit_dwords(column + f->dst);
+            for (int r = 0; f->unit == 1 && r < TILE_ROWS; r++) column[f->dst + r] = src[r][from];
         }
     }
 }
@@ -171,8 +241,7 @@ void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t
 
 /* ---- reading back ----------------------------------------------------------------------- */
 
-/* Puts one row's block together again as GGUF has it. */
-static void gather_block(enum qtype type, const uint8_t *column, int row, uint8_t *block)
+void tile_gather(enum qtype type, const uint8_t *column, int row, uint8_t *block)
 {
     int unit = plain_unit(type);
     if (unit) {
@@ -185,6 +254,12 @@ static void gather_block(enum qtype type, const uint8_t *column, int row, uint8_
             uint8_t *to = block + f->src + f->unit * j;
             memcpy(to, column + f->dst + f->unit * (TILE_ROWS * j + row), (size_t)f->unit);
             for (int i = 0; i < f->unit; i++) to[i] ^= (uint8_t)f->flip;
+            if (f->bits) {
+                uint32_t v;
+                memcpy(&v, to, 4);
+                v = turn_bits_back(v);
+                memcpy(to, &v, 4);
+            }
         }
 }
 
@@ -195,7 +270,7 @@ void tile_row_f32(enum qtype type, int n_cols, const void *tile, int row, float 
     const uint8_t *column = tile;
     uint8_t block[256];
     for (int k = 0; k < n_cols; k += t->block, column += TILE_ROWS * t->block_bytes) {
-        gather_block(type, column, row, block);
+        tile_gather(type, column, row, block);
         codec_decode(type, block, y + k, t->block);
     }
 }

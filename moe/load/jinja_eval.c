@@ -107,22 +107,23 @@ static struct jval slice_range(struct jj *x, const struct jrange *r, int64_t fro
                                int64_t step, int64_t n)
 {
     struct jrange *part = jj_alloc(x, sizeof *part);
-    *part = (struct jrange){.start = r->start + from * r->step, .step = r->step * step, .n = n,
+    *part = (struct jrange){.start = r->start + from * r->step, .n = n,
                             .stop = r->start + to * r->step};
+    if (__builtin_mul_overflow(r->step, step, &part->step))
+        jj_fail(x, ERR_RANGE, "an integer beyond 64 bits");
     return (struct jval){.t = V_RANGE, .u.r = part};
 }
 
-/* One bound of a slice; false when it is neither an integer nor None. */
-static bool bound(struct jval v, int64_t len, bool back, int64_t dflt, int64_t *out)
+/* One bound of a slice. */
+static int64_t bound(struct jj *x, struct jval v, int64_t len, bool back, int64_t dflt)
 {
-    *out = dflt;
-    if (v.t == V_NONE) return true;
-    if (!int_of(v, out)) return false;
-    if (*out < 0) *out = *out < -len ? -1 : *out + len;
-    else if (*out > len) *out = len;
-    if (*out < 0) *out = back ? -1 : 0;
-    if (back && *out >= len) *out = len - 1;
-    return true;
+    if (v.t == V_NONE) return dflt;
+    int64_t i = want_int(x, v, "a bound of a slice");
+    if (i < 0) i = i < -len ? -1 : i + len;
+    else if (i > len) i = len;
+    if (i < 0) i = back ? -1 : 0;
+    if (back && i >= len) i = len - 1;
+    return i;
 }
 
 struct slice { /* a value of its own only between [ and ] */
@@ -135,19 +136,18 @@ static struct jval take_slice(struct jj *x, struct jval v, const struct slice *s
     bool can = (v.t == V_STR || v.t == V_LIST || v.t == V_TUPLE || v.t == V_RANGE) &&
                jv_len(x, v, &len);
     if (v.t == V_UNDEF) jv_use_undef(x, v);
-    if (!can || (s->part[2].t != V_NONE && !int_of(s->part[2], &step)))
-        return jv_undef("a value that cannot be sliced so");
+    if (!can) jj_fail(x, ERR_FORMAT, "a slice of a %s", jv_type(v));
+    if (s->part[2].t != V_NONE) step = want_int(x, s->part[2], "the step of a slice");
     if (!step) jj_fail(x, ERR_FORMAT, "a slice with step 0");
     bool back = step < 0;
-    if (!bound(s->part[0], len, back, back ? len - 1 : 0, &from) ||
-        !bound(s->part[1], len, back, back ? -1 : len, &to))
-        return jv_undef("a slice with bounds that are no integers");
-    if (step > len + 1) step = len + 1; /* the first item only: no overflow below */
-    if (step < -len - 1) step = -len - 1;
-    if (!back && to > from) n = (to - from - 1) / step + 1;
-    if (back && from > to) n = (from - to - 1) / -step + 1;
-    if (v.t == V_STR) return slice_str(x, v.u.s, from, step, n);
+    from = bound(x, s->part[0], len, back, back ? len - 1 : 0);
+    to = bound(x, s->part[1], len, back, back ? -1 : len);
+    int64_t by = step > len ? len + 1 : step < -len ? -len - 1 : step; /* nothing overflows */
+    if (!back && to > from) n = (to - from - 1) / by + 1;
+    if (back && from > to) n = (from - to - 1) / -by + 1;
+    if (v.t == V_STR) return slice_str(x, v.u.s, from, by, n);
     if (v.t == V_RANGE) return slice_range(x, v.u.r, from, to, step, n);
+    step = by;
     return slice_list(x, v, from, step, n);
 }
 

@@ -281,7 +281,8 @@ FILTER(f_round)
     (void)num_of(v, &f);
     double unit = pow(10, (double)digits);
     if (!isfinite(f * unit) || unit == 0) jj_fail(x, ERR_FORMAT, "round: a number too large");
-    return jv_float((up ? ceil(f * unit) : floor(f * unit)) / unit);
+    double whole = up ? ceil(f * unit) : floor(f * unit);
+    return jv_float(whole == 0 ? 0 : whole / unit); /* no minus zero: Python's ceil is an int */
 }
 
 /* ---- anything ---- */

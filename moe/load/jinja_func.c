@@ -42,6 +42,7 @@ static struct jval fn_dict(struct jj *x, const struct jargs *a)
 {
     struct jval d = jd_new(x);
     if (a->n_pos > 1) jj_fail(x, ERR_FORMAT, "dict takes at most one positional argument");
+    if (a->n_pos && a->pos[0].t == V_UNDEF) jv_use_undef(x, a->pos[0]);
     if (a->n_pos && a->pos[0].t == V_DICT) {
         const struct jdict *from = a->pos[0].u.d;
         for (size_t i = 0; i < from->n; i++) jd_set(x, d.u.d, from->e[i].k, from->e[i].v);

@@ -265,7 +265,7 @@ struct jval jr_at(const struct jrange *r, int64_t i);
 
 enum jiter_kind {
     IT_NONE, IT_SEQ, IT_SEQ_BACK, IT_STR, IT_DICT, IT_DICT_BACK, IT_RANGE, IT_RANGE_BACK,
-    IT_MAP, IT_MAP_ATTR, IT_SELECT, IT_LOOP_IF
+    IT_DEFERRED, IT_MAP, IT_MAP_ATTR, IT_SELECT, IT_LOOP_IF
 };
 struct jfilter;
 struct jtest;
@@ -275,6 +275,8 @@ struct jiter {
     struct jval src;
     enum jview_kind view;  /* IT_DICT */
     struct jiter *in;      /* what the lazy ones read; opened at the first item */
+    /* IT_DEFERRED: a filter that begins its work, and finds its mistakes, at the first item */
+    struct jval (*begin)(struct jj *x, struct jval v, const struct jargs *a);
     struct jargs args;     /* of the filter or test */
     const struct jfilter *filter;
     const struct jtest *test;

@@ -63,15 +63,21 @@ TEST(t_sameas)
     }
 }
 
+static void want_hashable(struct jj *x, struct jval v, struct jval arg)
+{
+    (void)arg;
+    if (!jv_hashable(v)) jj_fail(x, ERR_FORMAT, "a %s as a name", jv_type(v));
+}
+
 TEST(t_filter)
 {
-    UNUSED;
+    want_hashable(x, v, arg);
     return v.t == V_STR && filter_find(v.u.s->s, v.u.s->n);
 }
 
 TEST(t_test)
 {
-    UNUSED;
+    want_hashable(x, v, arg);
     return v.t == V_STR && test_find(v.u.s->s, v.u.s->n);
 }
 

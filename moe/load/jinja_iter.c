@@ -70,7 +70,9 @@ static bool next_char(struct jj *x, struct jiter *it, struct jval *out)
     int32_t cp;
     if (it->i >= s->n) return false;
     size_t len = (size_t)u8_get(s->s + it->i, s->n - it->i, &cp);
-    *out = jv_str(js_sub(x, s, it->i, it->i + len));
+    struct jstr *one = jj_alloc(x, sizeof *one); /* never Markup, even of Markup */
+    *one = (struct jstr){.s = s->s + it->i, .n = len, .tainted = js_tainted(s, it->i)};
+    *out = jv_str(one);
     it->i += len;
     return true;
 }
@@ -81,16 +83,9 @@ static struct jval entry_at(struct jj *x, const struct jiter *it, size_t i)
     return it->view == VIEW_KEYS ? e->k : it->view == VIEW_VALUES ? e->v : jl_pair(x, e->k, e->v);
 }
 
-/* None and other false values give no items to the lazy filters, whatever they are. */
-static bool open_source(struct jj *x, struct jiter *it)
-{
-    if (!it->in) it->in = jv_true(x, it->src) ? it_open(x, it->src) : it_new(x, IT_NONE, it->src);
-    return true;
-}
-
 static bool next_selected(struct jj *x, struct jiter *it, struct jval *out)
 {
-    while (open_source(x, it) && it_next(x, it->in, out)) {
+    while (it_next(x, it->in, out)) {
         struct jval v = it->has_attr ? attr_path(x, *out, it->attr, NULL) : *out;
         bool yes = it->test ? test_call(x, it->test, v, &it->args) : jv_true(x, v);
         if (yes != it->negate) return true;
@@ -101,7 +96,7 @@ static bool next_selected(struct jj *x, struct jiter *it, struct jval *out)
 static bool next_mapped(struct jj *x, struct jiter *it, struct jval *out)
 {
     struct jval v;
-    if (!open_source(x, it) || !it_next(x, it->in, &v)) return false;
+    if (!it_next(x, it->in, &v)) return false;
     if (it->kind == IT_MAP) *out = filter_call(x, it->filter, v, &it->args);
     else *out = attr_path(x, v, it->attr, it->has_dflt ? &it->dflt : NULL);
     return true;
@@ -150,6 +145,9 @@ static bool next_of(struct jj *x, struct jiter *it, struct jval *out)
         *out = jr_at(it->src.u.r, (int64_t)(it->kind == IT_RANGE ? it->i : n - 1 - it->i));
         it->i++;
         return true;
+    case IT_DEFERRED:
+        if (!it->in) it->in = it_open(x, it->begin(x, it->src, &it->args));
+        return it_next(x, it->in, out);
     case IT_MAP:
     case IT_MAP_ATTR: return next_mapped(x, it, out);
     case IT_SELECT: return next_selected(x, it, out);

@@ -57,11 +57,29 @@ static struct jval key_of(struct jj *x, struct jval v, const struct jval *attr, 
 
 /* ---- lazy ones ---- */
 
-static struct jiter *lazy(struct jj *x, enum jiter_kind kind, struct jval v)
+/* Each of these is a generator in jinja2: nothing happens, wrong arguments included, until
+ * somebody asks for the first item. */
+static struct jval defer(struct jj *x, struct jval v, const struct jargs *a,
+                         struct jval (*begin)(struct jj *, struct jval, const struct jargs *))
+{
+    struct jiter *it = jj_alloc(x, sizeof *it);
+    *it = (struct jiter){.kind = IT_DEFERRED, .src = v, .begin = begin, .args = *a};
+    return it_value(it);
+}
+
+#define LAZY(f, begin)                                                             \
+    static struct jval f(struct jj *x, struct jval v, const struct jargs *a)       \
+    {                                                                              \
+        return defer(x, v, a, begin);                                              \
+    }
+#define BEGIN(f) static struct jval f(struct jj *x, struct jval v, const struct jargs *a)
+
+static struct jiter *reading(struct jj *x, enum jiter_kind kind, struct jval v)
 {
     struct jiter *it = jj_alloc(x, sizeof *it);
     it->kind = kind;
     it->src = v;
+    it->in = it_open(x, v);
     return it;
 }
 
@@ -77,7 +95,7 @@ static struct jargs behind(const struct jargs *a, size_t n)
 static struct jval map_attribute(struct jj *x, struct jval v, const struct jargs *a)
 {
     const struct jval *bound[MAX_PARAMS];
-    struct jiter *it = lazy(x, IT_MAP_ATTR, v);
+    struct jiter *it = reading(x, IT_MAP_ATTR, v);
     jj_bind(x, "map", "attribute ; default", a, bound);
     it->attr = *bound[0];
     it->has_dflt = bound[1] != NULL;
@@ -85,12 +103,13 @@ static struct jval map_attribute(struct jj *x, struct jval v, const struct jargs
     return it_value(it);
 }
 
-static struct jval f_map(struct jj *x, struct jval v, const struct jargs *a)
+BEGIN(begin_map)
 {
+    if (!jv_true(x, v)) return jv_undef(NULL); /* None and 0 have no items, and no type error */
     if (!a->n_pos && a->n_kw) return map_attribute(x, v, a);
     if (!a->n_pos) jj_fail(x, ERR_FORMAT, "map requires a filter or an attribute");
+    struct jiter *it = reading(x, IT_MAP, v);
     const struct jstr *name = want_str(x, a->pos[0], "map: the filter's name");
-    struct jiter *it = lazy(x, IT_MAP, v);
     it->filter = filter_find(name->s, name->n);
     if (!it->filter)
         jj_fail(x, ERR_UNSUPPORTED, "map: no filter named '%.*s'", name->n > 40 ? 40 : (int)name->n,
@@ -102,9 +121,10 @@ static struct jval f_map(struct jj *x, struct jval v, const struct jargs *a)
 static struct jval select_by(struct jj *x, struct jval v, const struct jargs *a, bool attr,
                              bool negate)
 {
-    struct jiter *it = lazy(x, IT_SELECT, v);
     size_t at = attr;
+    if (!jv_true(x, v)) return jv_undef(NULL);
     if (a->n_pos < at) jj_fail(x, ERR_FORMAT, "the name of the attribute is missing");
+    struct jiter *it = reading(x, IT_SELECT, v);
     it->negate = negate;
     it->has_attr = attr;
     if (attr) it->attr = a->pos[0];
@@ -118,54 +138,35 @@ static struct jval select_by(struct jj *x, struct jval v, const struct jargs *a,
     return it_value(it);
 }
 
-static struct jval f_select(struct jj *x, struct jval v, const struct jargs *a)
-{
-    return select_by(x, v, a, false, false);
-}
+BEGIN(begin_select) { return select_by(x, v, a, false, false); }
+BEGIN(begin_reject) { return select_by(x, v, a, false, true); }
+BEGIN(begin_selectattr) { return select_by(x, v, a, true, false); }
+BEGIN(begin_rejectattr) { return select_by(x, v, a, true, true); }
 
-static struct jval f_reject(struct jj *x, struct jval v, const struct jargs *a)
-{
-    return select_by(x, v, a, false, true);
-}
-
-static struct jval f_selectattr(struct jj *x, struct jval v, const struct jargs *a)
-{
-    return select_by(x, v, a, true, false);
-}
-
-static struct jval f_rejectattr(struct jj *x, struct jval v, const struct jargs *a)
-{
-    return select_by(x, v, a, true, true);
-}
-
-/* A generator over a list that is made at once. */
-static struct jval generator(struct jj *x, struct jval list)
-{
-    return it_value(it_open(x, list));
-}
-
-FILTER(f_items)
+BEGIN(begin_items)
 {
     (void)a;
-    if (v.t == V_UNDEF) return generator(x, v);
+    if (v.t == V_UNDEF) return v;
     if (v.t != V_DICT) jj_fail(x, ERR_FORMAT, "items of a %s", jv_type(v));
     struct jview *view = jj_alloc(x, sizeof *view);
     *view = (struct jview){v.u.d, VIEW_ITEMS};
-    return generator(x, (struct jval){.t = V_VIEW, .u.view = view});
+    return (struct jval){.t = V_VIEW, .u.view = view};
 }
 
-FILTER(f_unique)
+BEGIN(begin_unique)
 {
-    bool fold = !flag(x, a[0]);
+    const struct jval *bound[MAX_PARAMS];
+    jj_bind(x, "unique", "case_sensitive attribute", a, bound);
+    bool fold = !flag(x, bound[0]);
     struct jval seen = jd_new(x), l = jl_new(x, V_LIST, 0), item;
     for (struct jiter *it = it_open(x, v); it_next(x, it, &item);) {
-        struct jval k = key_of(x, item, a[1], fold);
+        struct jval k = key_of(x, item, bound[1], fold);
         if (!jv_hashable(k)) jj_fail(x, ERR_FORMAT, "unique: a %s cannot be hashed", jv_type(k));
         if (jd_get(x, seen.u.d, k)) continue;
         jd_set(x, seen.u.d, k, JV_NONE);
         jl_push(x, l.u.l, item);
     }
-    return generator(x, l);
+    return l;
 }
 
 static void fill_up(struct jj *x, struct jlist *l, int64_t n, const struct jval *with)
@@ -177,9 +178,11 @@ static void fill_up(struct jj *x, struct jlist *l, int64_t n, const struct jval 
     }
 }
 
-FILTER(f_batch)
+BEGIN(begin_batch)
 {
-    int64_t n = want_int(x, *a[0], "batch: linecount");
+    const struct jval *bound[MAX_PARAMS];
+    jj_bind(x, "batch", "linecount ; fill_with", a, bound);
+    int64_t n = want_int(x, *bound[0], "batch: linecount");
     struct jval all = jl_new(x, V_LIST, 0), now = jl_new(x, V_LIST, 0), item;
     for (struct jiter *it = it_open(x, v); it_next(x, it, &item);) {
         if ((int64_t)now.u.l->n == n) {
@@ -188,15 +191,17 @@ FILTER(f_batch)
         }
         jl_push(x, now.u.l, item);
     }
-    if (!now.u.l->n) return generator(x, all);
-    fill_up(x, now.u.l, n, a[1]);
+    if (!now.u.l->n) return all;
+    fill_up(x, now.u.l, n, bound[1]);
     jl_push(x, all.u.l, now);
-    return generator(x, all);
+    return all;
 }
 
-FILTER(f_slice)
+BEGIN(begin_slice)
 {
-    int64_t n = want_int(x, *a[0], "slice: slices");
+    const struct jval *bound[MAX_PARAMS];
+    jj_bind(x, "slice", "slices ; fill_with", a, bound);
+    int64_t n = want_int(x, *bound[0], "slice: slices");
     if (!n) jj_fail(x, ERR_FORMAT, "division by zero");
     struct jval seq = it_list(x, v), all = jl_new(x, V_LIST, 0);
     size_t len = seq.u.l->n, at = 0;
@@ -205,11 +210,21 @@ FILTER(f_slice)
         struct jval part = jl_new(x, V_LIST, 0);
         jj_step(x, 1);
         for (size_t k = 0; k < each + more; k++) jl_push(x, part.u.l, seq.u.l->v[at++]);
-        if (!more) fill_up(x, part.u.l, (int64_t)part.u.l->n + 1, a[1]);
+        if (!more) fill_up(x, part.u.l, (int64_t)part.u.l->n + 1, bound[1]);
         jl_push(x, all.u.l, part);
     }
-    return generator(x, all);
+    return all;
 }
+
+LAZY(f_map, begin_map)
+LAZY(f_select, begin_select)
+LAZY(f_reject, begin_reject)
+LAZY(f_selectattr, begin_selectattr)
+LAZY(f_rejectattr, begin_rejectattr)
+LAZY(f_items, begin_items)
+LAZY(f_unique, begin_unique)
+LAZY(f_batch, begin_batch)
+LAZY(f_slice, begin_slice)
 
 /* ---- ends ---- */
 
@@ -408,10 +423,10 @@ FILTER(f_dictsort)
 const struct jfilter *filter_find_seq(const char *name, size_t n)
 {
     static const struct jfilter table[] = {
-        {"batch", "linecount ; fill_with", f_batch, NULL},
+        {"batch", NULL, NULL, f_batch},
         {"dictsort", "case_sensitive by reverse", f_dictsort, NULL},
         {"first", "", f_first, NULL},
-        {"items", "", f_items, NULL},
+        {"items", NULL, NULL, f_items},
         {"join", "d attribute", f_join, NULL},
         {"last", "", f_last, NULL},
         {"list", "", f_list, NULL},
@@ -423,10 +438,10 @@ const struct jfilter *filter_find_seq(const char *name, size_t n)
         {"reverse", "", f_reverse, NULL},
         {"select", NULL, NULL, f_select},
         {"selectattr", NULL, NULL, f_selectattr},
-        {"slice", "slices ; fill_with", f_slice, NULL},
+        {"slice", NULL, NULL, f_slice},
         {"sort", "reverse case_sensitive attribute", f_sort, NULL},
         {"sum", "attribute start", f_sum, NULL},
-        {"unique", "case_sensitive attribute", f_unique, NULL},
+        {"unique", NULL, NULL, f_unique},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (strlen(table[i].name) == n && !memcmp(table[i].name, name, n)) return &table[i];

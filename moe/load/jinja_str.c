@@ -243,7 +243,8 @@ int js_cmp(const struct jstr *a, const struct jstr *b)
 {
     size_t n = a->n < b->n ? a->n : b->n;
     int c = memcmp(a->s, b->s, n);
-    return c ? c : a->n < b->n ? -1 : a->n > b->n;
+    if (c) return c < 0 ? -1 : 1;
+    return a->n < b->n ? -1 : a->n > b->n;
 }
 
 /* The text of b stands at a position of a.  Compared at the first byte before anything else; the

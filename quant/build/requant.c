@@ -32,6 +32,9 @@ static enum qtype fitting(enum qtype want, uint64_t n_cols)
 enum status requant_plan(struct requant *r, const struct gguf *in, enum qtype type, struct err *e)
 {
     memset(r, 0, sizeof *r);
+    if (!codec_can_encode(type))
+        return err_set(e, ERR_UNSUPPORTED, "weight type %s can be read, but not written yet",
+                       qtype_info((uint32_t)type)->name);
     r->in = in;
     r->tensor = calloc((size_t)gguf_n_tensors(in) + 1, sizeof *r->tensor);
     if (!r->tensor) return err_set(e, ERR_MEMORY, "no memory for the list of tensors");
