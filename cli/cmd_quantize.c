@@ -5,6 +5,7 @@
 
 #include "cli/cli.h"
 #include "quant/build/requant.h"
+#include "quant/codec.h"
 
 static void print_table(const struct requant *r)
 {
@@ -52,9 +53,14 @@ static enum status quantize(const char *in, const char *out, enum qtype type, in
 int cmd_quantize(int argc, char **argv)
 {
     struct cli_args a = cli_defaults();
+    char types[256] = "TYPE:";
+    for (int i = 0; qtype_at(i); i++) {
+        const size_t at = strlen(types);
+        if (codec_can_encode(qtype_at(i)->id))
+            (void)snprintf(types + at, sizeof types - at, " %s", qtype_at(i)->name);
+    }
     struct cli_spec spec = {.name = "quantize", .groups = CLI_THREADS, .min_pos = 3, .max_pos = 3,
-                            .model_optional = true,
-                            .footer = "TYPE: F32 F16 BF16 Q8_0 Q4_0 Q4_K Q6_K\n"};
+                            .model_optional = true, .footer = types};
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc != CLI_GO_ON) return rc;
     const struct qtype_info *type = qtype_by_name(a.pos[2]);

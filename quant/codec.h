@@ -1,6 +1,6 @@
 /* GGUF blocks to floats and back, one clear scalar function per type; formats are documented in
  * quant/README.md.  Decoding agrees with ggml bit for bit; encoding is our own (Q8_0, Q4_0: the
- * same bytes as ggml's reference encoder; Q4_K, Q6_K: error within a few per cent of it).
+ * same bytes as ggml's reference encoder; the others: error within a few per cent of it).
  * Pure functions; any thread. */
 #ifndef QUANT_CODEC_H
 #define QUANT_CODEC_H

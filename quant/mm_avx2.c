@@ -1,7 +1,6 @@
 /* The AVX2 kernels (AVX2, FMA, F16C; no VNNI).  Bit-equal to quant/mm_ref.c in every output;
- * quant/README.md has the order.  Owns nothing.
- * The quantised types' products are in
- * mm_avx2_int.h, the newer types' in the other _avx2 files. */
+ * quant/README.md has the order.  Owns nothing.  Quantised types are in mm_avx2_int.h; the newer
+ * ones are instantiated in the other _avx2 files. */
 #include <immintrin.h>
 #include <string.h>
 

@@ -1,6 +1,6 @@
-/* Private to the AVX2 files: the products of quantised types as inline functions of a constant type,
- * instantiated by MM_QUANT.  (AVX2, FMA, F16C; no VNNI.)  Bit-equal to quant/mm_ref.c in every output;
- * quant/README.md has the order.  Owns nothing.
+/* Private to the AVX2 files: the products of quantised types as inline functions of a constant
+ * type, instantiated by MM_QUANT and MM_PARTS (AVX2, FMA, F16C; no VNNI).  Bit-equal to the
+ * reference in every output; quant/README.md has the order.  Owns nothing.
  *
  * DESIGN.  A lane is an output row; a ymm holds eight of a tile's sixteen, so a tile is two halves.
  * Products go through vpmaddubsw, whose int16 pairs must not saturate:

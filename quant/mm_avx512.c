@@ -1,7 +1,7 @@
 /* The AVX-512 kernels (F, BW, VL, DQ, VBMI, VNNI).  Bit-equal to quant/mm_ref.c in every output;
  * quant/README.md has the order.  Owns nothing but stack scratch of a few kilobytes.
- * The quantised types' products are in
- * mm_avx512_int.h, the newer types' in the other _avx512 files. */
+ * The quantised types' products are in mm_avx512_int.h, the newer types' in the other
+ * _avx512 files. */
 #include <immintrin.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* Private to the AVX-512 files: the products of quantised types as inline functions of a constant
- * type, instantiated by MM_QUANT.  Bit-equal to quant/mm_ref.c in every output;
+ * type, instantiated by MM_QUANT and MM_PARTS.  Bit-equal to the reference in every output;
  * quant/README.md has the order.  Owns nothing but stack scratch of a few kilobytes.
  *
  * DESIGN.  A lane is an output row, so a zmm holds one tile row of 16 outputs and nothing is ever

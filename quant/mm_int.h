@@ -90,7 +90,6 @@ struct flat {
     int8_t scale[4][TILE_ROWS][4];
     float d[TILE_ROWS];
 };
-void flat_of(enum qtype type, const uint8_t *column, struct flat *f);
 
 extern const struct mm_kernels mm_kernels_ref, mm_kernels_avx2, mm_kernels_avx512;
 

@@ -1,4 +1,5 @@
-/* AVX2 products of the types whose nibbles go through a table: IQ4_NL, MXFP4, IQ4_XS, as mm_avx2_int.h describes them. */
+/* AVX2 products of the types whose nibbles go through a table: IQ4_NL, MXFP4, IQ4_XS,
+ * as mm_avx2_int.h describes them. */
 #include "quant/mm_avx2_int.h"
 
 MM_PARTS(IQ4_NL, ACT_Q8_32)

@@ -83,24 +83,6 @@ static void mm_parts(enum qtype type, int n_cols, int n_tiles, const void *w, in
     }
 }
 
-void flat_of(enum qtype type, const uint8_t *column, struct flat *f)
-{
-    for (int lane = 0; lane < TILE_ROWS; lane++) {
-        uint8_t block[256];
-        struct parts p;
-        tile_gather(type, column, lane, block);
-        parts_of(type, block, &p);
-        f->d[lane] = p.d;
-        for (int s = 0; s < 16; s++) f->scale[s / 4][lane][s % 4] = (int8_t)p.scale[s];
-        for (int j = 0; j < 64; j++) {
-            uint32_t v;
-            memcpy(&v, p.q + 4 * j, 4);
-            v = (v ^ 0x80808080u) - 0x40404040u; /* plus 128 - 64: no borrows as |q| < 64 */
-            memcpy(f->w[j][lane], &v, 4);
-        }
-    }
-}
-
 #define MM(TYPE)                                                                                 \
     void mm_ref_##TYPE(int n_cols, int n_tiles, const void *w, int n_rows, const void *const *x, \
                        float *const *y)                                                          \

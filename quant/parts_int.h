@@ -35,12 +35,14 @@ void parts_encode(enum qtype type, const float *x, uint8_t *block);
 /* The 16 values that a nibble of IQ4_NL and IQ4_XS stands for, and those of MXFP4 and NVFP4. */
 extern const int8_t table_iq4[16], table_fp4[16];
 
-/* What a scale byte of MXFP4 and NVFP4 stands for, halved because the table's values are doubled. */
+/* What a scale byte of MXFP4 and NVFP4 stands for, half of it because the table is
+ * doubled. */
 float scale_e8m0(uint8_t e);
 float scale_ue4m3(uint8_t e);
 
-/* Points of the grids as codes of two or three bits per coordinate. */
-extern const uint16_t grid_iq2_xxs[256], grid_iq2_xs[512], grid_iq2_s[1024];
-extern const uint16_t grid_iq3_xxs[256], grid_iq3_s[512], grid_iq1[2048];
+/* Points of the grids as codes of two or three bits per coordinate; one more at the end, because
+ * vector code reads two at a time. */
+extern const uint16_t grid_iq2_xxs[256 + 1], grid_iq2_xs[512 + 1], grid_iq2_s[1024 + 1];
+extern const uint16_t grid_iq3_xxs[256 + 1], grid_iq3_s[512 + 1], grid_iq1[2048 + 1];
 
 #endif

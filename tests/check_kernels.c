@@ -155,7 +155,7 @@ struct shape {
 static void check_mm_once(struct check_opts *o, enum cpu_tier tier, enum qtype type,
                           struct shape sh, int trial, const char *name, struct rng *r)
 {
-    enum { MAX_ROWS = 64 };
+    enum { MAX_ROWS = 80 };
     const struct qtype_info *t = qtype_info((uint32_t)type);
     const struct mm_kernels *ref = mm_kernels(CPU_REF), *fast = mm_kernels(tier);
     enum weight_regime g = (enum weight_regime)(trial % W_REGIME_N);
@@ -218,7 +218,7 @@ static void check_mm(struct check_opts *o, enum cpu_tier tier, enum qtype type)
     snprintf(name, sizeof name, "mm.%s.%s", lower(qtype_info((uint32_t)type)->name, low),
              cpu_tier_name(tier));
     if (!mm_kernels(tier)->mm[type] || !check_wanted(o, name)) return;
-    static const int rows[] = {1, 2, 3, 4, 5, 8, 13, 17, 33};
+    static const int rows[] = {1, 2, 3, 4, 5, 8, 13, 17, 33, 65};
     static const int blocks[] = {1, 3, 2, 8};
     struct rng r;
     rng_seed(&r, o->seed ^ (uint64_t)type << 32);

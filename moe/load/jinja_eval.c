@@ -178,7 +178,7 @@ struct jval jj_item(struct jj *x, struct jval v, struct jval key)
     int64_t i;
     if (v.t == V_UNDEF) jv_use_undef(x, v);
     if (v.t == V_DICT) {
-        const struct jval *m = jv_hashable(key) ? jd_get(x, v.u.d, key) : NULL;
+        const struct jval *m = jv_hashable(x, key) ? jd_get(x, v.u.d, key) : NULL;
         if (m) return *m;
     } else if (int_of(key, &i) && index_item(x, v, i, &out)) {
         return out;

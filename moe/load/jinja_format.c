@@ -215,7 +215,7 @@ struct jval format_percent(struct jj *x, const struct jstr *s, struct jval args)
     sb_part(x, &b, s, from, s->n);
     bool rest = args.t == V_TUPLE ? p.next < args.u.l->n
                                   : !p.next && args.t != V_DICT && args.t != V_LIST &&
-                                        args.t != V_UNDEF && args.t != V_NS;
+                                        args.t != V_UNDEF && args.t != V_RANGE;
     if (rest && !p.named) jj_fail(x, ERR_FORMAT, "not all arguments of the format are used");
     return sb_val(x, &b);
 }

@@ -246,7 +246,7 @@ bool jv_eq(struct jj *x, struct jval a, struct jval b);
 /* <0, 0, >0; 2 for NaN; a type error when there is no order. */
 int jv_cmp(struct jj *x, struct jval a, struct jval b, const char *op);
 bool jv_in(struct jj *x, struct jval item, struct jval in);
-bool jv_hashable(struct jval v);
+bool jv_hashable(struct jj *x, struct jval v);
 bool jv_len(struct jj *x, struct jval v, int64_t *n); /* false: it has none */
 void jv_put_str(struct jj *x, struct jsb *b, struct jval v);
 void jv_put_repr(struct jj *x, struct jsb *b, struct jval v);

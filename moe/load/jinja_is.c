@@ -66,7 +66,7 @@ TEST(t_sameas)
 static void want_hashable(struct jj *x, struct jval v, struct jval arg)
 {
     (void)arg;
-    if (!jv_hashable(v)) jj_fail(x, ERR_FORMAT, "a %s as a name", jv_type(v));
+    if (!jv_hashable(x, v)) jj_fail(x, ERR_FORMAT, "a %s as a name", jv_type(v));
 }
 
 TEST(t_filter)

@@ -442,7 +442,7 @@ METHOD(m_items) { (void)a; return view(x, v, VIEW_ITEMS); }
 
 METHOD(m_get)
 {
-    if (!jv_hashable(*a[0])) jj_fail(x, ERR_FORMAT, "get: a %s as a key", jv_type(*a[0]));
+    if (!jv_hashable(x, *a[0])) jj_fail(x, ERR_FORMAT, "get: a %s as a key", jv_type(*a[0]));
     const struct jval *m = jd_get(x, v.u.d, *a[0]);
     return m ? *m : a[1] ? *a[1] : JV_NONE;
 }

@@ -161,7 +161,7 @@ BEGIN(begin_unique)
     struct jval seen = jd_new(x), l = jl_new(x, V_LIST, 0), item;
     for (struct jiter *it = it_open(x, v); it_next(x, it, &item);) {
         struct jval k = key_of(x, item, bound[1], fold);
-        if (!jv_hashable(k)) jj_fail(x, ERR_FORMAT, "unique: a %s cannot be hashed", jv_type(k));
+        if (!jv_hashable(x, k)) jj_fail(x, ERR_FORMAT, "unique: a %s cannot be hashed", jv_type(k));
         if (jd_get(x, seen.u.d, k)) continue;
         jd_set(x, seen.u.d, k, JV_NONE);
         jl_push(x, l.u.l, item);

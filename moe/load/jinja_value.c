@@ -171,7 +171,7 @@ bool jv_in(struct jj *x, struct jval item, struct jval in)
     }
     bool keys = in.t == V_DICT || (in.t == V_VIEW && in.u.view->kind == VIEW_KEYS);
     if (keys) {
-        if (!jv_hashable(item)) jj_fail(x, ERR_FORMAT, "a %s as a key", jv_type(item));
+        if (!jv_hashable(x, item)) jj_fail(x, ERR_FORMAT, "a %s as a key", jv_type(item));
         return jd_get(x, in.t == V_DICT ? in.u.d : in.u.view->d, item) != NULL;
     }
     if (in.t == V_RANGE) return in_range(item, in.u.r);
@@ -361,12 +361,15 @@ struct jval jr_at(const struct jrange *r, int64_t i)
 
 enum { INDEX_FROM = 8 }; /* smaller ones are searched from the front */
 
-bool jv_hashable(struct jval v)
+bool jv_hashable(struct jj *x, struct jval v)
 {
-    if (v.t == V_LIST || v.t == V_DICT) return false;
-    for (size_t i = 0; v.t == V_TUPLE && i < v.u.l->n; i++)
-        if (v.u.l->v[i].t == V_TUPLE || !jv_hashable(v.u.l->v[i])) return false;
-    return true;
+    bool good = v.t != V_LIST && v.t != V_DICT &&
+                !(v.t == V_VIEW && v.u.view->kind != VIEW_VALUES);
+    if (v.t != V_TUPLE) return good;
+    jj_down(x);
+    for (size_t i = 0; good && i < v.u.l->n; i++) good = jv_hashable(x, v.u.l->v[i]);
+    jj_up(x);
+    return good;
 }
 
 static uint64_t hash_bytes(uint64_t h, const void *p, size_t n)
@@ -389,10 +392,14 @@ static uint64_t hash_of(struct jj *x, struct jval v)
         jj_work(x, 4 * v.u.s->n);
         return hash_bytes(h, v.u.s->s, v.u.s->n);
     }
-    for (size_t i = 0; v.t == V_TUPLE && i < v.u.l->n; i++) {
+    if (v.t != V_TUPLE) return h;
+    jj_down(x);
+    for (size_t i = 0; i < v.u.l->n; i++) {
         uint64_t k = hash_of(x, v.u.l->v[i]);
         h = hash_bytes(h, &k, sizeof k);
     }
+    jj_up(x);
+    jj_step(x, v.u.l->n);
     return h;
 }
 
@@ -436,7 +443,7 @@ static void reindex(struct jj *x, struct jdict *d)
 
 void jd_set(struct jj *x, struct jdict *d, struct jval k, struct jval v)
 {
-    if (!jv_hashable(k)) jj_fail(x, ERR_FORMAT, "a %s as a key", jv_type(k));
+    if (!jv_hashable(x, k)) jj_fail(x, ERR_FORMAT, "a %s as a key", jv_type(k));
     uint64_t hash = hash_of(x, k);
     struct jentry *e = find(x, d, k, hash);
     if (e) {
