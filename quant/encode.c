@@ -107,7 +107,7 @@ static void encode_grid_32(const struct grid *g, const float *x, uint8_t *d, int
 static void encode_grid_super(const struct grid *g, const float *x, int n, uint8_t *half, int *sc,
                               int *q)
 {
-    float scale[16];
+    float scale[16] = {0};
     for (int s = 0; s < 256 / n; s++) scale[s] = search_scale(g, x + n * s, n);
     const float d = put_half(half, largest(scale, 256 / n) / -32.0f);
     for (int s = 0; s < 256 / n; s++) {
