@@ -181,7 +181,7 @@ void case_put(struct jj *x, struct jsb *b, const struct jstr *s, size_t from, si
         else put_case(x, b, s, i, cp, how);
         i += len;
     }
-    jj_work(x, 16 * (to - from)); /* slower than copying */
+    jj_work(x, 32 * (to - from)); /* slower than copying */
 }
 
 /* The same string with other bytes: Markup stays Markup. */
@@ -289,7 +289,7 @@ static bool cased_class(const struct jstr *s, enum jclass c)
 
 bool js_class(struct jj *x, const struct jstr *s, enum jclass c)
 {
-    jj_work(x, 8 * s->n);
+    jj_work(x, 32 * s->n);
     if (c == IS_UPPER || c == IS_LOWER || c == IS_TITLE) return cased_class(s, c);
     for (size_t i = 0; i < s->n;) {
         int32_t cp;

@@ -247,30 +247,23 @@ int js_cmp(const struct jstr *a, const struct jstr *b)
     return a->n < b->n ? -1 : a->n > b->n;
 }
 
-/* The text of b stands at a position of a.  Compared at the first byte before anything else; the
- * steps charged by callers are for the whole search. */
-static bool at(const struct jstr *a, size_t i, const struct jstr *b)
+/* b stands at byte i of a.  Costs a step: a pattern can make every byte a place to look at. */
+static bool at(struct jj *x, const struct jstr *a, size_t i, const struct jstr *b)
 {
-    return a->s[i] == b->s[0] && !memcmp(a->s + i, b->s, b->n);
+    jj_step(x, 1 + b->n / 64);
+    return !memcmp(a->s + i, b->s, b->n);
 }
 
 size_t js_find(struct jj *x, const struct jstr *a, const struct jstr *b, size_t from)
 {
     if (from > a->n || b->n > a->n - from) return SIZE_MAX;
     if (!b->n) return from;
-    size_t end = a->n - b->n;
-    for (size_t i = from; i <= end; i++) {
-        const char *hit = memchr(a->s + i, b->s[0], end - i + 1);
-        if (!hit) break;
-        i = (size_t)(hit - a->s);
-        if (i % 64 == 0) jj_step(x, 1);
-        jj_work(x, b->n); /* a pattern can make every position a long comparison */
-        if (at(a, i, b)) {
-            jj_work(x, i - from);
-            return i;
-        }
+    const char *s = a->s + from, *end = a->s + a->n - b->n + 1, *hit;
+    for (; s < end && (hit = memchr(s, b->s[0], (size_t)(end - s))); s = hit + 1) {
+        jj_work(x, (size_t)(hit - s));
+        if (at(x, a, (size_t)(hit - a->s), b)) return (size_t)(hit - a->s);
     }
-    jj_work(x, a->n - from);
+    jj_work(x, s < end ? (size_t)(end - s) : 0);
     return SIZE_MAX;
 }
 
@@ -281,8 +274,7 @@ size_t js_rfind(struct jj *x, const struct jstr *a, const struct jstr *b, size_t
     if (!b->n) return end;
     for (size_t i = end - b->n + 1; i-- > 0;) {
         if (i % 64 == 0) jj_step(x, 1);
-        jj_work(x, a->s[i] == b->s[0] ? b->n : 0);
-        if (at(a, i, b)) return i;
+        if (a->s[i] == b->s[0] && at(x, a, i, b)) return i;
     }
     return SIZE_MAX;
 }
@@ -291,7 +283,7 @@ size_t js_chars(struct jj *x, const struct jstr *s)
 {
     size_t n = 0;
     int32_t cp;
-    jj_work(x, s->n);
+    jj_work(x, 4 * s->n); /* slower than copying */
     for (size_t i = 0; i < s->n; n++) i += (size_t)u8_get(s->s + i, s->n - i, &cp);
     return n;
 }
@@ -301,7 +293,7 @@ size_t js_offset(struct jj *x, const struct jstr *s, size_t k)
     size_t i = 0;
     int32_t cp;
     for (; k && i < s->n; k--) i += (size_t)u8_get(s->s + i, s->n - i, &cp);
-    jj_work(x, i);
+    jj_work(x, 4 * i);
     return i;
 }
 
