@@ -10,6 +10,7 @@
     X(bailingmoe2)                                                                                 \
     X(dots1)                                                                                       \
     X(ernie45moe)                                                                                  \
+    X(gemma4)                                                                                      \
     X(granitemoe)                                                                                  \
     X(hunyuanmoe)                                                                                  \
     X(minimaxm2)                                                                                   \

@@ -22,6 +22,14 @@ struct delta_params {
     bool tiled;                 /* head h of v meets head h % n_k of k, else h / (n_v / n_k) */
 };
 
+/* Layers with a sliding window, where they have heads of their own, and an input that every layer
+ * takes from the token itself (gemma4.c). */
+struct gemma_params {
+    int window_kv_heads, window_head_dim, window_n_rot;
+    int n_embd_layer;           /* width of that input, 0 = none */
+    int n_ff_shared_kv;         /* n_ff of the last n_shared_kv layers */
+};
+
 /* What the keys of a file say, in the terms that these architectures share (models/keys.c). */
 struct hparams {
     int n_layer, n_embd, n_vocab, n_ctx_train;
@@ -31,6 +39,7 @@ struct hparams {
     int n_ff_shared;            /* width of the shared experts together, 0 = none */
     int n_dense_lead, moe_step; /* the first layers, and all but every moe_step-th, are dense */
     int n_nextn;                /* layers behind the last one, which do not run */
+    int n_shared_kv;            /* the last layers, which attend to K and V of earlier ones */
     struct route_params route;
     float norm_eps;
     struct rope_params rope;    /* n_rot 0 = nothing is rotated */
@@ -46,6 +55,7 @@ struct hparams {
     float logit_softcap;        /* 0 = none */
     struct mla_params mla;
     struct delta_params delta;
+    struct gemma_params gemma;
 };
 
 struct arch {
@@ -72,7 +82,14 @@ enum status hparams_f32(const struct gguf *g, const char *arch, const char *key,
                         float *out, struct err *e);
 enum status hparams_bool(const struct gguf *g, const char *arch, const char *key, bool dflt,
                          bool *out, struct err *e);
+/* The same where the key holds one number for all layers or one for each. */
+enum status hparams_of_layer(const struct gguf *g, const char *arch, const char *key, int layer,
+                             int dflt, int *out, struct err *e);
 bool hparams_has(const struct gguf *g, const char *arch, const char *key);
+
+/* Do heads, widths and counts make sense together? */
+enum status hparams_check(const struct gguf *g, const char *arch, const struct hparams *h,
+                          struct err *e);
 
 /* What only some have; each after hparams_common. */
 enum status hparams_need_experts(const struct gguf *g, const char *arch, const struct hparams *h,
@@ -115,6 +132,9 @@ struct block_style {
     bool sinks;             /* attn_sinks: a score without a value per head */
     bool full_first;        /* of window_period layers the first sees everything, else the last */
     int no_rope_every;      /* every so many-th layer, from layer 0, is not rotated; 0 = none */
+    bool v_norm;            /* an RMS norm without weights per head of V; and where a file has no
+                               attn_v, V is what attn_k gives, before its norm */
+    bool attn_post_norm;    /* post_attention_norm on what attention adds */
     bool q_gate;            /* attn_q holds a gate per head too: sigmoid, on attention's output */
     const char *output_norm; /* its tensor; NULL = "output_norm.weight" */
     const char *ffn_norm;   /* the norm before the feed-forward; NULL = "ffn_norm" */
@@ -131,6 +151,7 @@ struct block {
     const struct block_style *style;
     int embd;               /* token_embd */
     int rope[2][ROWS_N];    /* tables: of full and windowed layers, per row set; 0 = not yet */
+    int slot;               /* of the last layer that left K and V */
 };
 
 /* The whole model: embedding, layers, last norm, head.  Only rows that need logits pass the last
@@ -140,11 +161,18 @@ void block_model(struct build *b, const struct hparams *h, const struct block_st
 /* Its pieces, for models whose layers are not all of this kind. */
 int block_begin(struct block *k, struct build *b, const struct hparams *h,
                 const struct block_style *style);          /* returns the embedded rows */
+void block_rope_tables(struct block *k);                   /* block_begin's; for another block */
 void block_attention(struct block *k, int l, int *x);      /* opens layer l; adds to *x, narrows it
-                                                              in the last layer */
+                                                              in the last layer that leaves K and
+                                                              V: all behind it need only those */
 void block_feed_forward(struct block *k, int l, int x, int router); /* adds to x; router 0 = from
                                                               the normed x */
 void block_end(struct block *k, int x);
+/* Pieces of a feed-forward: <stem>.weight over the row; ffn_{gate,up,down}<suffix>, n_ff wide; the
+ * routed experts. */
+int block_norm(struct block *k, const char *stem, int l, int x);
+int block_gated_unit(struct block *k, int l, int n, const char *suffix, int n_ff);
+int block_experts(struct block *k, int l, int n, int logits);
 
 /* Layers of models/deltanet.c and lfm2moe.c; like block_attention each opens layer l, adds to *x
  * and narrows it in the last layer. */

@@ -33,7 +33,7 @@ static void bias(struct block *k, const char *stem, const char *suffix, int l, i
         build_bias(k->b, name.s + 7, x, build_vector(k->b, name.s, l, n));
 }
 
-static int norm(struct block *k, const char *stem, int l, int x)
+int block_norm(struct block *k, const char *stem, int l, int x)
 {
     int n = build_norm(k->b, stem, x,
                        build_vector(k->b, name_of(stem, "", "weight").s, l, k->h->n_embd),
@@ -93,6 +93,12 @@ static int rope_table(struct block *k, bool windowed)
     return *x;
 }
 
+void block_rope_tables(struct block *k)
+{
+    if (k->h->rope.n_rot) (void)rope_table(k, false);
+    if (k->h->rope.n_rot && k->h->window) (void)rope_table(k, true);
+}
+
 static void rotate(struct block *k, int l, bool is_q, int x)
 {
     const struct hparams *h = k->h;
@@ -118,15 +124,32 @@ static struct qkv_rows qkv_rows(const struct hparams *h)
 
 static const char *const qkv_stem[QKV] = {"attn_k", "attn_v", "attn_q"};
 
-static void qkv_tiles(struct block *k, int l, int w[QKV])
+static int qkv_tiles(struct block *k, int l, int which)
 {
     const struct qkv_rows r = qkv_rows(k->h);
-    const bool fused = build_has(k->b, "blk.%d.attn_qkv.weight", l);
-    for (int i = 0; i < QKV; i++)
-        w[i] = fused ? build_tiles_part(k->b, "blk.%d.attn_qkv.weight", l, k->h->n_embd, r.all,
-                                        r.at[i], r.n[i], 1)
-                     : build_tiles(k->b, name_of(qkv_stem[i], "", "weight").s, l, k->h->n_embd,
-                                   i == Q && k->style->q_gate ? 2 * r.n[i] : r.n[i], 1);
+    if (build_has(k->b, "blk.%d.attn_qkv.weight", l))
+        return build_tiles_part(k->b, "blk.%d.attn_qkv.weight", l, k->h->n_embd, r.all,
+                                r.at[which], r.n[which], 1);
+    const bool gated = which == Q && k->style->q_gate;
+    return build_tiles(k->b, name_of(qkv_stem[which], "", "weight").s, l, k->h->n_embd,
+                       gated ? 2 * r.n[which] : r.n[which], 1);
+}
+
+/* The products of n with K's, V's and Q's matrix, those that are wanted, in one step. */
+static void project(struct block *k, int l, const char *step, int n, const bool want[QKV],
+                    int y[QKV])
+{
+    static const char *const names[QKV] = {"k", "v", "q"};
+    const char *name[QKV];
+    int w[QKV], out[QKV], m = 0;
+    for (int i = 0; i < QKV; i++) {
+        if (!want[i]) continue;
+        w[m] = qkv_tiles(k, l, i);
+        name[m++] = names[i];
+    }
+    build_linears(k->b, step, n, m, w, name, out);
+    for (int i = QKV - 1; i >= 0; i--)
+        if (want[i]) y[i] = out[--m];
 }
 
 static void qkv_bias(struct block *k, int l, int which, int x)
@@ -186,28 +209,45 @@ static int attend(struct block *k, int l, int q, int gate, int slot)
                          build_tiles(k->b, "blk.%d.attn_output.weight", l, h->n_heads * h->head_dim,
                                      h->n_embd, 1));
     bias(k, "attn_output", "", l, o, h->n_embd, must(k, MUST_ATTN_BIAS));
-    return o;
+    return k->style->attn_post_norm ? block_norm(k, "post_attention_norm", l, o) : o;
 }
 
-/* Only the rows that need logits have a query in the last layer, while every row leaves its K and
- * V. */
+/* Adds K and V of every row to the slot. */
+static void leave_kv(struct block *k, int l, int y[QKV], bool has_v, int slot)
+{
+    const int n = k->h->n_kv_heads, dim = k->h->head_dim;
+    if (!has_v) {
+        y[V] = build_heads(k->b, "v", n, dim);
+        build_copy_heads(k->b, "v", y[K], y[V], (struct copy_heads){n, dim, 0, dim, 0, dim});
+    }
+    finish_heads(k, l, false, y[K]);
+    if (has_v) qkv_bias(k, l, V, y[V]);
+    if (k->style->v_norm)
+        build_head_norm(k->b, "attn_v_norm", y[V], -1, n, dim, k->h->norm_eps);
+    build_kv_put(k->b, y[K], y[V], slot);
+}
+
+/* Does layer l leave K and V, or look at those of an earlier one? */
+static bool leaves_kv(const struct hparams *h, int l) { return l < h->n_layer - h->n_shared_kv; }
+
+/* Only the rows that need logits have a query in the last layer that leaves K and V, while every
+ * row leaves its own; the layers behind it, if any, go on with those rows alone. */
 static void attention(struct block *k, int l, int slot, int *x)
 {
-    static const char *const names[QKV] = {"k", "v", "q"};
     struct build *b = k->b;
-    const bool last = l == k->h->n_layer - 1;
-    int w[QKV], y[QKV], gate = 0;
-    int n = norm(k, "attn_norm", l, *x);
-    qkv_tiles(k, l, w);
-    build_linears(b, last ? "attn_kv" : "attn_qkv", n, last ? Q : QKV, w, names, y);
-    finish_heads(k, l, false, y[K]);
-    qkv_bias(k, l, V, y[V]);
-    build_kv_put(b, y[K], y[V], slot);
+    const bool kv = leaves_kv(k->h, l), last = kv && !leaves_kv(k->h, l + 1);
+    const bool has_v = !k->style->v_norm || build_has(b, "blk.%d.attn_v.weight", l) ||
+                       build_has(b, "blk.%d.attn_qkv.weight", l);
+    int y[QKV], gate = 0;
+    int n = block_norm(k, "attn_norm", l, *x);
+    const char *step = !kv ? "attn_q" : last ? "attn_kv" : "attn_qkv";
+    project(k, l, step, n, (const bool[QKV]){[K] = kv, [V] = kv && has_v, [Q] = !last}, y);
+    if (kv) leave_kv(k, l, y, has_v, slot);
     if (last) {
         b->rows = ROWS_OUT;
         *x = build_select(b, "x_out", *x);
         n = build_select(b, "attn_norm", n);
-        build_linears(b, "attn_q", n, 1, w + Q, names + Q, y + Q);
+        project(k, l, "attn_q", n, (const bool[QKV]){[Q] = true}, y);
     }
     if (k->style->q_gate) y[Q] = split_gate(k, y[Q], &gate);
     finish_heads(k, l, true, y[Q]);
@@ -218,12 +258,13 @@ static int open_layer(struct block *k, int l)
 {
     const struct hparams *h = k->h;
     const int stored = (h->head_dim + 15) / 16 * 16;
-    const int slot = build_kv_slot(k->b, (struct kv_slot){
-        .type = KV_SLOT_DENSE, .n_heads = h->n_kv_heads, .dim = h->head_dim,
-        .dk = stored, .dv = stored,
-    });
-    build_layer(k->b, l, l, slot);
-    return slot;
+    if (leaves_kv(h, l))
+        k->slot = build_kv_slot(k->b, (struct kv_slot){
+            .type = KV_SLOT_DENSE, .n_heads = h->n_kv_heads, .dim = h->head_dim,
+            .dk = stored, .dv = stored,
+        });
+    build_layer(k->b, l, l, k->slot);
+    return k->slot;
 }
 
 void block_attention(struct block *k, int l, int *x) { attention(k, l, open_layer(k, l), x); }
@@ -235,8 +276,7 @@ static bool has_experts(const struct hparams *h, int l)
     return h->n_expert > 0 && l >= h->n_dense_lead && (!h->moe_step || (l + 1) % h->moe_step == 0);
 }
 
-/* A gated unit of plain matrices, ffn_{gate,up,down}<suffix>, n_ff wide. */
-static int gated_unit(struct block *k, int l, int n, const char *suffix, int n_ff)
+int block_gated_unit(struct block *k, int l, int n, const char *suffix, int n_ff)
 {
     static const char *const names[2] = {"gate", "up"};
     struct build *b = k->b;
@@ -256,7 +296,7 @@ static int gated_unit(struct block *k, int l, int n, const char *suffix, int n_f
 
 static int shared_experts(struct block *k, int l, int n)
 {
-    int o = gated_unit(k, l, n, "_shexp", k->h->n_ff_shared);
+    int o = block_gated_unit(k, l, n, "_shexp", k->h->n_ff_shared);
     if (k->style->shared_gate) {
         int w = build_tiles(k->b, "blk.%d.ffn_gate_inp_shexp.weight", l, k->h->n_embd, 1, 1);
         build_gate(k->b, "ffn_shexp_gate", build_linear(k->b, "ffn_gate_inp_shexp", n, w), o);
@@ -319,10 +359,12 @@ static void gate_and_up(struct block *k, int l, struct build_moe *m)
     }
 }
 
-static int routed_experts(struct block *k, int l, int n, int logits)
+int block_experts(struct block *k, int l, int n, int logits)
 {
+    static const char by[] = "blk.%d.ffn_down_exps.scale";
     const int embd = k->h->n_embd, ff = k->h->n_ff_expert;
-    struct build_moe m = {.route = k->h->route, .act = k->style->act, .choose_bias = -1};
+    struct build_moe m = {.route = k->h->route, .act = k->style->act, .choose_bias = -1,
+                          .scale = -1};
     gate_and_up(k, l, &m);
     m.down = expert_tiles(k, "ffn_down", l, ff, embd);
     m.bias[0] = expert_bias(k, "ffn_gate", l, ff);
@@ -330,17 +372,20 @@ static int routed_experts(struct block *k, int l, int n, int logits)
     m.bias[2] = expert_bias(k, "ffn_down", l, embd);
     if (must(k, MUST_CHOOSE_BIAS) || build_has(k->b, "blk.%d.exp_probs_b.bias", l))
         m.choose_bias = build_vector(k->b, "blk.%d.exp_probs_b.bias", l, k->h->n_expert);
+    /* The scale is of what down's matrix gives: of the whole expert where that has no bias. */
+    if (m.bias[2] < 0 && build_has(k->b, by, l))
+        m.scale = build_vector(k->b, by, l, k->h->n_expert);
     return build_experts(k->b, n, logits, &m);
 }
 
 void block_feed_forward(struct block *k, int l, int x, int logits)
 {
-    int n = norm(k, k->style->ffn_norm ? k->style->ffn_norm : "ffn_norm", l, x), o;
+    int n = block_norm(k, k->style->ffn_norm ? k->style->ffn_norm : "ffn_norm", l, x), o;
     if (has_experts(k->h, l)) {
-        o = routed_experts(k, l, n, logits ? logits : router(k, l, n));
+        o = block_experts(k, l, n, logits ? logits : router(k, l, n));
         if (k->h->n_ff_shared) build_add(k->b, "ffn_shexp", shared_experts(k, l, n), o);
     } else {
-        o = gated_unit(k, l, n, "", k->h->n_ff);
+        o = block_gated_unit(k, l, n, "", k->h->n_ff);
     }
     residual(k, "ffn_residual", o, x);
 }
@@ -354,10 +399,9 @@ int block_begin(struct block *k, struct build *b, const struct hparams *h,
     const bool tied = !must(k, MUST_OUTPUT) && !weights_has(b->ws, "output.weight");
     k->embd = tied ? build_tiles(b, "token_embd.weight", 0, h->n_embd, h->n_vocab, 1)
                    : build_rows(b, "token_embd.weight", h->n_embd, h->n_vocab);
-    int x = build_embed(b, k->embd);
+    int x = build_embed(b, "token_embd", "x", k->embd);
     if (h->embed_scale != 1.0f) build_scale(b, "embed_scale", x, h->embed_scale);
-    if (h->rope.n_rot) (void)rope_table(k, false);
-    if (h->rope.n_rot && h->window) (void)rope_table(k, true);
+    block_rope_tables(k);
     if (h->n_nextn) weights_skip_layers(b->ws, h->n_layer);
     return x;
 }

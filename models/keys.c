@@ -19,11 +19,16 @@ static void key_of(char *out, size_t cap, const char *arch, const char *key)
     (void)snprintf(out, cap, "%s.%s", arch, key);
 }
 
-bool hparams_has(const struct gguf *g, const char *arch, const char *key)
+static const struct gguf_kv *find_key(const struct gguf *g, const char *arch, const char *key)
 {
     char full[96];
     key_of(full, sizeof full, arch, key);
-    return gguf_find(g, full) != NULL;
+    return gguf_find(g, full);
+}
+
+bool hparams_has(const struct gguf *g, const char *arch, const char *key)
+{
+    return find_key(g, arch, key) != NULL;
 }
 
 enum status hparams_int(const struct gguf *g, const char *arch, const char *key, int dflt,
@@ -60,6 +65,22 @@ enum status hparams_bool(const struct gguf *g, const char *arch, const char *key
     char full[96];
     key_of(full, sizeof full, arch, key);
     return gguf_get_bool_or(g, full, dflt, out, e);
+}
+
+enum status hparams_of_layer(const struct gguf *g, const char *arch, const char *key, int layer,
+                             int dflt, int *out, struct err *e)
+{
+    const struct gguf_kv *kv = find_key(g, arch, key);
+    if (!kv || kv->value.type != GGUF_ARRAY) return hparams_int(g, arch, key, dflt, out, e);
+    const enum gguf_type t = kv->value.elem;
+    const bool is_int = t != GGUF_F32 && t != GGUF_F64 && t != GGUF_BOOL && t != GGUF_STRING;
+    const int64_t v = is_int && (uint64_t)layer < kv->value.n
+                          ? gguf_elem_i64(&kv->value, (uint64_t)layer) : -1;
+    if (v < 0 || v > INT32_MAX)
+        return err_set_at(e, ERR_SHAPE, kv->pos, "%s: key %s.%s holds no usable number for layer "
+                          "%d: the file is damaged", gguf_path(g, 0), arch, key, layer);
+    *out = (int)v;
+    return OK;
 }
 
 /* ---- checks ---- */
@@ -102,8 +123,8 @@ static enum status check_experts(const struct gguf *g, const char *arch, const s
     return s ? s : check_groups(g, arch, h, e);
 }
 
-static enum status check(const struct gguf *g, const char *arch, const struct hparams *h,
-                         struct err *e)
+enum status hparams_check(const struct gguf *g, const char *arch, const struct hparams *h,
+                          struct err *e)
 {
     const char *path = gguf_path(g, 0);
     enum status s;
@@ -223,22 +244,23 @@ static enum status heads(const struct gguf *g, const char *arch, struct hparams 
     return OK;
 }
 
-/* One number, or one per layer: 0 where a layer has no attention, else the same everywhere. */
-static enum status kv_heads(const struct gguf *g, const char *arch, struct hparams *h,
-                            struct err *e)
+/* One number, or one per layer: 0 where a layer has none, else the same everywhere, unless windowed
+ * layers are of another kind (attention.key_length_swa): then its architecture looks again. */
+static enum status same_in_layers(const struct gguf *g, const char *arch, const char *key, int dflt,
+                                  int *out, struct err *e)
 {
-    char full[96];
-    key_of(full, sizeof full, arch, "attention.head_count_kv");
-    const struct gguf_kv *kv = gguf_find(g, full);
-    if (!kv || kv->value.type != GGUF_ARRAY)
-        return hparams_int(g, arch, "attention.head_count_kv", h->n_heads, &h->n_kv_heads, e);
-    for (uint64_t i = 0; i < kv->value.n; i++) {
-        const uint64_t n = gguf_elem_u64(&kv->value, i);
-        if (!n) continue;
-        if (n > INT32_MAX || (h->n_kv_heads && n != (uint64_t)h->n_kv_heads))
-            return err_set(e, ERR_UNSUPPORTED, "%s: key %s has layers with different numbers of KV "
-                           "heads: that is not supported yet", gguf_path(g, 0), full);
-        h->n_kv_heads = (int)n;
+    const struct gguf_kv *kv = find_key(g, arch, key);
+    const bool two_kinds = hparams_has(g, arch, "attention.key_length_swa");
+    if (!kv || kv->value.type != GGUF_ARRAY) return hparams_int(g, arch, key, dflt, out, e);
+    for (uint64_t i = 0; i < kv->value.n && i < LAYERS_MAX; i++) {
+        int n = 0;
+        enum status s = hparams_of_layer(g, arch, key, (int)i, dflt, &n, e);
+        if (s) return s;
+        if (n && *out && n != *out && !two_kinds)
+            return err_set_at(e, ERR_UNSUPPORTED, kv->pos, "%s: key %s.%s says %d for some layers "
+                              "and %d for others: that is not supported", gguf_path(g, 0), arch,
+                              key, *out, n);
+        if (n) *out = n;
     }
     return OK;
 }
@@ -266,8 +288,8 @@ enum status hparams_common(const struct gguf *g, const char *arch, struct hparam
         (s = hparams_int(g, arch, "embedding_length", -1, &h->n_embd, e)) ||
         (s = hparams_int(g, arch, "context_length", -1, &h->n_ctx_train, e)) ||
         (s = hparams_int(g, arch, "attention.head_count", -1, &h->n_heads, e)) ||
-        (s = kv_heads(g, arch, h, e)) ||
-        (s = hparams_int(g, arch, "feed_forward_length", 0, &h->n_ff, e)) ||
+        (s = same_in_layers(g, arch, "attention.head_count_kv", h->n_heads, &h->n_kv_heads, e)) ||
+        (s = same_in_layers(g, arch, "feed_forward_length", 0, &h->n_ff, e)) ||
         (s = hparams_int(g, arch, "leading_dense_block_count", 0, &h->n_dense_lead, e)) ||
         (s = hparams_int(g, arch, "expert_count", 0, &h->n_expert, e)) ||
         (s = hparams_int(g, arch, "expert_used_count", 0, &h->n_expert_used, e)) ||
@@ -281,7 +303,7 @@ enum status hparams_common(const struct gguf *g, const char *arch, struct hparam
         return s;
     h->route.n_expert = h->n_expert;
     h->route.n_used = h->n_expert_used;
-    return check(g, arch, h, e);
+    return hparams_check(g, arch, h, e);
 }
 
 /* ---- what some have ---- */

@@ -11,11 +11,13 @@
  * asked for only from the best groups of neighbours (DeepSeek-V3, arXiv 2412.19437: a group counts
  * by the sum of its two best).  Their weights are the scores without bias (or the softmax over the
  * chosen ones), divided by their sum in slot order if p->normalise (a sum below 2^-14 counts as
- * 2^-14, as llama.cpp has it), times p->scale.
- * bias [n_expert] or NULL; logits [n_expert] are overwritten by the scores; pick [n_expert] is
+ * 2^-14, as llama.cpp has it), times p->scale and
+ * each expert's own scale.
+ * bias, scale: [n_expert] or NULL; logits [n_expert] are overwritten by the scores; pick [n_expert] is
  * scratch; id, w: [n_used], best first. */
 void route_token_choice(const struct route_params *p, const struct elem_kernels *el,
-                        const float *bias, float *logits, float *pick, int32_t *id, float *w);
+                        const float *bias, const float *scale, float *logits, float *pick,
+                        int32_t *id, float *w);
 
 /* The same routes the other way round, expert-major.  id: [n_rows * n_used].  Out: the used experts
  * rising in expert[], their pairs (row * n_used + slot, rising) in pair[first[a] .. first[a+1]).

@@ -52,7 +52,8 @@ static void keep_groups(const struct route_params *p, float *pick)
 }
 
 void route_token_choice(const struct route_params *p, const struct elem_kernels *el,
-                        const float *bias, float *x, float *pick, int32_t *id, float *w)
+                        const float *bias, const float *scale, float *x, float *pick, int32_t *id,
+                        float *w)
 {
     scores(p, el, x);
     for (int i = 0; i < p->n_expert; i++) pick[i] = bias ? x[i] + bias[i] : x[i];
@@ -66,6 +67,7 @@ void route_token_choice(const struct route_params *p, const struct elem_kernels 
     for (int s = 0; s < p->n_used; s++) {
         if (p->normalise) w[s] /= sum;
         if (p->scale != 1.0f) w[s] *= p->scale;
+        if (scale) w[s] *= scale[id[s]];
     }
 }
 

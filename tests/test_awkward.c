@@ -21,7 +21,8 @@ static char dir[64] = "/tmp/tessera-awkward-XXXXXX";
 static const char *const models[] = {
     "llama",   "mixtral", "qwen2",        "qwen3",       "qwen2moe",    "qwen3moe",
     "olmoe",   "glm4moe", "gpt-oss",      "dots1",       "ernie4_5-moe", "hunyuan-moe",
-    "bailingmoe2", "minimax-m2", "granitemoe", "phimoe", "smallthinker",
+    "bailingmoe2", "minimax-m2", "granitemoe", "phimoe", "smallthinker", "gemma4",
+    "gemma4-small",
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
@@ -46,22 +47,30 @@ static void read_ids(const char *name, int32_t *ids)
     free(text);
 }
 
+static tessera_engine *open_model(const char *path, int threads, const char *tier,
+                                  tessera_session **s)
+{
+    struct err e;
+    tessera_engine *engine;
+    struct tessera_options o = tessera_defaults();
+    o.model_path = path;
+    o.n_threads = threads;
+    (void)setenv("TESSERA_CPU", tier, 1);
+    if (tessera_open(&o, &engine, &e)) fail_msg("%s", e.msg);
+    (void)unsetenv("TESSERA_CPU");
+    if (tessera_session_open(engine, 0, s, &e)) fail_msg("%s", e.msg);
+    return engine;
+}
+
 /* Logits of the first n positions of a model's prompt, fed in pieces. */
 static void run(const char *path, const char *name, int threads, const char *tier, int n, int piece,
                 struct logits *out)
 {
     struct err e;
-    tessera_engine *engine;
     tessera_session *s;
     int32_t ids[N_IDS];
-    struct tessera_options o = tessera_defaults();
-    o.model_path = path;
-    o.n_threads = threads;
     read_ids(name, ids);
-    (void)setenv("TESSERA_CPU", tier, 1);
-    if (tessera_open(&o, &engine, &e)) fail_msg("%s", e.msg);
-    (void)unsetenv("TESSERA_CPU");
-    if (tessera_session_open(engine, 0, &s, &e)) fail_msg("%s", e.msg);
+    tessera_engine *engine = open_model(path, threads, tier, &s);
     const size_t nv = (size_t)(out->n_vocab = tessera_model(engine).n_vocab);
     assert_true(nv <= VOCAB_MAX);
     for (int at = 0; at < n; at += piece) {
@@ -140,6 +149,29 @@ static void test_reference(void **state)
                 how[k].piece, &again);
             equal(&first, &again, how[k].n);
         }
+    }
+}
+
+/* Rows whose logits nobody wants end early: the others do not notice. */
+static void test_last_only(void **state)
+{
+    static struct logits all;
+    (void)state;
+    for (int i = 0; i < N_MODELS; i++) {
+        struct err e;
+        tessera_session *s;
+        int32_t ids[N_IDS];
+        read_ids(models[i], ids);
+        run(model_path(models[i]), models[i], 2, "", 100, 100, &all);
+        tessera_engine *engine = open_model(model_path(models[i]), 2, "", &s);
+        for (int at = 0; at < 100; at += 50) {
+            const struct tessera_input in = {s, ids + at, 50, TESSERA_LOGITS_LAST};
+            if (tessera_step(engine, &in, 1, &e)) fail_msg("%s", e.msg);
+            assert_memory_equal(tessera_logits(engine, 0, 49), all.at + (at + 49) * all.n_vocab,
+                                sizeof(float) * (size_t)all.n_vocab);
+        }
+        tessera_session_close(s);
+        tessera_close(engine);
     }
 }
 
@@ -431,6 +463,27 @@ static void test_mutations_own(void **state)
         {"phimoe", "no bias in norms", .tensor = "ffn_norm.bias"},
         {"smallthinker", "all rotated", .key = "attention.sliding_window"},
         {"smallthinker", "softmax for sigmoid", U("expert_gating_func", 1)},
+        {"gemma4", "a window less by one", U("attention.sliding_window", 23)},
+        {"gemma4", "a window more by one", U("attention.sliding_window", 25)},
+        {"gemma4", "the base of windowed layers", F("rope.freq_base_swa", 600)},
+        {"gemma4", "more is rotated in windowed layers", U("rope.dimension_count_swa", 10)},
+        {"gemma4", "no divisors of the angles", .tensor = "rope_freqs", .fill = 1},
+        {"gemma4", "one expert less", U("expert_used_count", 2)},
+        {"gemma4", "no experts", .tensor = "post_ffw_norm_2"},
+        {"gemma4", "no unit beside the experts", .tensor = "post_ffw_norm_1"},
+        {"gemma4", "no scales of experts", .tensor = "ffn_down_exps.scale", .fill = 1},
+        {"gemma4", "no scale of the router", .tensor = "ffn_gate_inp.scale", .fill = 6},
+        {"gemma4", "no scales of layers", .tensor = "layer_output_scale", .fill = 1},
+        {"gemma4", "no norm after attention", .tensor = "post_attention_norm", .fill = 1},
+        {"gemma4", "no norm after the unit", .tensor = "post_ffw_norm.", .fill = 0.5f},
+        {"gemma4", "logits not capped", .key = "final_logit_softcapping"},
+        {"gemma4-small", "logits capped", F("final_logit_softcapping", 3.05)},
+        {"gemma4-small", "full layers not scaled", F("rope.scaling.factor", 1)},
+        {"gemma4-small", "no token's own input", .tensor = "per_layer_token_embd"},
+        {"gemma4-small", "no input from the embedding", .tensor = "per_layer_proj_norm"},
+        {"gemma4-small", "no norm of inputs", .tensor = "blk.2.post_norm", .fill = 0.5f},
+        {"gemma4-small", "no K to share", .tensor = "blk.1.attn_k.weight"},
+        {"gemma4-small", "no V to share", .tensor = "blk.0.attn_v.weight"},
     };
     /* The layer for the next token does not run, so that nothing in it matters. */
     static const struct change idle[] = {
@@ -497,6 +550,31 @@ static void test_refused_keys(void **state)
         {"phimoe", "rope_factors_", U("rope.dimension_count", 6)},
         {"qwen2moe", "ffn_gate_shexp", U("expert_shared_feed_forward_length", 32)},
         {"qwen2moe", "ffn_gate_exps", .key = "expert_feed_forward_length"},
+        {"gemma4", "sliding_window", .key = "attention.sliding_window"},
+        {"gemma4", "sliding_window", U("attention.sliding_window", 0)},
+        {"gemma4", "sliding_window_pattern", .key = "attention.sliding_window_pattern"},
+        {"gemma4", "sliding_window_pattern", U("attention.sliding_window_pattern", 3)},
+        {"gemma4", "sliding_window_pattern", U("block_count", 5)},
+        {"gemma4", "head_count_kv", .key = "attention.key_length_swa"},
+        {"gemma4", "value_length_swa", .key = "attention.value_length_swa"},
+        {"gemma4", "V heads", U("attention.value_length_swa", 16)},
+        {"gemma4", "V heads", U("attention.key_length", 12)},
+        {"gemma4", "dimension_count", U("rope.dimension_count_swa", 14)},
+        {"gemma4", "attn_k.weight", U("attention.head_count_kv", 3)},
+        {"gemma4", "rope.scaling.type", .key = "rope.scaling.type", .type = 's', .text = "yarn"},
+        {"gemma4", "freq_base", F("rope.freq_base_swa", -1)},
+        {"gemma4", "final_logit_softcapping", F("final_logit_softcapping", INFINITY)},
+        {"gemma4", "attn_k.weight", U("attention.shared_kv_layers", 1)},
+        {"gemma4", "shared_kv_layers", U("attention.shared_kv_layers", 2)},
+        {"gemma4", "feed_forward_length", U("feed_forward_length", 0)},
+        {"gemma4-small", "ffn_gate.weight", U("feed_forward_length", 32)},
+        {"gemma4-small", "shared_kv_layers", U("attention.shared_kv_layers", 4)},
+        {"gemma4-small", "shared_kv_layers", U("attention.shared_kv_layers", 6)},
+        {"gemma4-small", "feed_forward_length", U("attention.shared_kv_layers", 2)},
+        {"gemma4-small", "feed_forward_length", U("attention.shared_kv_layers", 0)},
+        {"gemma4-small", "per_layer_token_embd", .key = "embedding_length_per_layer_input"},
+        {"gemma4-small", "per_layer_token_embd", U("embedding_length_per_layer_input", 12)},
+        {"gemma4-small", "per_layer", U("embedding_length_per_layer_input", 1 << 20)},
     };
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -520,6 +598,9 @@ static void test_refused_tensors(void **state)
         {"bailingmoe2", "exp_probs_b"}, {"glm4moe", "blk.3."}, {"bailingmoe2", "blk.3."},
         {"qwen3moe", "output.weight"}, {"olmoe", "output.weight"}, {"glm4moe", "output.weight"},
         {"qwen2", "output.weight"}, {"phimoe", "rope_factors_long"},
+        {"gemma4", "layer_output_scale"}, {"gemma4-small", "layer_output_scale"},
+        {"gemma4", "attn_v.weight"}, {"gemma4-small", "attn_v.weight"},
+        {"gemma4", "ffn_down_exps.scale"},
     };
     (void)state;
     for (int i = 0; i < N_MODELS; i++) {
@@ -547,7 +628,8 @@ static void test_refused_tensors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference),      cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_reference),      cmocka_unit_test(test_last_only),
+        cmocka_unit_test(test_layouts),
         cmocka_unit_test(test_mutations_common), cmocka_unit_test(test_mutations_own),
         cmocka_unit_test(test_refused_keys),   cmocka_unit_test(test_refused_tensors),
     };

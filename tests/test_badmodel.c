@@ -342,7 +342,7 @@ static void test_key_type(void **state)
     };
     const uint64_t one = 1;
     const float half = 0.5f;
-    const int32_t list[2] = {-1, 4};
+    const int32_t list[2] = {-1, 4}, different[2] = {1, 2};
     const struct { void (*put)(struct gguf_writer *, const char *, const void *); const void *arg; }
         no_int[] = {{put_str, "4"}, {put_f32, &half}, {put_list, list}, {put_i32, list}},
         no_float[] = {{put_str, "1e-6"}, {put_u64, &one}, {put_list, list}};
@@ -353,10 +353,15 @@ static void test_key_type(void **state)
             (void)snprintf(key, sizeof key, "qwen3moe.%s", ints[i]);
             m->put = no_int[k].put;
             m->arg = no_int[k].arg;
-            /* One number of KV heads per layer is understood, but not with different ones. */
-            const bool per_layer = m->put == put_list && strstr(key, "head_count_kv");
-            refused_key(m, key, per_layer ? ERR_UNSUPPORTED : ERR_SHAPE);
+            refused_key(m, key, ERR_SHAPE);
         }
+    /* One number for each layer is understood, but not different ones. */
+    for (int k = 0; k < 2; k++) {
+        m->put = put_list;
+        m->arg = different;
+        refused_key(m, k ? "qwen3moe.feed_forward_length" : "qwen3moe.attention.head_count_kv",
+                    ERR_UNSUPPORTED);
+    }
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         for (size_t k = 0; k < sizeof no_float / sizeof *no_float; k++) {
             (void)snprintf(key, sizeof key, "qwen3moe.%s", floats[i]);

@@ -97,8 +97,8 @@ struct choice {
 };
 
 /* Runs the router with canaries behind its outputs. */
-static struct choice choose(const struct route_params *p, enum cpu_tier tier, const float *bias,
-                            const float *logits)
+static struct choice choose_scaled(const struct route_params *p, enum cpu_tier tier,
+                                   const float *bias, const float *scale, const float *logits)
 {
     float x[EXPERTS + REST], pick[EXPERTS + REST];
     struct choice c;
@@ -108,13 +108,19 @@ static struct choice choose(const struct route_params *p, enum cpu_tier tier, co
     }
     for (int i = 0; i < EXPERTS + REST; i++) x[i] = pick[i] = 55;
     memcpy(x, logits, sizeof *x * (size_t)p->n_expert);
-    route_token_choice(p, elem_kernels(tier), bias, x, pick, c.id, c.w);
+    route_token_choice(p, elem_kernels(tier), bias, scale, x, pick, c.id, c.w);
     for (int i = p->n_used; i < USED + REST; i++) {
         assert_int_equal(c.id[i], -7);
         assert_true(c.w[i] == 77);
     }
     for (int i = p->n_expert; i < EXPERTS + REST; i++) assert_true(x[i] == 55 && pick[i] == 55);
     return c;
+}
+
+static struct choice choose(const struct route_params *p, enum cpu_tier tier, const float *bias,
+                            const float *logits)
+{
+    return choose_scaled(p, tier, bias, NULL, logits);
 }
 
 static void random_logits(struct rng *r, float *x, int n)
@@ -249,6 +255,20 @@ static void test_weights(void **state)
         const struct choice d = choose(&all, CPU_REF, NULL, logits);
         for (int s = 0; s < all.n_used; s++) sum += (double)d.w[s];
         assert_true(fabs(sum - 1) < 1e-5);
+    }
+    /* Scales of experts change no choice. */
+    for (int trial = 0; trial < 500; trial++) {
+        const struct route_params p = random_params(&r);
+        float logits[EXPERTS], scale[EXPERTS];
+        random_logits(&r, logits, p.n_expert);
+        for (int i = 0; i < p.n_expert; i++) scale[i] = rng_range(&r, -1, 3);
+        const struct choice plain = choose(&p, CPU_REF, NULL, logits);
+        const struct choice c = choose_scaled(&p, CPU_REF, NULL, scale, logits);
+        for (int s = 0; s < p.n_used; s++) {
+            const float want = plain.w[s] * scale[plain.id[s]];
+            assert_int_equal(c.id[s], plain.id[s]);
+            assert_memory_equal(&c.w[s], &want, sizeof want);
+        }
     }
     /* Scores that vanish are not divided by nothing. */
     const struct route_params p = {.n_expert = 8, .n_used = 3, .score = ROUTE_SIGMOID,

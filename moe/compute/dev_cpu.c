@@ -282,8 +282,9 @@ static void elem_row(const struct job *j, int r)
                b->buf[op->out[0]].stride);
         break;
     case OP_SCALE: {
-        float *y = frow(b, op->out[0], r);
-        for (int i = 0; i < width; i++) y[i] *= op->p.scale.by;
+        float *y = frow(b, op->out[0], r), by = op->p.scale.by;
+        if (op->weight[0] >= 0) by *= *(const float *)b->weight[op->weight[0]].data;
+        for (int i = 0; i < width; i++) y[i] *= by;
         break;
     }
     case OP_GATE:

@@ -155,6 +155,13 @@ static int touch(struct build *b, int x)
     return x;
 }
 
+/* The op just appended changes buffer x: what was prepared of it is out of date. */
+static int change(struct build *b, int x)
+{
+    for (int i = 0; i < 3 && !b->err->code; i++) b->buf[x].prepared[i] = 0;
+    return touch(b, x);
+}
+
 static int width_of(const struct build *b, int x) { return b->err->code ? 0 : b->buf[x].width; }
 
 static const struct weight *weight_of(const struct build *b, int w)
@@ -163,10 +170,10 @@ static const struct weight *weight_of(const struct build *b, int w)
     return b->err->code ? &none : &b->ws->at[w];
 }
 
-int build_embed(struct build *b, int weight)
+int build_embed(struct build *b, const char *name, const char *out_name, int weight)
 {
-    int x = new_buf(b, "x", BUF_F32, weight_of(b, weight)->n_cols);
-    struct op *op = new_op(b, OP_EMBED, "token_embd");
+    int x = new_buf(b, out_name, BUF_F32, weight_of(b, weight)->n_cols);
+    struct op *op = new_op(b, OP_EMBED, name);
     op->weight[0] = weight;
     op->out[0] = touch(b, x);
     return x;
@@ -309,6 +316,7 @@ int build_experts(struct build *b, int in, int logits, const struct build_moe *m
     struct op *op = new_op(b, OP_ROUTE, "ffn_route");
     op->p.moe.route = p;
     op->weight[0] = m->choose_bias;
+    op->weight[1] = m->scale;
     op->in[0] = touch(b, logits);
     op->out[0] = touch(b, route);
     if (!b->err->code && act_of(b, m->gate) != act_of(b, m->up))
@@ -356,7 +364,7 @@ void build_head_norm(struct build *b, const char *name, int x, int weight, int n
     op->p.head.dim = dim;
     op->p.head.eps = eps;
     op->weight[0] = weight;
-    op->in[0] = op->out[0] = touch(b, x);
+    op->in[0] = op->out[0] = change(b, x);
 }
 
 void build_rope(struct build *b, const char *name, int x, int table, int n_heads, int dim,
@@ -373,7 +381,7 @@ void build_rope_at(struct build *b, const char *name, int x, int table, int n_he
     op->p.rope.dim = dim;
     op->p.rope.at = at;
     op->p.rope.rope = p;
-    op->in[0] = op->out[0] = touch(b, x);
+    op->in[0] = op->out[0] = change(b, x);
     op->in[1] = touch(b, table);
 }
 
@@ -403,7 +411,7 @@ void build_head_linear(struct build *b, const char *name, int in, int stride_in,
     op->p.heads.stride = stride_out;
     op->weight[0] = weight;
     op->in[0] = touch(b, x);
-    op->out[0] = touch(b, out);
+    op->out[0] = change(b, out);
 }
 
 void build_copy_heads(struct build *b, const char *name, int in, int out, struct copy_heads p)
@@ -411,7 +419,7 @@ void build_copy_heads(struct build *b, const char *name, int in, int out, struct
     struct op *op = new_op(b, OP_COPY_HEADS, name);
     op->p.copy = p;
     op->in[0] = touch(b, in);
-    op->out[0] = touch(b, out);
+    op->out[0] = change(b, out);
 }
 
 void build_kv_put(struct build *b, int k, int v, int kv_slot)
@@ -433,8 +441,7 @@ void build_add(struct build *b, const char *name, int in, int into)
 {
     struct op *op = new_op(b, OP_ADD, name);
     op->in[0] = touch(b, in);
-    op->out[0] = touch(b, into);
-    for (int i = 0; i < 3 && !b->err->code; i++) b->buf[into].prepared[i] = 0;
+    op->out[0] = change(b, into);
 }
 
 void build_bias(struct build *b, const char *name, int into, int weight)
@@ -447,28 +454,36 @@ void build_bias_at(struct build *b, const char *name, int into, int weight, int 
     struct op *op = new_op(b, OP_ADD_BIAS, name);
     op->p.bias.at = at;
     op->weight[0] = weight;
-    op->in[0] = op->out[0] = touch(b, into);
+    op->in[0] = op->out[0] = change(b, into);
 }
 
 void build_scale(struct build *b, const char *name, int into, float by)
 {
     struct op *op = new_op(b, OP_SCALE, name);
     op->p.scale.by = by;
-    op->in[0] = op->out[0] = touch(b, into);
+    op->in[0] = op->out[0] = change(b, into);
+}
+
+void build_scale_by(struct build *b, const char *name, int into, int weight)
+{
+    struct op *op = new_op(b, OP_SCALE, name);
+    op->p.scale.by = 1;
+    op->weight[0] = weight;
+    op->in[0] = op->out[0] = change(b, into);
 }
 
 void build_softcap(struct build *b, int into, float cap)
 {
     struct op *op = new_op(b, OP_SOFTCAP, "softcap");
     op->p.scale.by = cap;
-    op->in[0] = op->out[0] = touch(b, into);
+    op->in[0] = op->out[0] = change(b, into);
 }
 
 void build_gate(struct build *b, const char *name, int gate, int into)
 {
     struct op *op = new_op(b, OP_GATE, name);
     op->in[0] = touch(b, gate);
-    op->out[0] = touch(b, into);
+    op->out[0] = change(b, into);
 }
 
 /* ---- recurrent layers ---- */
@@ -477,7 +492,7 @@ void build_mul(struct build *b, const char *name, int in, int into)
 {
     struct op *op = new_op(b, OP_MUL, name);
     op->in[0] = touch(b, in);
-    op->out[0] = touch(b, into);
+    op->out[0] = change(b, into);
 }
 
 void build_l2_norm(struct build *b, const char *name, int x, int n_heads, int dim, float eps)
@@ -486,7 +501,7 @@ void build_l2_norm(struct build *b, const char *name, int x, int n_heads, int di
     op->p.head.n_heads = n_heads;
     op->p.head.dim = dim;
     op->p.head.eps = eps;
-    op->in[0] = op->out[0] = touch(b, x);
+    op->in[0] = op->out[0] = change(b, x);
 }
 
 void build_conv(struct build *b, int x, int kernel, int taps, bool silu, int kv_slot)
@@ -497,7 +512,7 @@ void build_conv(struct build *b, int x, int kernel, int taps, bool silu, int kv_
     op->p.conv.silu = silu;
     op->kv_slot = kv_slot;
     op->weight[0] = kernel;
-    op->in[0] = op->out[0] = touch(b, x);
+    op->in[0] = op->out[0] = change(b, x);
 }
 
 void build_delta_gates(struct build *b, int decay, int beta, int dt, int a)
@@ -505,8 +520,8 @@ void build_delta_gates(struct build *b, int decay, int beta, int dt, int a)
     struct op *op = new_op(b, OP_DELTA_GATES, "delta_gates");
     op->weight[0] = dt;
     op->weight[1] = a;
-    op->in[0] = op->out[0] = touch(b, decay);
-    op->in[1] = op->out[1] = touch(b, beta);
+    op->in[0] = op->out[0] = change(b, decay);
+    op->in[1] = op->out[1] = change(b, beta);
 }
 
 int build_delta(struct build *b, int qkv, int decay, int beta, int n_k, bool tiled, int kv_slot)

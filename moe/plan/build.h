@@ -78,7 +78,7 @@ void build_layer(struct build *b, int logical, int physical, int kv_slot);
 int build_kv_slot(struct build *b, struct kv_slot slot);
 
 /* Each returns the buffer that holds the result. */
-int build_embed(struct build *b, int weight);
+int build_embed(struct build *b, const char *name, const char *out_name, int weight);
 /* divisor: vector of n_rot/2 that divide the angles, -1 = none. */
 int build_rope_table(struct build *b, struct rope_params p, int divisor);
 /* The same with other divisors where the context is longer than p.n_ctx_orig. */
@@ -103,6 +103,7 @@ struct build_moe {
     int gate, up, down;    /* tiles, n_expert of each */
     int bias[3];           /* their vectors, n_expert rows of each, -1 = none */
     int choose_bias;       /* added to the scores for choosing only, -1 = none */
+    int scale;             /* vector of n_expert: times each one's weight, -1 = none */
 };
 int build_experts(struct build *b, int in, int logits, const struct build_moe *m);
 int build_logits(struct build *b, int in, int weight);
@@ -125,6 +126,8 @@ void build_bias(struct build *b, const char *name, int into, int weight);
 /* Adds the part of the vector that begins at `at`. */
 void build_bias_at(struct build *b, const char *name, int into, int weight, int at);
 void build_scale(struct build *b, const char *name, int into, float by);
+/* By the only value of a vector. */
+void build_scale_by(struct build *b, const char *name, int into, int weight);
 void build_gate(struct build *b, const char *name, int gate, int into);
 void build_softcap(struct build *b, int into, float cap);
 void build_mul(struct build *b, const char *name, int in, int into);

@@ -74,14 +74,15 @@ static void put_weights(const struct plan *p, const struct op *op, char *out, si
 {
     size_t n = 0;
     out[0] = 0;
-    for (int i = 0, same; i < OP_WEIGHTS && op->weight[i] >= 0; i += same) {
+    for (int i = 0, same = 1; i < OP_WEIGHTS; i += same, same = 1) {
+        if (op->weight[i] < 0) continue;
         const struct weight *w = &p->model->ws->at[op->weight[i]];
         char times[16] = "", mats[16] = "";
-        for (same = 1; i + same < OP_WEIGHTS && op->weight[i + same] >= 0; same++)
+        for (; i + same < OP_WEIGHTS && op->weight[i + same] >= 0; same++)
             if (!same_weight(w, &p->model->ws->at[op->weight[i + same]])) break;
         if (same > 1) (void)snprintf(times, sizeof times, "%d x ", same);
         if (w->n_mats > 1) (void)snprintf(mats, sizeof mats, "x%d", w->n_mats);
-        int k = snprintf(out + n, cap - n, "%s%s%s %dx%d%s", i ? ", " : "", times,
+        int k = snprintf(out + n, cap - n, "%s%s%s %dx%d%s", n ? ", " : "", times,
                          qtype_info(w->type)->name, w->n_cols, w->n_rows, mats);
         if (k < 0 || (size_t)k >= cap - n) return;
         n += (size_t)k;

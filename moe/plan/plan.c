@@ -138,7 +138,8 @@ static void cost_step(struct plan *p, int i)
         }
         return;
     }
-    for (int k = 0; k < OP_WEIGHTS && op->weight[k] >= 0; k++) {
+    for (int k = 0; k < OP_WEIGHTS; k++) {
+        if (op->weight[k] < 0) continue;
         const struct weight *w = &p->model->ws->at[op->weight[k]];
         if (op->code == OP_EMBED) {
             s->weight_bytes += rows * qtype_bytes(w->type, (uint64_t)w->n_cols);

@@ -55,12 +55,13 @@ static void route_task(void *arg, int task, int worker)
     const struct elem_kernels *el = elem_kernels(x->e->tier);
     const int n = x->route.n_rows;
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
-    const int w = x->route_op->weight[0];
-    const float *bias = w < 0 ? NULL : x->e->weight[w].data;
+    const int *w = x->route_op->weight;
+    const float *bias = w[0] < 0 ? NULL : x->e->weight[w[0]].data;
+    const float *scale = w[1] < 0 ? NULL : x->e->weight[w[1]].data;
     float pick[ROUTE_EXPERTS];
     for (int r = task * ROUTE_ROWS; r < end; r++) {
         float *l = (float *)(void *)(logits->base + (size_t)logits->stride * (size_t)r);
-        route_token_choice(p, el, bias, l, pick, x->ctl.id + r * p->n_used,
+        route_token_choice(p, el, bias, scale, l, pick, x->ctl.id + r * p->n_used,
                            x->ctl.w + r * p->n_used);
     }
 }

@@ -9,6 +9,8 @@ Each model gets NAME.gguf and NAME.ids; with --logits also NAME.logits.f32, what
 writes the logits of all positions, f32 [n][n_vocab].  --f32 leaves nothing quantised: then only the
 order of sums is between the two, and an error above 1e-7 is a mistake.
 
+(gemma4's K and V are normed: there the F16 cache alone makes 3e-7.)
+
 F16 weights are avoided, because llama.cpp rounds what meets them; what quantised products add to
 the residual is kept small, because in a model this narrow a rounded activation that falls the other
 way is a large error.
@@ -30,6 +32,18 @@ YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
 GROUPS = {"expert_group_count": 4, "expert_group_used_count": 2}
 SIGMOID = {"expert_gating_func": 2, "expert_weights_scale": 2.5, "expert_weights_norm": True}
 LEAD = {"leading_dense_block_count": 1}
+
+
+def gemma4(windowed, **keys):
+    """Keys of a gemma4 whose layers are windowed or not; K heads of 12 values, in full layers 20."""
+    return {"attention.sliding_window_pattern": windowed, "attention.sliding_window": 24,
+            "attention.key_length": 20, "attention.value_length": 20,
+            "attention.key_length_swa": 12, "attention.value_length_swa": 12,
+            "rope.dimension_count": 20, "rope.dimension_count_swa": 8, "rope.freq_base_swa": 400.0,
+            "final_logit_softcapping": 3.0, "embedding_length_per_layer_input": 0, **keys}
+
+
+T, F = True, False
 
 SPECS = [
     # A llama 3.1: divisors of the angles, biases, a tied head, heads of 20.
@@ -89,6 +103,17 @@ SPECS = [
     # Five layers: the first and the last see everything and are not rotated.
     dict(name="smallthinker", arch="smallthinker", layers=5, dim=8, experts=4, used=2, tied=True,
          keys={"attention.sliding_window": 4096, "expert_gating_func": 2, **YARN}),
+    # Gemma 4 as 26B-A4B: two kinds of layers, a full one without attn_v, experts beside a unit.
+    dict(name="gemma4", arch="gemma4", layers=4, tied=True, ff=32,
+         keys=gemma4([T, T, F, T], **{"attention.head_count_kv": [3, 3, 2, 3]})),
+    # As E2B: an input for every layer, and the last three look at K and V of the two before.
+    dict(name="gemma4-small", arch="gemma4", layers=5, experts=0, heads=4, tied=True, per_layer=8,
+         ff=32, ff_late=64,
+         keys=gemma4([T, F, T, F, T], **{"attention.shared_kv_layers": 3,
+                                         "rope.scaling.type": "linear",
+                                         "rope.scaling.factor": 2.0,
+                                         "feed_forward_length": [32] * 2 + [64] * 3,
+                                         "embedding_length_per_layer_input": 8})),
 ]
 
 
@@ -151,7 +176,8 @@ class Model:
             keys.update({"expert_count": s["experts"], "expert_used_count": s["used"],
                          "expert_feed_forward_length": s["ff_exp"]})
         keys.update(s["keys"])
-        put = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32, str: w.add_string}
+        put = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32, str: w.add_string,
+               list: w.add_array}
         for name, v in keys.items():
             put[type(v)](a + name, v)
 
@@ -202,8 +228,49 @@ class Model:
         if s.get("shared_gate"):
             self.put(b + "ffn_gate_inp_shexp.weight", (embd,))
 
+    def gemma4_attention(self, b, l):
+        s, k = self.s, self.s["keys"]
+        full = not k["attention.sliding_window_pattern"][l]
+        own = l < s["layers"] - k.get("attention.shared_kv_layers", 0)
+        dim = k["attention.key_length" if full else "attention.key_length_swa"]
+        kv = k.get("attention.head_count_kv", s["kv"])
+        nq, nkv = s["heads"] * dim, (kv[l] if isinstance(kv, list) else kv) * dim
+        self.norm(b + "attn_norm", s["embd"])
+        self.put(b + "attn_q.weight", (nq, s["embd"]), s["other"])
+        self.put(b + "attn_q_norm.weight", (dim,), Q.F32, 0.1, 0.5)
+        if own:
+            self.put(b + "attn_k.weight", (nkv, s["embd"]), s["other"])
+            self.put(b + "attn_k_norm.weight", (dim,), Q.F32, 0.1, 0.5)
+        if own and (s["experts"] == 0 or not full):
+            self.put(b + "attn_v.weight", (nkv, s["embd"]), s["other"])
+        self.put(b + "attn_output.weight", (s["embd"], nq), s["other"])
+        self.norm(b + "post_attention_norm", s["embd"])
+
+    def gemma4_layer(self, b, l):
+        s = self.s
+        late = l >= s["layers"] - s["keys"].get("attention.shared_kv_layers", 0)
+        self.gemma4_attention(b, l)
+        self.norm(b + "ffn_norm", s["embd"])
+        self.unit(b, "", s["ff_late"] if late else s["ff"], Q.F32)
+        self.put(b + "post_ffw_norm.weight", (s["embd"],), Q.F32, 0.1, 0.5)
+        if s["experts"]:
+            self.norm(b + "post_ffw_norm_1", s["embd"])
+            self.norm(b + "pre_ffw_norm_2", s["embd"])
+            self.put(b + "post_ffw_norm_2.weight", (s["embd"],), Q.F32, 0.05, 0.2)
+            self.put(b + "ffn_gate_inp.scale", (s["embd"],), Q.F32, 1.0, 6.0)
+            self.put(b + "ffn_down_exps.scale", (s["experts"],), Q.F32, 0.3, 1.0)
+            self.experts(b)
+        if s.get("per_layer"):
+            self.put(b + "inp_gate.weight", (s["per_layer"], s["embd"]))
+            self.put(b + "proj.weight", (s["embd"], s["per_layer"]))
+            self.put(b + "post_norm.weight", (s["embd"],), Q.F32, 0.1, 0.5)
+        self.put(b + "layer_output_scale.weight", (1,), Q.F32, 0.1, 0.9)
+
     def layer(self, l):
         b, s = f"blk.{l}.", self.s
+        if s["arch"] == "gemma4":
+            self.gemma4_layer(b, l)
+            return
         self.attention(b)
         self.norm(b + s.get("ffn_norm", "ffn_norm"), s["embd"])
         if s["experts"] and l >= s.get("lead", 0):
@@ -224,6 +291,14 @@ class Model:
         self.put("token_embd.weight", (s["vocab"], s["embd"]), Q.F32, 0.4 if s.get("tied") else 1.0)
         if s.get("rope_freqs"):
             self.w.add_tensor("rope_freqs.weight", np.linspace(1, 8, half, dtype=np.float32))
+        if s["arch"] == "gemma4":  # the angles of three pairs, the others are not turned
+            self.w.add_tensor("rope_freqs.weight",
+                              np.where(np.arange(half) < 3, 1, 1e30).astype(np.float32))
+        if s.get("per_layer"):
+            n = s["per_layer"]
+            self.put("per_layer_token_embd.weight", (s["vocab"], n * s["layers"]), Q.Q8_0)
+            self.put("per_layer_model_proj.weight", (n * s["layers"], s["embd"]))
+            self.put("per_layer_proj_norm.weight", (n,), Q.F32, 0.2, 1.0)
         if s.get("longrope"):
             self.w.add_tensor("rope_factors_long.weight", np.linspace(1, 9, half, dtype=np.float32))
             self.w.add_tensor("rope_factors_short.weight",
