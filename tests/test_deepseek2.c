@@ -1,8 +1,6 @@
 /* deepseek2: two awkward models against llama.cpp's logits (tests/awkward/gen_deepseek2.py), the
- * same bits in every split, tier, thread count and batch, mutations that must break the bound, keys
- * that must be refused, and headers with the shapes of DeepSeek-V2-Lite and V3, planned for without
- * weights.  Writes to a folder of its own in /tmp. */
-#include <errno.h>
+ * same bits in every split, tier, thread count and batch, mutations that must break the bound, and
+ * keys that must be refused.  Writes to a folder of its own in /tmp. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,8 +10,6 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
-#include "quant/mm.h"
-#include "tests/ggufblob.h"
 #include "tests/metric.h"
 #include "tests/shared.h"
 
@@ -389,213 +385,6 @@ static void test_refused(void **state)
     }
 }
 
-/* ---- files as they are released: header and size, no weights ---- */
-
-struct sparse {
-    struct blob keys, tensors;
-    uint64_t n_keys, n_tensors, bytes;
-};
-
-static void key_int(struct sparse *f, const char *key, uint64_t v)
-{
-    char full[96];
-    (void)snprintf(full, sizeof full, "deepseek2.%s", key);
-    blob_kv_int(&f->keys, full, GGUF_U32, v);
-    f->n_keys++;
-}
-
-static void key_float(struct sparse *f, const char *key, float v)
-{
-    char full[96];
-    uint32_t bits;
-    memcpy(&bits, &v, 4);
-    (void)snprintf(full, sizeof full, "deepseek2.%s", key);
-    blob_key(&f->keys, full, GGUF_F32);
-    blob_u32(&f->keys, bits);
-    f->n_keys++;
-}
-
-static void key_str(struct sparse *f, const char *key, const char *v)
-{
-    blob_kv_str(&f->keys, key, v);
-    f->n_keys++;
-}
-
-/* Q5_0, once it has kernels. */
-static enum qtype q5_0(void)
-{
-    const struct qtype_info *t = qtype_by_name("Q5_0");
-    return t && mm_kernels(CPU_REF)->mm[t->id] ? t->id : QTYPE_Q8_0;
-}
-
-/* A tensor a x b x c; a type whose blocks do not suit the columns falls back as llama-quantize has
- * it: Q4_K to Q5_0, Q6_K to Q8_0. */
-static void tensor(struct sparse *f, int layer, const char *name, enum qtype type, uint64_t a,
-                   uint64_t b, uint64_t c)
-{
-    char full[96];
-    const uint64_t dim[3] = {a, b, c};
-    const int n = c ? 3 : b ? 2 : 1;
-    if (a % qtype_info(type)->block) type = type == QTYPE_Q6_K ? QTYPE_Q8_0 : q5_0();
-    char block[16] = "";
-    if (layer >= 0) (void)snprintf(block, sizeof block, "blk.%d.", layer);
-    (void)snprintf(full, sizeof full, "%s%s", block, name);
-    blob_str(&f->tensors, full);
-    blob_u32(&f->tensors, (uint32_t)n);
-    for (int i = 0; i < n; i++) blob_u64(&f->tensors, dim[i]);
-    blob_u32(&f->tensors, (uint32_t)type);
-    blob_u64(&f->tensors, f->bytes);
-    f->bytes += qtype_bytes(type, a) * (b ? b : 1) * (c ? c : 1);
-    f->bytes = (f->bytes + 31) / 32 * 32;
-    f->n_tensors++;
-}
-
-static void write_sparse(struct sparse *f, const char *path)
-{
-    struct blob all = {0};
-    blob_head(&all, 3, f->n_tensors, f->n_keys);
-    blob_put(&all, f->keys.p, f->keys.n);
-    blob_put(&all, f->tensors.p, f->tensors.n);
-    blob_pad(&all, 32);
-    FILE *to = fopen(path, "wb");
-    assert_non_null(to);
-    assert_int_equal(fwrite(all.p, 1, all.n, to), all.n);
-    assert_int_equal(fclose(to), 0);
-    if (truncate(path, (off_t)(all.n + f->bytes))) fail_msg("no sparse file: %s", strerror(errno));
-    blob_free(&all);
-    blob_free(&f->keys);
-    blob_free(&f->tensors);
-}
-
-struct release {
-    const char *name;
-    int layers, embd, vocab, heads, q_rank, latent, dense, ff, ff_exp, experts, used, shared;
-    int groups, groups_used, norm, gate;
-    float scale, log_mul;
-};
-
-static void release_keys(struct sparse *f, const struct release *m)
-{
-    key_str(f, "general.architecture", "deepseek2");
-    key_str(f, "general.name", m->name);
-    const struct { const char *key; int v; } ints[] = {
-        {"block_count", m->layers}, {"context_length", 163840}, {"embedding_length", m->embd},
-        {"feed_forward_length", m->ff}, {"attention.head_count", m->heads},
-        {"attention.head_count_kv", m->latent ? 1 : m->heads},
-        {"leading_dense_block_count", m->dense}, {"vocab_size", m->vocab},
-        {"attention.kv_lora_rank", 512}, {"attention.key_length", m->latent ? 576 : 192},
-        {"attention.value_length", m->latent ? 512 : 128},
-        {"expert_feed_forward_length", m->ff_exp}, {"expert_count", m->experts},
-        {"expert_shared_count", m->shared}, {"expert_used_count", m->used},
-        {"rope.dimension_count", 64}, {"rope.scaling.original_context_length", 4096},
-    };
-    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
-        key_int(f, ints[i].key, (uint64_t)ints[i].v);
-    if (m->q_rank) key_int(f, "attention.q_lora_rank", (uint64_t)m->q_rank);
-    if (m->latent) key_int(f, "attention.key_length_mla", 192);
-    if (m->latent) key_int(f, "attention.value_length_mla", 128);
-    if (m->groups) key_int(f, "expert_group_count", (uint64_t)m->groups);
-    if (m->groups) key_int(f, "expert_group_used_count", (uint64_t)m->groups_used);
-    if (m->gate) key_int(f, "expert_gating_func", (uint64_t)m->gate);
-    key_float(f, "attention.layer_norm_rms_epsilon", 1e-6f);
-    key_float(f, "rope.freq_base", 10000.0f);
-    key_float(f, "rope.scaling.factor", 40.0f);
-    key_float(f, "rope.scaling.yarn_log_multiplier", m->log_mul);
-    key_float(f, "expert_weights_scale", m->scale);
-    blob_kv_int(&f->keys, "deepseek2.expert_weights_norm", GGUF_BOOL, (uint64_t)m->norm);
-    f->n_keys++;
-    key_str(f, "deepseek2.rope.scaling.type", "yarn");
-}
-
-/* Types of a Q4_K_M file. */
-static void release_layer(struct sparse *f, const struct release *m, int l)
-{
-    const uint64_t embd = (uint64_t)m->embd, nh = (uint64_t)m->heads, ne = (uint64_t)m->experts;
-    const uint64_t ff = (uint64_t)m->ff_exp, wide = (uint64_t)(m->shared * m->ff_exp);
-    const int eighth = m->layers / 8;
-    const bool more = l < eighth || l >= 7 * m->layers / 8 || (l - eighth) % 3 == 2;
-    const enum qtype q4 = QTYPE_Q4_K, down = more ? QTYPE_Q6_K : QTYPE_Q4_K;
-    tensor(f, l, "attn_norm.weight", QTYPE_F32, embd, 0, 0);
-    tensor(f, l, "ffn_norm.weight", QTYPE_F32, embd, 0, 0);
-    tensor(f, l, "attn_kv_a_norm.weight", QTYPE_F32, 512, 0, 0);
-    tensor(f, l, "attn_kv_a_mqa.weight", q4, embd, 576, 0);
-    tensor(f, l, "attn_output.weight", q4, nh * 128, embd, 0);
-    if (m->q_rank) {
-        tensor(f, l, "attn_q_a.weight", q4, embd, (uint64_t)m->q_rank, 0);
-        tensor(f, l, "attn_q_a_norm.weight", QTYPE_F32, (uint64_t)m->q_rank, 0, 0);
-        tensor(f, l, "attn_q_b.weight", q4, (uint64_t)m->q_rank, nh * 192, 0);
-    } else {
-        tensor(f, l, "attn_q.weight", q4, embd, nh * 192, 0);
-    }
-    if (m->latent) {
-        tensor(f, l, "attn_k_b.weight", q4, 128, 512, nh);
-        tensor(f, l, "attn_v_b.weight", q4, 512, 128, nh);
-    } else {
-        tensor(f, l, "attn_kv_b.weight", down, 512, nh * 256, 0);
-    }
-    if (l < m->dense) {
-        tensor(f, l, "ffn_gate.weight", q4, embd, (uint64_t)m->ff, 0);
-        tensor(f, l, "ffn_up.weight", q4, embd, (uint64_t)m->ff, 0);
-        tensor(f, l, "ffn_down.weight", down, (uint64_t)m->ff, embd, 0);
-        return;
-    }
-    tensor(f, l, "ffn_gate_inp.weight", QTYPE_F32, embd, ne, 0);
-    if (m->gate) tensor(f, l, "exp_probs_b.bias", QTYPE_F32, ne, 0, 0);
-    tensor(f, l, "ffn_gate_exps.weight", q4, embd, ff, ne);
-    tensor(f, l, "ffn_up_exps.weight", q4, embd, ff, ne);
-    tensor(f, l, "ffn_down_exps.weight", down, ff, embd, ne);
-    tensor(f, l, "ffn_gate_shexp.weight", q4, embd, wide, 0);
-    tensor(f, l, "ffn_up_shexp.weight", q4, embd, wide, 0);
-    tensor(f, l, "ffn_down_shexp.weight", down, wide, embd, 0);
-}
-
-/* Opens, binds and plans; bytes of one token in the cache. */
-static void check_release(const struct release *m, uint64_t kv_per_token)
-{
-    char path[128];
-    struct sparse f = {0};
-    struct err e;
-    tessera_engine *engine;
-    if (q5_0() == QTYPE_Q8_0)
-        printf("[  NOTE    ] %s: no kernels for Q5_0 yet: Q8_0 instead\n", m->name);
-    (void)snprintf(path, sizeof path, "%s/sparse.gguf", dir);
-    release_keys(&f, m);
-    tensor(&f, -1, "token_embd.weight", QTYPE_Q4_K, (uint64_t)m->embd, (uint64_t)m->vocab, 0);
-    tensor(&f, -1, "output.weight", QTYPE_Q6_K, (uint64_t)m->embd, (uint64_t)m->vocab, 0);
-    tensor(&f, -1, "output_norm.weight", QTYPE_F32, (uint64_t)m->embd, 0, 0);
-    for (int l = 0; l < m->layers; l++) release_layer(&f, m, l);
-    write_sparse(&f, path);
-    struct tessera_options o = tessera_defaults();
-    o.model_path = path;
-    o.header_only = true;
-    o.mem_budget = UINT64_C(1) << 44;
-    if (tessera_open(&o, &engine, &e)) fail_msg("%s", e.msg);
-    const struct tessera_model t = tessera_model(engine);
-    printf("[  NOTE    ] %s: %.1f G parameters, %.1f G per token, %.1f GiB, KV %d bytes a token\n",
-           m->name, (double)t.n_params / 1e9, (double)t.n_params_active / 1e9,
-           (double)t.weight_bytes / (1 << 30), (int)(engine->kv_page_bytes / KV_PAGE));
-    assert_int_equal(engine->kv_page_bytes / KV_PAGE, kv_per_token);
-    FILE *nowhere = fopen("/dev/null", "w");
-    assert_int_equal(tessera_explain(engine, nowhere, false, &e), OK);
-    (void)fclose(nowhere);
-    tessera_close(engine);
-    (void)unlink(path);
-}
-
-static void test_releases(void **state)
-{
-    (void)state;
-    static const struct release lite = {"DeepSeek-V2-Lite", 27, 2048, 102400, 16, 0, 0, 1, 10944,
-                                        1408, 64, 6, 2, 0, 0, 0, 0, 1.0f, 0.0707f};
-    static const struct release v3 = {"DeepSeek-V3", 61, 7168, 129280, 128, 1536, 1, 3, 18432, 2048,
-                                      256, 8, 1, 8, 4, 1, 2, 2.5f, 0.1f};
-    struct release lite_new = lite;
-    lite_new.latent = 1;
-    check_release(&lite, 27 * 16 * (192 + 128) * 2);
-    check_release(&lite_new, 27 * 576 * 2);
-    check_release(&v3, 61 * 576 * 2);
-}
-
 static int setup(void **state) { (void)state; return !mkdtemp(dir); }
 static int teardown(void **state) { (void)state; return rmdir(dir); }
 
@@ -605,7 +394,6 @@ int main(void)
         cmocka_unit_test(test_v3),      cmocka_unit_test(test_lite),
         cmocka_unit_test(test_q8_cache), cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_refused),   cmocka_unit_test(test_heads_divided),
-        cmocka_unit_test(test_releases),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,9 +1,7 @@
 /* Hybrids with recurrent layers (qwen3next, qwen35moe, lfm2moe): llama.cpp's logits for the awkward
  * models of tests/awkward/gen_recurrent.py and for those of ../shared, the same bits in every
  * split, tier, thread count and batch, mutations that must break the bound, and what a session does
- * with states that cannot be cut: failed steps, marks, snapshots, reuse, save and load.  Also
- * headers with the shapes of Qwen3-Next-80B-A3B and Qwen3.5-35B-A3B, planned for without weights.
- * Writes to a folder of its own in /tmp. */
+ * with states that cannot be cut: failed steps, marks, snapshots, reuse, save and load.  Writes to a folder of its own in /tmp. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -12,7 +10,6 @@
 
 #include "moe/run/engine_int.h"
 #include "tests/fault.h"
-#include "tests/ggufblob.h"
 #include "tests/metric.h"
 #include "tests/shared.h"
 
@@ -570,167 +567,6 @@ static void test_faults(void **state)
     assert_true(n > 100);
 }
 
-/* ---- files as they are released: header and size, no weights ---- */
-
-struct sparse {
-    const char *arch;
-    struct blob keys, tensors;
-    uint64_t n_keys, n_tensors, bytes;
-};
-
-static void key_int(struct sparse *f, const char *key, uint64_t v)
-{
-    char full[96];
-    (void)snprintf(full, sizeof full, "%s.%s", f->arch, key);
-    blob_kv_int(&f->keys, full, GGUF_U32, v);
-    f->n_keys++;
-}
-
-static void key_float(struct sparse *f, const char *key, uint32_t bits)
-{
-    char full[96];
-    (void)snprintf(full, sizeof full, "%s.%s", f->arch, key);
-    blob_kv_int(&f->keys, full, GGUF_F32, bits);
-    f->n_keys++;
-}
-
-static void tensor(struct sparse *f, int layer, const char *name, enum qtype type, uint64_t a,
-                   uint64_t b, uint64_t c)
-{
-    char full[96], block[16] = "";
-    const uint64_t dim[3] = {a, b, c};
-    const int n = c ? 3 : b ? 2 : 1;
-    if (layer >= 0) (void)snprintf(block, sizeof block, "blk.%d.", layer);
-    (void)snprintf(full, sizeof full, "%s%s", block, name);
-    blob_str(&f->tensors, full);
-    blob_u32(&f->tensors, (uint32_t)n);
-    for (int i = 0; i < n; i++) blob_u64(&f->tensors, dim[i]);
-    blob_u32(&f->tensors, (uint32_t)type);
-    blob_u64(&f->tensors, f->bytes);
-    f->bytes += qtype_bytes(type, a) * (b ? b : 1) * (c ? c : 1);
-    f->bytes = (f->bytes + 31) / 32 * 32;
-    f->n_tensors++;
-}
-
-static void write_sparse(struct sparse *f, const char *path)
-{
-    struct blob all = {0};
-    blob_head(&all, 3, f->n_tensors, f->n_keys + 1);
-    blob_kv_str(&all, "general.architecture", f->arch);
-    blob_put(&all, f->keys.p, f->keys.n);
-    blob_put(&all, f->tensors.p, f->tensors.n);
-    blob_pad(&all, 32);
-    FILE *to = fopen(path, "wb");
-    assert_non_null(to);
-    assert_int_equal(fwrite(all.p, 1, all.n, to), all.n);
-    assert_int_equal(fclose(to), 0);
-    assert_int_equal(truncate(path, (off_t)(all.n + f->bytes)), 0);
-    blob_free(&all);
-    blob_free(&f->keys);
-    blob_free(&f->tensors);
-}
-
-enum { EMBD = 2048, FF = 512, HEAD = 256, HEADS = 16, KV = 2, KEYS = 16 * 128, VALUES = 32 * 128 };
-
-static void sparse_keys(struct sparse *f, int n_layer, int n_expert, int n_used)
-{
-    const struct { const char *key; int v; } ints[] = {
-        {"block_count", n_layer}, {"context_length", 262144}, {"embedding_length", EMBD},
-        {"feed_forward_length", 5120}, {"attention.head_count", HEADS},
-        {"attention.head_count_kv", KV}, {"attention.key_length", HEAD},
-        {"attention.value_length", HEAD}, {"rope.dimension_count", 64},
-        {"expert_count", n_expert}, {"expert_used_count", n_used},
-        {"expert_feed_forward_length", FF}, {"expert_shared_feed_forward_length", FF},
-        {"ssm.conv_kernel", 4}, {"ssm.state_size", 128}, {"ssm.group_count", 16},
-        {"ssm.time_step_rank", 32}, {"ssm.inner_size", VALUES}, {"full_attention_interval", 4},
-    };
-    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
-        key_int(f, ints[i].key, (uint64_t)ints[i].v);
-    key_float(f, "rope.freq_base", 0x4b189680u);                      /* 1e7 */
-    key_float(f, "attention.layer_norm_rms_epsilon", 0x358637bdu);    /* 1e-6 */
-    if (strcmp(f->arch, "qwen35moe")) return;
-    blob_array(&f->keys, "qwen35moe.rope.dimension_sections", GGUF_I32, 4);
-    static const uint32_t sections[4] = {11, 11, 10, 0};
-    for (int i = 0; i < 4; i++) blob_u32(&f->keys, sections[i]);
-    f->n_keys++;
-}
-
-/* Four-bit experts, the rest in eight bits. */
-static void sparse_layer(struct sparse *f, int l, int n_expert)
-{
-    const enum qtype q = QTYPE_Q8_0, f32 = QTYPE_F32;
-    const bool old = !strcmp(f->arch, "qwen3next");
-    const uint64_t ne = (uint64_t)n_expert;
-    tensor(f, l, "attn_norm.weight", f32, EMBD, 0, 0);
-    tensor(f, l, "post_attention_norm.weight", f32, EMBD, 0, 0);
-    if ((l + 1) % 4 == 0) {
-        tensor(f, l, "attn_q.weight", q, EMBD, 2 * HEADS * HEAD, 0);
-        tensor(f, l, "attn_k.weight", q, EMBD, KV * HEAD, 0);
-        tensor(f, l, "attn_v.weight", q, EMBD, KV * HEAD, 0);
-        tensor(f, l, "attn_output.weight", q, HEADS * HEAD, EMBD, 0);
-        tensor(f, l, "attn_q_norm.weight", f32, HEAD, 0, 0);
-        tensor(f, l, "attn_k_norm.weight", f32, HEAD, 0, 0);
-    } else {
-        tensor(f, l, "attn_qkv.weight", q, EMBD, 2 * KEYS + VALUES, 0);
-        tensor(f, l, "attn_gate.weight", q, EMBD, VALUES, 0);
-        tensor(f, l, "ssm_conv1d.weight", f32, 4, 2 * KEYS + VALUES, 0);
-        tensor(f, l, "ssm_dt.bias", f32, 32, 0, 0);
-        tensor(f, l, "ssm_a", f32, 32, 0, 0);
-        tensor(f, l, "ssm_norm.weight", f32, 128, 0, 0);
-        tensor(f, l, "ssm_out.weight", q, VALUES, EMBD, 0);
-        if (old) tensor(f, l, "ssm_ba.weight", q, EMBD, 64, 0);
-        if (!old) tensor(f, l, "ssm_alpha.weight", f32, EMBD, 32, 0);
-        if (!old) tensor(f, l, "ssm_beta.weight", f32, EMBD, 32, 0);
-    }
-    tensor(f, l, "ffn_gate_inp.weight", f32, EMBD, ne, 0);
-    tensor(f, l, "ffn_gate_exps.weight", QTYPE_Q4_K, EMBD, FF, ne);
-    tensor(f, l, "ffn_up_exps.weight", QTYPE_Q4_K, EMBD, FF, ne);
-    tensor(f, l, "ffn_down_exps.weight", QTYPE_Q6_K, FF, EMBD, ne);
-    tensor(f, l, "ffn_gate_inp_shexp.weight", f32, EMBD, 0, 0);
-    tensor(f, l, "ffn_gate_shexp.weight", q, EMBD, FF, 0);
-    tensor(f, l, "ffn_up_shexp.weight", q, EMBD, FF, 0);
-    tensor(f, l, "ffn_down_shexp.weight", q, FF, EMBD, 0);
-}
-
-static void check_sparse(const char *arch, int n_layer, int n_vocab, int n_expert, int n_used)
-{
-    char path[128], *text = NULL;
-    size_t n = 0;
-    struct err err;
-    tessera_engine *e;
-    struct sparse f = {.arch = arch};
-    sparse_keys(&f, n_layer, n_expert, n_used);
-    tensor(&f, -1, "token_embd.weight", QTYPE_Q4_K, EMBD, (uint64_t)n_vocab, 0);
-    tensor(&f, -1, "output.weight", QTYPE_Q6_K, EMBD, (uint64_t)n_vocab, 0);
-    tensor(&f, -1, "output_norm.weight", QTYPE_F32, EMBD, 0, 0);
-    for (int l = 0; l < n_layer; l++) sparse_layer(&f, l, n_expert);
-    (void)snprintf(path, sizeof path, "%s/%s.gguf", dir, arch);
-    write_sparse(&f, path);
-    struct tessera_options o = tessera_defaults();
-    o.model_path = path;
-    o.header_only = true;
-    o.mem_budget = UINT64_MAX;
-    if (tessera_open(&o, &e, &err)) fail_msg("%s", err.msg);
-    /* 32 matrices of 128 x 128 and a window of 3 x 8192 floats in three of four layers */
-    assert_int_equal(e->state_bytes, n_layer / 4 * 3 * 4 * (32 * 128 * 128 + 3 * 8192));
-    assert_true(e->n_snapshots >= 1);
-    FILE *to = open_memstream(&text, &n);
-    assert_int_equal(tessera_explain(e, to, false, &err), OK);
-    (void)fclose(to);
-    assert_non_null(strstr(text, "delta"));
-    assert_non_null(strstr(text, "recurrent"));
-    free(text);
-    tessera_close(e);
-    (void)unlink(path);
-}
-
-static void test_released(void **state)
-{
-    (void)state;
-    check_sparse("qwen3next", 48, 151936, 512, 10);
-    check_sparse("qwen35moe", 40, 248320, 256, 8);
-}
-
 static int make_dir(void **state)
 {
     (void)state;
@@ -752,8 +588,7 @@ int main(void)
         cmocka_unit_test(test_mutations),  cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_marks),      cmocka_unit_test(test_bounded),
         cmocka_unit_test(test_regenerate), cmocka_unit_test(test_save_load),
-        cmocka_unit_test(test_released),   cmocka_unit_test(test_no_allocation),
-        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
