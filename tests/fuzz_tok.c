@@ -1,8 +1,8 @@
 /* Fuzz target of the tokenizers.  The first byte of an input chooses:
  *
  *   00..7f  the rest is text for a good vocabulary: bits 0 and 1 are the flags of tok_encode, the
- *           others count through SentencePiece, SentencePiece with a leading space, and every
- *           pre-tokenizer.  Checked: cap, round trip, no control id without TOK_SPECIAL, streams.
+ *           others count through SentencePiece, SentencePiece with a leading space, Gemma 4's and
+ *           pre-tokenizers.  Checked: cap, round trip, no control id without TOK_SPECIAL, streams.
  *   80..ff  the rest is a GGUF file, the vocabulary itself is what is wrong: it must be refused
  *           with a message or work without a crash.
  *
@@ -82,19 +82,21 @@ static void check_decode(const struct tok *t, const int32_t *ids, int64_t n_ids,
     check_stream(&st, NULL, -1);
 }
 
-/* Vocabulary 0 and 1 are SentencePiece, the others byte-level; opened when first used. */
+/* Vocabulary 0 and 1 are SentencePiece, 2 is Gemma 4's, the others are byte-level; opened when first
+ * used. */
 static const struct tok *vocabulary(int i)
 {
     static struct tok *open[MAX_VOCABS];
-    int known = 2;
-    while (known < MAX_VOCABS && tok_pre_at(known - 2)) known++;
+    int known = 3;
+    while (known < MAX_VOCABS && tok_pre_at(known - 3)) known++;
     i %= known;
     if (open[i]) return open[i];
     struct err e;
     if (i < 2) tv_spm(&v);
+    else if (i == 2) tv_gemma(&v);
     else tv_bpe(&v);
     v.add_space = i == 1;
-    if (i >= 2) v.pre = tok_pre_at(i - 2);
+    if (i > 2) v.pre = tok_pre_at(i - 3);
     check(tv_open(&v, &open[i], &e) == OK);
     return open[i];
 }

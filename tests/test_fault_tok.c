@@ -46,6 +46,8 @@ static void test_open(void **state)
     check_open();
     tv_bpe(&v);
     check_open();
+    tv_gemma(&v);
+    check_open();
 }
 
 static struct tok *open_tv(void)

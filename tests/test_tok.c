@@ -109,18 +109,10 @@ static int check_golden_text(const struct tok *t, const char *text, size_t n, co
     return bad;
 }
 
-static void golden(const char *name)
+/* Texts and ids as files hold them. */
+static void check_golden(const struct tok *t, const char *name, char *in, char *out)
 {
     static const char cut[] = "\n__ggml_vocab_test__\n";
-    char path[512], rel[256];
-    snprintf(rel, sizeof rel, "reference/tokenizers/ggml-vocab-%s.gguf", name);
-    struct tok *t = open_shared(rel);
-    if (!t) skip();
-    size_t n;
-    snprintf(rel, sizeof rel, "reference/tokenizers/ggml-vocab-%s.gguf.inp", name);
-    char *in = shared_file(path, sizeof path, rel) ? shared_slurp(path, &n) : NULL;
-    snprintf(rel, sizeof rel, "reference/tokenizers/ggml-vocab-%s.gguf.out", name);
-    char *out = shared_file(path, sizeof path, rel) ? shared_slurp(path, &n) : NULL;
     assert_true(in && out);
     int texts = 0, bad = 0;
     const char *line = out;
@@ -134,6 +126,20 @@ static void golden(const char *name)
     assert_true(texts > 40);
     free(in);
     free(out);
+}
+
+static void golden(const char *name)
+{
+    char path[512], rel[256];
+    snprintf(rel, sizeof rel, "reference/tokenizers/ggml-vocab-%s.gguf", name);
+    struct tok *t = open_shared(rel);
+    if (!t) skip();
+    size_t n;
+    snprintf(rel, sizeof rel, "reference/tokenizers/ggml-vocab-%s.gguf.inp", name);
+    char *in = shared_file(path, sizeof path, rel) ? shared_slurp(path, &n) : NULL;
+    snprintf(rel, sizeof rel, "reference/tokenizers/ggml-vocab-%s.gguf.out", name);
+    char *out = shared_file(path, sizeof path, rel) ? shared_slurp(path, &n) : NULL;
+    check_golden(t, name, in, out);
     tok_close(t);
 }
 
@@ -143,6 +149,23 @@ static void test_golden_llama(void **state) { (void)state; golden("llama-spm"); 
 static void test_golden_phi3(void **state) { (void)state; golden("phi-3"); }
 static void test_golden_deepseek(void **state) { (void)state; golden("deepseek-llm"); }
 static void test_golden_o200k(void **state) { (void)state; golden("o200k"); }
+
+/* A vocabulary of our own; the ids are those of the library `tokenizers`. */
+static void test_golden_gemma4(void **state)
+{
+    (void)state;
+    struct err e;
+    struct gguf *g;
+    struct tok *t;
+    size_t n;
+    err_clear(&e);
+    if (gguf_open("tests/tokenizers/gemma4.gguf", NULL, &g, &e) || tok_open(g, &t, &e))
+        fail_msg("%s", e.msg);
+    gguf_close(g);
+    check_golden(t, "gemma4", shared_slurp("tests/tokenizers/gemma4.inp", &n),
+                 shared_slurp("tests/tokenizers/gemma4.out", &n));
+    tok_close(t);
+}
 
 /* ---- round trips ---- */
 
@@ -218,6 +241,10 @@ static void test_round_trip_small(void **state)
         round_trips(t, true);
         tok_close(t);
     }
+    tv_gemma(&v);
+    struct tok *gemma = open_tv();
+    round_trips(gemma, true);
+    tok_close(gemma);
     for (int i = 0; tok_pre_at(i); i++) {
         tv_bpe(&v);
         v.pre = tok_pre_at(i);
@@ -263,14 +290,14 @@ static bool naive_best(const struct tok *t, const char *word, const struct naive
         struct sym a = {.pos = y->pos[i], .len = y->len[i], .id = y->id[i]};
         struct sym b = {.pos = y->pos[i + 1], .len = y->len[i + 1], .id = y->id[i + 1]};
         struct cand c;
-        const struct pair *p = t->spm ? NULL : bpe_pair(t, a.id, b.id);
-        if (t->spm ? !spm_pair(t, word, &a, &b, &c) : !p) continue;
-        uint32_t order = t->spm ? c.order : p->rank;
+        const struct pair *p = t->pair ? bpe_pair(t, a.id, b.id) : NULL;
+        if (t->pair ? !p : !spm_pair(t, word, &a, &b, &c)) continue;
+        uint32_t order = p ? p->rank : c.order;
         if (any && order >= best) continue;
         any = true;
         best = order;
         *at = i;
-        *id = t->spm ? c.id : p->id;
+        *id = p ? p->id : c.id;
     }
     return any;
 }
@@ -291,13 +318,14 @@ static void naive_merge(const struct tok *t, const char *word, struct naive *y)
 
 /* A vocabulary of random strings over a few letters; SentencePiece with equal scores among them,
  * and, every second time, with tokens that have a space inside. */
-static void random_vocab(struct rng *r, bool spm, bool inner)
+static void random_vocab(struct rng *r, const char *model, bool inner)
 {
     static const char *const letters[] = {"a", "b", "c", "\xe2\x96\x81"};
     static char merges[TV_MERGES][48];
-    tv_start(&v, spm ? "llama" : "gpt2");
-    v.pre = spm ? NULL : "qwen2";
-    for (int i = 0; i < 3 + spm; i++) tv_add(&v, letters[i], 1, -50);
+    const bool bpe = !strcmp(model, "gpt2"), ranked = strcmp(model, "llama") != 0;
+    tv_start(&v, model);
+    v.pre = bpe ? "qwen2" : NULL;
+    for (int i = 0; i < 4 - bpe; i++) tv_add(&v, letters[i], 1, -50);
     for (int i = 0; i < 40; i++) {
         const struct tv_tok *a = &v.tok[rng_below(r, (uint32_t)v.n_tok)];
         const struct tv_tok *b = &v.tok[rng_below(r, (uint32_t)v.n_tok)];
@@ -306,8 +334,8 @@ static void random_vocab(struct rng *r, bool spm, bool inner)
         snprintf(text, sizeof text, "%.*s%.*s", a->n, a->text, b->n, b->text);
         bool space = b->n && !memcmp(b->text, letters[3], 1);
         bool all = !memcmp(a->text + a->n - (a->n < 3 ? a->n : 3), letters[3], a->n < 3 ? 1 : 3);
-        if (spm && space && !all && !inner) continue;
-        if (!spm && v.n_merge < TV_MERGES) {
+        if (!bpe && space && !all && !inner) continue;
+        if (ranked && v.n_merge < TV_MERGES) {
             snprintf(merges[v.n_merge], sizeof *merges, "%.*s %.*s", a->n, a->text, b->n, b->text);
             v.merge[v.n_merge] = merges[v.n_merge];
             v.n_merge++;
@@ -339,10 +367,11 @@ static void test_merge_loop(void **state)
     rng_seed(&r, 11);
     int split = 0, whole = 0;
     for (int round = 0; round < 300; round++) {
-        bool spm = round % 3;
-        random_vocab(&r, spm, round % 2);
+        const char *model = round % 3 == 0 ? "gpt2" : round % 3 == 1 ? "llama" : "gemma4";
+        random_vocab(&r, model, round % 2);
         v.add_space = 0;
         struct tok *t = open_tv();
+        const bool spm = t->spm;
         split += t->spm && t->word_split;
         whole += t->spm && !t->word_split;
         for (int k = 0; k < 20; k++) {
@@ -420,6 +449,46 @@ static void test_spm(void **state)
     IDS(t, "the", TOK_BOS, ID("the"), 2);
     IDS(t, "the", 0, ID("the"));
     tok_close(t);
+}
+
+static void test_gemma4(void **state)
+{
+    (void)state;
+    tv_gemma(&v);
+    v.add_bos = 0; /* as some files have it */
+    v.add_space = 1;
+    struct tok *t = open_tv();
+    assert_string_equal(tok_model(t), "gemma4");
+    assert_string_equal(tok_pre(t), "-");
+    assert_true(tok_adds_bos(t));
+    IDS(t, "hello world", TOK_BOS, 2, ID("hello"), ID("\xe2\x96\x81world"));
+    IDS(t, "the  aaaaa", 0, ID("t"), ID("he"), ID("\xe2\x96\x81\xe2\x96\x81"), ID("aaaa"), ID("a"));
+    IDS(t, "\xe4\xb8\xad\xff\xc3\xa9", 0, ID("<0xE4>"), ID("<0xB8>"), ID("<0xAD>"), ID("<0xFF>"),
+        ID("\xc3\xa9"));
+    /* A run of newlines that is a token, and one that is none. */
+    IDS(t, "a\n\n\na", 0, ID("a"), ID("\n\n\n"), ID("a"));
+    IDS(t, "\n\n\n\n\n \n", 0, ID("\n\n"), ID("\n\n"), ID("\n"), ID("\xe2\x96\x81"), ID("\n"));
+    /* Visible markers count in any text, the others where special ones do. */
+    IDS(t, "a<|channel>", 0, ID("a"), ID("<|channel>"));
+    IDS(t, "<|turn>a<turn|>", TOK_SPECIAL, ID("<|turn>"), ID("a"), ID("<turn|>"));
+    int64_t n;
+    int32_t *ids = encode(t, "<|turn><turn|><bos>", 19, 0, &n);
+    for (int64_t i = 0; i < n; i++) assert_true(ids[i] > ID("<|tool_response>"));
+    free(ids);
+    assert_true(tok_is_end(t, ID("<eos>")) && tok_is_end(t, ID("<turn|>")));
+    assert_true(tok_is_end(t, ID("<|tool_response>")));
+    assert_false(tok_is_end(t, ID("</s>")) || tok_is_end(t, ID("<|turn>")));
+    IDS(t, "</s>", TOK_SPECIAL, ID("</s>"));
+    tok_close(t);
+    v.bos = v.unk = TV_NONE; /* nothing is guessed */
+    t = open_tv();
+    assert_int_equal(tok_bos(t), -1);
+    assert_false(tok_adds_bos(t));
+    tok_close(t);
+    v.n_merge = 0;
+    struct err e;
+    assert_int_equal(tv_open(&v, &t, &e), ERR_MISSING);
+    assert_non_null(strstr(e.msg, "\"gemma4\""));
 }
 
 static void test_spm_without_bytes(void **state)
@@ -832,8 +901,9 @@ static void test_long_words(void **state)
     assert_non_null(s);
     double slowest = 0;
     const char *what = "", *where = "";
-    for (int p = -1; p < 0 || tok_pre_at(p); p++) {
-        if (p < 0) tv_spm(&v);
+    for (int p = -2; p < 0 || tok_pre_at(p); p++) {
+        if (p == -2) tv_gemma(&v);
+        else if (p == -1) tv_spm(&v);
         else tv_bpe(&v);
         if (p >= 0) v.pre = tok_pre_at(p);
         struct tok *t = open_tv();
@@ -910,11 +980,13 @@ int main(void)
         cmocka_unit_test(test_golden_phi3),
         cmocka_unit_test(test_golden_deepseek),
         cmocka_unit_test(test_golden_o200k),
+        cmocka_unit_test(test_golden_gemma4),
         cmocka_unit_test(test_round_trip_small),
         cmocka_unit_test(test_round_trip_real),
         cmocka_unit_test(test_merge_loop),
         cmocka_unit_test(test_long_text_is_its_words),
         cmocka_unit_test(test_spm),
+        cmocka_unit_test(test_gemma4),
         cmocka_unit_test(test_spm_without_bytes),
         cmocka_unit_test(test_bpe),
         cmocka_unit_test(test_ignore_merges),

@@ -100,6 +100,42 @@ static inline void tv_spm(struct tv *v)
     tv_ready(v);
 }
 
+/* Gemma 4's: SentencePiece texts, merged by rank.  0 <pad>, 1 <eos>, 2 <bos>, 3 <unk>, the markers,
+ * the bytes, and a few words; the vocabulary has "\n\n\n", which no merge makes. */
+static inline void tv_gemma(struct tv *v)
+{
+    static const char *const chars[] = {
+        "\xe2\x96\x81", "e", "t", "a", "o", "h", "l", "w", "r", "d", "s", "<", ">", "/", "|", "\n",
+        "\n\n\n", "\xc3\xa9",
+    };
+    static const char *const merges[] = {
+        "h e", "l l", "he ll", "hell o", "\xe2\x96\x81 w", "o r", "\xe2\x96\x81w or", "l d",
+        "\xe2\x96\x81wor ld", "a a", "aa aa", "\xe2\x96\x81 t", "\xe2\x96\x81t he",
+        "\xe2\x96\x81 \xe2\x96\x81", "< /", "</ s", "</s >", "\n \n",
+    };
+    static const char *const markers[] = {"<|turn>", "<turn|>", "<|channel>", "<|tool_response>"};
+    char text[40];
+    tv_start(v, "gemma4");
+    tv_add(v, "<pad>", 3, 0);
+    tv_add(v, "<eos>", 3, 0);
+    tv_add(v, "<bos>", 3, 0);
+    tv_add(v, "<unk>", 2, 0);
+    for (int i = 0; i < 4; i++) tv_add(v, markers[i], i < 2 ? 3 : 4, 0);
+    tv_add_bytes(v);
+    for (size_t i = 0; i < sizeof chars / sizeof *chars; i++) tv_add(v, chars[i], 1, 0);
+    v->n_merge = (int)(sizeof merges / sizeof *merges);
+    for (int i = 0; i < v->n_merge; i++) {
+        v->merge[i] = merges[i];
+        const char *gap = strchr(merges[i], ' ');
+        snprintf(text, sizeof text, "%.*s%s", (int)(gap - merges[i]), merges[i], gap + 1);
+        tv_add(v, text, 1, 0);
+    }
+    v->eos = 1;
+    v->bos = 2;
+    v->unk = 3;
+    tv_ready(v);
+}
+
 /* 0 .. 255 the bytes, 256 .. what the merges make, then special ones. */
 static inline void tv_bpe(struct tv *v)
 {

@@ -15,6 +15,7 @@ static const char *const end_texts[] = {
     "<end_of_turn>",   "</s>",           "<|end|>",    "<|return|>", "<|call|>",
     "<|calls|>",       "<|flush|>",      "<EOT>",      "_<EOT>",     "[EOT]",
     "[EOS]",           "<eos>",          "<turn|>",    "[e~[",       "<end_of_utterance>",
+    "<|tool_response>",
     "<\xef\xbd\x9c\x65nd\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>", /* DeepSeek */
 };
 static const char start_text[] = "<|im_start|>";
@@ -193,7 +194,7 @@ static enum status read_id(const struct tok *t, const struct gguf *g, const char
 static int32_t usual_id(const struct tok *t, int32_t id)
 {
     bool special = id < t->n && (t->type[id] == TOK_CONTROL || t->type[id] == TOK_UNKNOWN);
-    return t->spm && special ? id : -1;
+    return t->spm && !t->ranked && special ? id : -1;
 }
 
 static void mark_end(struct tok *t, int32_t id)
@@ -221,7 +222,8 @@ static enum status read_ids(struct tok *t, const struct gguf *g, struct err *e)
     bool bos = t->spm || t->pre->add_bos;
     s = gguf_get_bool_or(g, "tokenizer.ggml.add_bos_token", bos, &t->add_bos, e);
     if (!s) s = gguf_get_bool_or(g, "tokenizer.ggml.add_eos_token", false, &t->add_eos, e);
-    t->add_bos = t->add_bos && t->bos >= 0;
+    /* Some gemma4 files say no and mean yes: the model cannot do without. */
+    t->add_bos = (t->add_bos || t->ranked) && t->bos >= 0;
     t->add_eos = t->add_eos && t->eos >= 0;
     return s;
 }
@@ -234,7 +236,7 @@ static int32_t claim(struct tok *t, const char *text)
 {
     int32_t id = tok_lookup(t, text, strlen(text));
     if (id < 0) return -1;
-    if (t->type[id] == TOK_NORMAL && !t->spm && bpe_is_merged(t, id)) return -1;
+    if (t->type[id] == TOK_NORMAL && t->pair && bpe_is_merged(t, id)) return -1;
     t->type[id] = TOK_CONTROL;
     return id;
 }
@@ -242,8 +244,11 @@ static int32_t claim(struct tok *t, const char *text)
 static void find_ends(struct tok *t)
 {
     (void)claim(t, start_text);
+    /* In the vocabulary of Gemma 4 "</s>" is a tag like others, and ends nothing. */
+    const int32_t tag = tok_find(t, "<|tool_response>") < 0 ? -1 : tok_find(t, "</s>");
     for (size_t i = 0; i < sizeof end_texts / sizeof *end_texts; i++)
-        mark_end(t, claim(t, end_texts[i]));
+        if (tag < 0 || strcmp(end_texts[i], "</s>")) mark_end(t, claim(t, end_texts[i]));
+    if (tag >= 0 && tag != t->eos) t->type[tag] = TOK_NORMAL;
     /* The harmony format of gpt-oss ends messages with <|end|>, answers with the other two. */
     int32_t end = tok_find(t, "<|end|>");
     bool answers = tok_find(t, "<|call|>") >= 0 && tok_find(t, "<|return|>") >= 0;
@@ -336,14 +341,16 @@ static enum status choose_model(struct tok *t, const struct gguf *g, struct err 
                        "the file has no tokenizer (tokenizer.ggml.model); token ids still work");
     enum status s = gguf_get_str(g, "tokenizer.ggml.model", &model, e);
     if (s) return s;
-    t->spm = model.n == 5 && !memcmp(model.s, "llama", 5);
+    t->ranked = model.n == 6 && !memcmp(model.s, "gemma4", 6);
+    t->spm = t->ranked || (model.n == 5 && !memcmp(model.s, "llama", 5));
     if (t->spm || (model.n == 4 && !memcmp(model.s, "gpt2", 4))) return OK;
     if ((model.n == 8 && !memcmp(model.s, "no_vocab", 8)) ||
         (model.n == 4 && !memcmp(model.s, "none", 4)))
         return err_set(e, ERR_MISSING,
                        "the file says that it has no tokenizer; token ids still work");
     return err_set(e, ERR_UNSUPPORTED,
-                   "the tokenizer model \"%.*s\" is not known; \"llama\" and \"gpt2\" are",
+                   "the tokenizer model \"%.*s\" is not known; \"llama\", \"gpt2\" and "
+                   "\"gemma4\" are",
                    (int)(model.n < 60 ? model.n : 60), model.s);
 }
 
@@ -486,5 +493,8 @@ int32_t tok_find(const struct tok *t, const char *text)
 {
     return tok_lookup(t, text, strlen(text));
 }
-const char *tok_model(const struct tok *t) { return t->spm ? "llama" : "gpt2"; }
+const char *tok_model(const struct tok *t)
+{
+    return t->ranked ? "gemma4" : t->spm ? "llama" : "gpt2";
+}
 const char *tok_pre(const struct tok *t) { return t->spm ? "-" : t->pre->name; }

@@ -1,8 +1,8 @@
 /* Tokenizers: text to ids and back, from the vocabulary in a GGUF file.
  *
  * Two families: SentencePiece-style (tokenizer.ggml.model "llama": scores, byte fallback, "▁" for
- * space) and byte-level BPE ("gpt2": merges, a pre-tokenizer expression chosen by
- * tokenizer.ggml.pre; PCRE2 carries the expressions).  Text is bytes: invalid UTF-8 is encoded,
+ * space; "gemma4": the same with merges for scores) and byte-level BPE ("gpt2": merges, a
+ * pre-tokenizer expression chosen by tokenizer.ggml.pre; PCRE2 carries the expressions).  Text is bytes: invalid UTF-8 is encoded,
  * never an error, and the pieces of the ids joined are the text again, with three exceptions that
  * lie in the vocabularies: a SentencePiece one may put a space first (add_space_prefix), it reads
  * a literal "▁" as a space, and one without byte tokens has no ids for what it does not know.
@@ -53,7 +53,7 @@ bool tok_adds_bos(const struct tok *t);
 bool tok_is_end(const struct tok *t, int32_t id);
 /* The id of a token by its exact text, -1 = none. */
 int32_t tok_find(const struct tok *t, const char *text);
-/* "llama" or "gpt2", and the pre-tokenizer's name ("-" for none). */
+/* "llama", "gemma4" or "gpt2", and the pre-tokenizer's name ("-" for none). */
 const char *tok_model(const struct tok *t);
 const char *tok_pre(const struct tok *t);
 /* The i-th known pre-tokenizer name, NULL past the end. */

@@ -149,12 +149,12 @@ static enum status read_merge(struct tok *t, struct gguf_str m, uint64_t rank, u
     return OK;
 }
 
-static enum status read_merges(struct tok *t, const struct gguf *g, struct err *e)
+enum status bpe_read_merges(struct tok *t, const struct gguf *g, struct err *e)
 {
     const struct gguf_kv *kv = gguf_find(g, "tokenizer.ggml.merges");
     if (!kv)
         return err_set(e, ERR_MISSING, "the file has no tokenizer.ggml.merges, which the tokenizer "
-                                       "model \"gpt2\" needs");
+                                       "model \"%s\" needs", tok_model(t));
     const struct gguf_value *v = &kv->value;
     if (v->type != GGUF_ARRAY || v->elem != GGUF_STRING)
         return err_set_at(e, ERR_SHAPE, kv->pos,
@@ -229,7 +229,7 @@ enum status bpe_open(struct tok *t, const struct gguf *g, struct err *e)
         int32_t id = tok_lookup(t, text, (size_t)put_disguise(text, b));
         if (id >= 0 && t->type[id] != TOK_CONTROL && t->type[id] != TOK_UNKNOWN) t->byte_id[b] = id;
     }
-    s = read_merges(t, g, e);
+    s = bpe_read_merges(t, g, e);
     return s ? s : compile(t, e);
 }
 

@@ -64,15 +64,17 @@ struct tok {
     bool first_user[256]; /* and a user-defined one? */
 
     /* SentencePiece */
+    bool ranked;          /* gemma4: merged by `pair`, as byte-level BPE, not by `order` */
     uint32_t *order;      /* [n] merge order from the score: smaller merges first */
     bool add_space;
     bool word_split;      /* no token has a space behind another character: see tok_spm.c */
 
+    struct pair *pair;    /* [n_pair] the merges, where texts are merged by rank */
+    uint32_t n_pair;
+
     /* byte-level BPE */
     const struct pre *pre;
     bool ignore_merges;
-    struct pair *pair;    /* [n_pair] */
-    uint32_t n_pair;
     pcre2_code *code[PRE_EXPRS];
     int n_code;
 };
@@ -171,6 +173,7 @@ int spm_piece(const struct tok *t, int32_t id, char *buf, int cap);
 
 /* ---- tok_bpe.c ---- */
 enum status bpe_open(struct tok *t, const struct gguf *g, struct err *e);
+enum status bpe_read_merges(struct tok *t, const struct gguf *g, struct err *e);
 void bpe_close(struct tok *t);
 void bpe_encode(struct enc *e, const char *s, size_t n);
 const struct pair *bpe_pair(const struct tok *t, int32_t left, int32_t right);

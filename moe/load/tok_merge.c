@@ -5,8 +5,8 @@
  * DESIGN
  *
  * Problem: a word is a row of symbols (bytes, or characters).  Again and again the best pair of
- * neighbours becomes one symbol: the merge of lowest rank (BPE) or the token of highest score
- * (SentencePiece), the leftmost among equals, until no pair is a token.  Looking at every pair each
+ * neighbours becomes one symbol: the merge of lowest rank (BPE, gemma4) or the token of highest
+ * score (SentencePiece), the leftmost among equals, until no pair is a token.  Looking at every pair each
  * time is quadratic, and a "word" can be a megabyte.
  *
  * Idea: symbols are a linked list in an array; candidates lie in a binary heap, smallest order
@@ -60,7 +60,7 @@ static bool find_cand(const struct enc *e, const char *word, int32_t i, struct c
     const struct sym *a = &e->sym[i];
     if (a->next < 0) return false;
     const struct sym *b = &e->sym[a->next];
-    if (e->t->spm) {
+    if (e->t->spm && !e->t->ranked) {
         if (!spm_pair(e->t, word, a, b, c)) return false;
     } else {
         const struct pair *p = bpe_pair(e->t, a->id, b->id);

@@ -11,6 +11,9 @@
  * keeps scratch memory small and lets repeated words be remembered.  Other vocabularies take the
  * text whole.
  *
+ * Gemma 4's vocabulary is of this family, but has ranked merges instead of scores, and divides text
+ * into lines and what lies between them first: a run of newlines is a token where one spells it.
+ *
  * Only normal and user-defined tokens take part in merging: control, unknown, byte and unused ones
  * cannot come out of plain text, whatever it spells. */
 #include <stdlib.h>
@@ -85,9 +88,9 @@ static enum status read_scores(struct tok *t, const struct gguf *g, struct err *
 
 enum status spm_open(struct tok *t, const struct gguf *g, struct err *e)
 {
-    enum status s = read_scores(t, g, e);
-    if (s) return s;
-    s = gguf_get_bool_or(g, "tokenizer.ggml.add_space_prefix", true, &t->add_space, e);
+    enum status s = t->ranked ? bpe_read_merges(t, g, e) : read_scores(t, g, e);
+    if (!s && !t->ranked)
+        s = gguf_get_bool_or(g, "tokenizer.ggml.add_space_prefix", true, &t->add_space, e);
     if (s) return s;
     t->word_split = true;
     for (int32_t i = 0; i < t->n; i++) {
@@ -188,6 +191,11 @@ static bool text_room(struct enc *e, size_t n)
 static void encode_word(struct enc *e, const char *s, size_t n, bool lead)
 {
     size_t n_spaces = lead;
+    const int32_t newlines = e->t->ranked && s[0] == '\n' ? find_mergeable(e->t, s, n) : -1;
+    if (newlines >= 0) {
+        enc_put(e, newlines);
+        return;
+    }
     for (size_t i = 0; i < n; i++) n_spaces += s[i] == ' ';
     if (!merge_room(e, n + lead) || !text_room(e, n + SPACE_LEN * n_spaces)) return;
     int32_t count = lay_out(e, e->text, escape(e->text, s, n, lead));
@@ -208,15 +216,34 @@ static size_t word_len(const char *s, size_t n)
     return i;
 }
 
-void spm_encode(struct enc *e, const char *s, size_t n, bool lead)
+static void encode_words(struct enc *e, const char *s, size_t n, bool lead)
 {
-    lead = lead && e->t->add_space;
     while (n && !e->oom) {
         size_t len = e->t->word_split ? word_len(s, n) : n;
         if (lead || !word_known(e, s, len)) {
             encode_word(e, s, len, lead);
             if (!lead) word_learn(e, s, len);
         }
+        lead = false;
+        s += len;
+        n -= len;
+    }
+}
+
+/* The length of the run of newlines, or of what is none, that begins the text. */
+static size_t run_len(const char *s, size_t n)
+{
+    const bool newline = s[0] == '\n';
+    size_t i = 1;
+    while (i < n && (s[i] == '\n') == newline) i++;
+    return i;
+}
+
+void spm_encode(struct enc *e, const char *s, size_t n, bool lead)
+{
+    while (n && !e->oom) {
+        const size_t len = e->t->ranked ? run_len(s, n) : n;
+        encode_words(e, s, len, lead && e->t->add_space);
         lead = false;
         s += len;
         n -= len;
