@@ -279,13 +279,6 @@ static void encode_word(struct enc *e, const char *s, size_t n)
     word_learn(e, s, n);
 }
 
-/* The cut of one expression: base .. end is its text, pos how far it has got, and from .. to the
- * next match, when one is known that lies ahead. */
-struct cut {
-    size_t base, end, pos;
-    size_t from, to;
-};
-
 /* Finds the next match at or behind c->pos; without one from and to are the end. */
 static void find_match(struct enc *e, int level, const char *s, struct cut *c)
 {
@@ -311,24 +304,39 @@ static size_t next_stretch(struct enc *e, int level, const char *s, struct cut *
     return c->pos < c->from ? c->from : c->to;
 }
 
-/* Valid UTF-8. */
-static void encode_valid(struct enc *e, const char *s, size_t n)
+void cutter_begin(struct cutter *k, struct enc *e, const char *s, size_t n)
 {
-    struct cut cut[PRE_EXPRS];
-    int last = e->t->n_code - 1;
-    int level = 0;
-    cut[0] = (struct cut){.end = n};
-    while (level >= 0 && !e->oom) {
-        struct cut *c = &cut[level];
+    if (!e->md) e->md = pcre2_match_data_create(1, NULL);
+    if (!e->md) e->oom = true;
+    k->e = e;
+    k->s = s;
+    k->level = 0;
+    k->cut[0] = (struct cut){.end = n};
+}
+
+bool cutter_next(struct cutter *k, size_t *from, size_t *to)
+{
+    const int last = k->e->t->n_code - 1;
+    while (k->level >= 0 && !k->e->oom) {
+        struct cut *c = &k->cut[k->level];
         if (c->pos == c->end) {
-            level--;
+            k->level--;
             continue;
         }
-        size_t from = c->pos;
-        c->pos = next_stretch(e, level, s, c);
-        if (level == last) encode_word(e, s + from, c->pos - from);
-        else cut[++level] = (struct cut){.base = from, .end = c->pos, .pos = from};
+        *from = c->pos;
+        *to = c->pos = next_stretch(k->e, k->level, k->s, c);
+        if (k->level == last) return true;
+        k->cut[++k->level] = (struct cut){.base = *from, .end = *to, .pos = *from};
     }
+    return false;
+}
+
+static void encode_valid(struct enc *e, const char *s, size_t n)
+{
+    struct cutter k;
+    size_t from, to;
+    cutter_begin(&k, e, s, n);
+    while (cutter_next(&k, &from, &to)) encode_word(e, s + from, to - from);
 }
 
 static size_t valid_stretch(const char *s, size_t n)
@@ -345,8 +353,6 @@ static size_t valid_stretch(const char *s, size_t n)
 
 void bpe_encode(struct enc *e, const char *s, size_t n)
 {
-    if (!e->md) e->md = pcre2_match_data_create(1, NULL);
-    if (!e->md) e->oom = true;
     while (n && !e->oom) {
         size_t valid = valid_stretch(s, n);
         if (valid) encode_valid(e, s, valid);

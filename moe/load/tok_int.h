@@ -178,6 +178,20 @@ void bpe_close(struct tok *t);
 void bpe_encode(struct enc *e, const char *s, size_t n);
 const struct pair *bpe_pair(const struct tok *t, int32_t left, int32_t right);
 /* Does a merge make this id? */
+/* The words of a text that is valid UTF-8, in order, as the pre-tokenizer cuts them. */
+struct cut {
+    size_t base, end, pos; /* an expression's text, and how far it has got */
+    size_t from, to;       /* its next match, when one is known that lies ahead */
+};
+struct cutter {
+    struct enc *e;
+    const char *s;
+    int level;             /* the expression at work, -1 at the end */
+    struct cut cut[PRE_EXPRS];
+};
+void cutter_begin(struct cutter *k, struct enc *e, const char *s, size_t n);
+/* False at the end, or when e->oom. */
+bool cutter_next(struct cutter *k, size_t *from, size_t *to);
 bool bpe_is_merged(const struct tok *t, int32_t id);
 int bpe_piece(const struct tok *t, int32_t id, char *buf, int cap);
 

@@ -91,6 +91,16 @@
         "[!-/:-@\\[-`{-~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"           \
         " ?[\\p{P}\\p{S}]+[\\r\\n]*|" LINES TAIL
 
+/* Kimi-K2: Chinese characters together, other words as GPT-4o's published expression has them (case
+ * of all letters, marks as letters).  llama.cpp, for this one, does not cut at a change of case. */
+#define HAN "\\p{sc:Han}"
+#define KIMI_UPPER "[^\\p{Ll}\\p{N}\\p{P}\\p{S}\\p{Z}\\p{C}" HAN "]"
+#define KIMI_LOWER "[^\\p{Lu}\\p{Lt}\\p{N}\\p{P}\\p{S}\\p{Z}\\p{C}" HAN "]"
+#define KIMI_K2                                                                            \
+    HAN "+|[^\\r\\n\\p{L}\\p{N}]?" KIMI_UPPER "*" KIMI_LOWER "+" SHORT_FORMS_ANY "?|"      \
+    "[^\\r\\n\\p{L}\\p{N}]?" KIMI_UPPER "+" KIMI_LOWER "*" SHORT_FORMS_ANY "?|"           \
+    "\\p{N}{1,3}|" MARKS LINES TAIL
+
 /* Files that name no pre-tokenizer, or "default": what llama.cpp assumes for them. */
 #define DEFAULT "[\\p{P}$+<=>^~|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]"
 
@@ -150,6 +160,7 @@ static const struct pre table[] = {
     {"deepseek-v3",       false, false, {DEEPSEEK3}},
     {"hunyuan-dense",     false, false, {DEEPSEEK3}},
     {"joyai-llm",         false, false, {DEEPSEEK3}},
+    {"kimi-k2",           false, false, {KIMI_K2}},
 };
 
 const char *tok_pre_at(int i)
