@@ -290,7 +290,7 @@ static int check_flags(const struct chat_args *own)
     if (own->template && own->template_file)
         return cli_usage("chat", "give one of --chat-template and --chat-template-file");
     if (!own->kwargs) return CLI_GO_ON;
-    cJSON *o = cJSON_Parse(own->kwargs);
+    cJSON *o = cJSON_ParseWithOpts(own->kwargs, NULL, true);
     bool good = cJSON_IsObject(o);
     cJSON_Delete(o);
     return good ? CLI_GO_ON : cli_usage("chat", "--chat-template-kwargs wants a JSON object like "

@@ -273,11 +273,12 @@ const char *chat_stop(const struct chat *c) { return c->stop; }
 
 /* ---- rendering ---- */
 
-/* The names under which templates look for it; one of them, because some would print it twice. */
+/* The name under which the template looks for it, as a name or as a text; one name only, because
+ * some would print it twice. */
 static const char *thinking_key(const struct chat *c)
 {
-    bool usual = jinja_mentions(c->tpl, "reasoning_content");
-    return !usual && jinja_mentions(c->tpl, "thinking") ? "thinking" : "reasoning_content";
+    bool usual = chat_holds(c->src, c->n_src, "reasoning_content");
+    return !usual && chat_holds(c->src, c->n_src, "thinking") ? "thinking" : "reasoning_content";
 }
 
 static void put_messages(const struct chat *c, const struct chat_turn *turn, struct chat_text *b)
@@ -320,8 +321,11 @@ enum status chat_render(const struct chat *c, const struct chat_turn *turn, stru
     put_messages(c, turn, &b);
     chat_puts(&b, turn->add_prompt ? "],\"add_generation_prompt\":true}"
                                    : "],\"add_generation_prompt\":false}");
+    /* The costliest templates known take 15 times the conversation. */
+    const struct jinja_limits limits = {.bytes = ((size_t)16 << 20) + 64 * b.n,
+                                        .output = ((size_t)1 << 20) + 4 * b.n};
     enum status s = b.oom ? no_memory(e) : OK;
-    if (!s && jinja_render(c->tpl, b.s, NULL, &env, out, &inner)) s = blame(c, &inner, e);
+    if (!s && jinja_render(c->tpl, b.s, &limits, &env, out, &inner)) s = blame(c, &inner, e);
     free(b.s);
     return s;
 }
