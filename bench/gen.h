@@ -40,6 +40,7 @@ struct gen_spec {
     bool tied;         /* no output.weight */
     const char *vocab; /* GGUF whose tokenizer is copied; NULL = no tokenizer, n_vocab ids */
     bool byte_vocab;   /* else: a small tokenizer of our own, bytes and letters, with ChatML */
+    const char *chat;  /* its chat template; NULL = ChatML's, "" = none */
     int n_vocab;
     uint64_t seed;
 };
@@ -336,8 +337,12 @@ enum {
     GEN_BYTE_VOCAB = GEN_SPECIALS + 256 + GEN_PIECES
 };
 
-static void gen_byte_vocab(struct gguf_writer *w)
+static void gen_byte_vocab(struct gguf_writer *w, const char *chat)
 {
+    static const char chatml[] =
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
+        "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
     static const char *const specials[] = {"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"};
     struct gguf_str tokens[GEN_BYTE_VOCAB];
     char bytes[256][8];
@@ -365,10 +370,7 @@ static void gen_byte_vocab(struct gguf_writer *w)
     gguf_put_u32(w, "tokenizer.ggml.unknown_token_id", 0);
     gguf_put_bool(w, "tokenizer.ggml.add_bos_token", true);
     gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", false);
-    gguf_put_str(w, "tokenizer.chat_template",
-                 "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
-                 "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
-                 "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}");
+    if (!chat || *chat) gguf_put_str(w, "tokenizer.chat_template", chat ? chat : chatml);
 }
 
 static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const struct gguf *vocab)
@@ -395,7 +397,7 @@ static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const stru
     }
     if (!strcmp(g->arch, "qwen3moe"))
         gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);
-    if (!vocab && g->byte_vocab) gen_byte_vocab(w);
+    if (!vocab && g->byte_vocab) gen_byte_vocab(w, g->chat);
     if (!vocab && !g->byte_vocab) gguf_put_str(w, "tokenizer.ggml.model", "no_vocab");
     for (uint64_t i = 0; vocab && i < gguf_n_kv(vocab); i++) {
         const struct gguf_kv *kv = gguf_kv_at(vocab, i);

@@ -19,6 +19,7 @@ static int usage(FILE *to)
         "  --ctx N          context length written to the file\n"
         "  --vocab FILE     copy this GGUF's tokenizer\n"
         "  --byte-vocab     a small tokenizer of its own: bytes, letters, ChatML\n"
+        "  --chat TEXT      its chat template; an empty one = none\n"
         "  --n-vocab N      without a tokenizer: how many ids\n"
         "  --tied           no output matrix: the embedding serves as one\n"
         "  --name TEXT --seed N\n"
@@ -55,6 +56,7 @@ static bool option(struct gen_spec *g, const char *name, const char *value)
     };
     const struct { const char *name; const char **to; } texts[] = {
         {"--arch", &g->arch}, {"--vocab", &g->vocab}, {"--name", &g->name},
+        {"--chat", &g->chat},
     };
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
         if (!strcmp(name, ints[i].name)) return parse_int(value, ints[i].to);

@@ -310,8 +310,10 @@ static bool set_prompt(struct line_reader *r, const char *prompt)
     if (!p) return false;
     r->prompt = p;
     r->prompt_columns = (int)strlen(prompt); /* prompts are ASCII */
+    int n = r->prompt_columns - 1; /* the editor drops marks behind the last character */
     if (*cli_bold())
-        (void)snprintf(p, cap, "\1%s\1%s\1%s\1", cli_bold(), prompt, cli_plain());
+        (void)snprintf(p, cap, "\1%s\1%.*s\1%s\1%s", cli_bold(), n, prompt, cli_plain(),
+                       prompt + n);
     else
         (void)snprintf(p, cap, "%s", prompt);
     return true;

@@ -12,7 +12,7 @@
 
 struct setting {
     const char *name, *help;
-    enum { SET_INT, SET_FLOAT, SET_SEED, SET_TEXT } kind;
+    enum { SET_INT, SET_FLOAT, SET_SEED, SET_SYSTEM, SET_THINK } kind;
     size_t offset; /* in struct cli_args */
     double lo, hi;
 };
@@ -28,7 +28,9 @@ static const struct setting settings[] = {
      INT_MAX},
     {"seed", "-1 = a new one for each answer", SET_SEED, AT(seed), -1, 9007199254740992.0},
     {"n", "tokens of an answer at most; -1 = until it ends", SET_INT, AT(n_predict), -2, INT_MAX},
-    {"system", "the system message; nothing = none", SET_TEXT, 0, 0, 0},
+    {"system", "the system message; nothing = none", SET_SYSTEM, 0, 0, 0},
+    {"think", "on, off, or a level such as low; auto = as the chat template has it", SET_THINK, 0,
+     0, 0},
 };
 enum { N_SETTINGS = sizeof settings / sizeof settings[0] };
 
@@ -40,7 +42,8 @@ static void show_setting(const struct talk *t, const struct setting *s)
     case SET_INT: fprintf(stderr, "%-10d", *(const int *)at); break;
     case SET_SEED: fprintf(stderr, "%-10lld", (long long)*(const int64_t *)at); break;
     case SET_FLOAT: fprintf(stderr, "%-10.4g", (double)*(const float *)at); break;
-    case SET_TEXT: fprintf(stderr, "%s\n", t->system ? t->system : "(none)"); return;
+    case SET_SYSTEM: fprintf(stderr, "%s\n", t->system ? t->system : "(none)"); return;
+    case SET_THINK: fprintf(stderr, "%-10s", *t->think ? t->think : "auto"); break;
     }
     fprintf(stderr, "%s%s%s\n", cli_dim(), s->help, cli_plain());
 }
@@ -104,9 +107,10 @@ static bool do_set(struct talk *t, const char *arg)
     }
     const struct setting *s = find_setting(arg, n);
     if (!s) return unknown_setting(arg, n), true;
-    bool ok = s->kind == SET_TEXT ? talk_set_system(t, value) : set_number(t->a, s, value);
+    if (s->kind == SET_THINK) return (void)talk_set_think(t, *value ? value : "auto"), true;
+    bool ok = s->kind == SET_SYSTEM ? talk_set_system(t, value) : set_number(t->a, s, value);
     if (ok && line_interactive(t->in)) show_setting(t, s);
-    if (!ok && s->kind != SET_TEXT)
+    if (!ok && s->kind != SET_SYSTEM)
         fprintf(stderr, "tessera: %s wants a %s from %.10g%s, not '%s'\n", s->name,
                 s->kind == SET_FLOAT ? "number" : "whole number", s->lo,
                 s->hi >= INT_MAX ? " up" : s->hi > 1 ? " to 1000" : " to 1", value);
@@ -120,6 +124,7 @@ static bool do_show(struct talk *t, const char *arg)
 {
     (void)arg;
     cli_print_model(t->e, t->a);
+    fprintf(stderr, "  %-15s%s\n", "template", chat_origin(t->chat));
     fprintf(stderr, "  %-15s%d messages, %d of %d tokens\n", "conversation", t->n_msgs,
             tessera_session_n(t->s), tessera_session_n_ctx(t->s));
     for (int i = 0; i < N_SETTINGS; i++) show_setting(t, &settings[i]);

@@ -1,7 +1,7 @@
 /* What this build can open, printed from the registries of the code itself: the README's table. */
 #include "cli/cli.h"
 #include "models/arch.h"
-#include "moe/load/tok.h"
+#include "moe/load/chat.h"
 #include "quant/mm.h"
 
 int cli_print_support(void)
@@ -16,7 +16,9 @@ int cli_print_support(void)
     printf(" |\n| tokenizers | SentencePiece-style (`llama`, `gemma4`); byte-level BPE (`gpt2`) with the "
            "pre-tokenizers");
     for (int i = 0; tok_pre_at(i); i++) printf("%s `%s`", i ? "," : "", tok_pre_at(i));
-    printf(" |\n| chat templates | ChatML |\n| containers | GGUF version 2 and 3, split files |\n"
+    printf(" |\n| chat templates | the file's own (Jinja), or any file; built in:");
+    for (int i = 0; chat_builtin_at(i); i++) printf("%s `%s`", i ? "," : "", chat_builtin_at(i));
+    printf(" |\n| containers | GGUF version 2 and 3, split files |\n"
            "| KV cache | f16, q8_0 |\n");
     return CLI_OK;
 }

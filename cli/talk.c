@@ -12,7 +12,7 @@ static bool no_memory(void)
     return false;
 }
 
-bool talk_add(struct talk *t, const char *role, const char *content)
+bool talk_add(struct talk *t, const char *role, const char *content, const char *thinking)
 {
     if (t->n_msgs == t->cap_msgs) {
         int cap = t->cap_msgs * 2 + 16;
@@ -21,34 +21,30 @@ bool talk_add(struct talk *t, const char *role, const char *content)
         t->msgs = more;
         t->cap_msgs = cap;
     }
-    char *r = strdup(role), *c = strdup(content);
-    if (!r || !c) {
+    char *r = strdup(role), *c = strdup(content), *h = thinking ? strdup(thinking) : NULL;
+    if (!r || !c || (thinking && !h)) {
         free(r);
         free(c);
+        free(h);
         return no_memory();
     }
-    t->msgs[t->n_msgs++] = (struct chat_msg){.role = r, .content = c};
+    t->msgs[t->n_msgs++] = (struct chat_msg){.role = r, .content = c, .thinking = h};
     return true;
 }
 
-void talk_pop(struct talk *t)
+static void free_message(struct chat_msg *m)
 {
-    struct chat_msg *m = &t->msgs[--t->n_msgs];
     free((char *)m->role);
     free((char *)m->content);
+    free((char *)m->thinking);
 }
 
-static void forget_ids(struct talk *t)
-{
-    t->n_ids = t->n_prompt = 0;
-    t->exact = false;
-}
+void talk_pop(struct talk *t) { free_message(&t->msgs[--t->n_msgs]); }
 
 bool talk_clear(struct talk *t)
 {
     while (t->n_msgs) talk_pop(t);
-    forget_ids(t);
-    return !t->system || talk_add(t, "system", t->system);
+    return !t->system || talk_add(t, "system", t->system, NULL);
 }
 
 bool talk_set_system(struct talk *t, const char *text)
@@ -58,7 +54,6 @@ bool talk_set_system(struct talk *t, const char *text)
     bool had = t->n_msgs && !strcmp(t->msgs[0].role, "system");
     free(t->system);
     t->system = copy;
-    forget_ids(t);
     if (had && copy) {
         char *content = strdup(copy);
         if (!content) return no_memory();
@@ -70,11 +65,25 @@ bool talk_set_system(struct talk *t, const char *text)
         t->msgs[t->n_msgs - 1] = first;
         talk_pop(t);
     } else if (copy) {
-        if (!talk_add(t, "system", copy)) return false;
+        if (!talk_add(t, "system", copy, NULL)) return false;
         struct chat_msg last = t->msgs[t->n_msgs - 1];
         memmove(t->msgs + 1, t->msgs, (size_t)(t->n_msgs - 1) * sizeof last);
         t->msgs[0] = last;
     }
+    return true;
+}
+
+bool talk_set_think(struct talk *t, const char *think)
+{
+    struct err err;
+    char what[128];
+    err_clear(&err);
+    if (chat_think_check(t->chat, think, what, sizeof what, &err)) {
+        (void)cli_fail(&err);
+        return false;
+    }
+    (void)snprintf(t->think, sizeof t->think, "%s", think);
+    if (t->in && line_interactive(t->in)) fprintf(stderr, "  think %s: %s\n", think, what);
     return true;
 }
 
@@ -85,6 +94,7 @@ void talk_close(struct talk *t)
     free(t->ids);
     free(t->system);
     free(t->read);
+    chat_close(t->chat);
     if (t->s) tessera_session_close(t->s);
     if (t->e) tessera_close(t->e);
 }
@@ -109,44 +119,39 @@ static bool push_id(struct talk *t, int32_t id)
     return true;
 }
 
-/* Encodes the prompt of the last message: behind what is there when that is exact, else all. */
-static bool encode_prompt(struct talk *t)
+/* The ids of all messages, opening the answer. */
+static enum status encode_prompt(const struct talk *t, struct chat_prompt *out, struct err *err)
 {
-    bool next = t->exact && t->n_ids > 0;
-    int from = next ? t->n_msgs - 1 : 0, at = next ? t->n_ids : 0;
-    for (int64_t need = t->n_msgs ? 256 : 0;;) {
-        if (!reserve_ids(t, at + need)) return false;
-        int64_t room = t->cap_ids - at;
-        int64_t n = next ? chat_encode_next(t->tok, t->msgs + from, 1, true, t->ids + at, room)
-                         : chat_encode(t->tok, t->msgs, t->n_msgs, true, t->ids, room);
-        if (n < 0) return no_memory();
-        if (n <= room) {
-            t->n_ids = t->n_prompt = at + (int)n;
-            return true;
-        }
-        need = n;
-    }
+    const struct chat_turn turn = {.msgs = t->msgs, .n = t->n_msgs, .add_prompt = true,
+                                   .think = *t->think ? t->think : NULL,
+                                   .held = t->ids, .n_held = t->n_ids};
+    return chat_encode(t->chat, &turn, out, err);
 }
 
 /* ---- printing ---- */
 
+static bool put(FILE *to, const char *s, size_t n)
+{
+    return to == stdout ? cli_out(s, n) : fwrite(s, 1, n, to) == n;
+}
+
 /* Prints text; on a terminal without what could steer it.  What is left out are the control
  * characters except line end and tab, the two-byte ones included. */
-static bool print_text(const char *s, int n)
+static bool print_text(FILE *to, const char *s, size_t n)
 {
-    if (!cli_tty(stdout)) return cli_out(s, (size_t)n);
-    int from = 0;
+    if (!cli_tty(to)) return put(to, s, n);
+    size_t from = 0;
     bool ok = true;
-    for (int i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)s[i], d = i + 1 < n ? (unsigned char)s[i + 1] : 0;
-        int bad = (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f ? 1
-                  : c == 0xc2 && d >= 0x80 && d < 0xa0 ? 2 : 0;
+        size_t bad = (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f ? 1
+                     : c == 0xc2 && d >= 0x80 && d < 0xa0 ? 2 : 0;
         if (!bad) continue;
-        ok = ok && (i == from || cli_out(s + from, (size_t)(i - from)));
+        ok = ok && (i == from || put(to, s + from, i - from));
         from = i + bad;
         i += bad - 1;
     }
-    return ok && (from >= n || cli_out(s + from, (size_t)(n - from)));
+    return ok && (from >= n || put(to, s + from, n - from));
 }
 
 static void say_full(const struct talk *t, bool cut)
@@ -166,25 +171,115 @@ static void say_full(const struct talk *t, bool cut)
 
 /* ---- an answer ---- */
 
-struct answer {
-    char *text; /* owned */
+struct text {
+    char *s; /* owned, terminated; NULL = nothing yet */
     size_t n, cap;
+};
+
+/* A special token whose place lies in text that is still held back. */
+struct pending {
+    uint64_t at;
+    int32_t id;
+};
+enum { PENDING = 16 };
+
+struct answer {
+    struct talk *t;
+    struct text said, thought;
+    struct chat_reader reader;
+    uint64_t n_read; /* bytes that came from the generator */
+    struct pending pending[PENDING];
+    int n_pending;
+    bool thinking;   /* the last thing shown was thought */
     enum tessera_stop stop;
     struct tessera_timing timing;
 };
 
-static bool keep_text(struct answer *a, const char *s, int n)
+static bool keep_text(struct text *a, const char *s, size_t n)
 {
-    if (a->n + (size_t)n + 1 > a->cap) {
-        size_t cap = (a->n + (size_t)n + 1) * 2 + 256;
-        char *more = realloc(a->text, cap);
+    if (a->n + n + 1 > a->cap) {
+        size_t cap = (a->n + n + 1) * 2 + 256;
+        char *more = realloc(a->s, cap);
         if (!more) return no_memory();
-        a->text = more;
+        a->s = more;
         a->cap = cap;
     }
-    if (n) memcpy(a->text + a->n, s, (size_t)n);
-    a->n += (size_t)n;
-    a->text[a->n] = 0;
+    if (n) memcpy(a->s + a->n, s, n);
+    a->n += n;
+    a->s[a->n] = 0;
+    return true;
+}
+
+static void free_answer(struct answer *a)
+{
+    free(a->said.s);
+    free(a->thought.s);
+}
+
+/* Thinking is no part of the answer: it goes to stderr, dimmed or, where that does not show,
+ * between two lines. */
+static void show_thought(struct answer *a, const char *s, size_t n)
+{
+    if (!a->thinking && !*cli_dim()) fprintf(stderr, "[thinking]\n");
+    a->thinking = true;
+    fputs(cli_dim(), stderr);
+    (void)print_text(stderr, s, n);
+    fputs(cli_plain(), stderr);
+}
+
+static void end_thought(struct answer *a)
+{
+    if (!a->thinking) return;
+    if (a->thought.s[a->thought.n - 1] != '\n') fprintf(stderr, "\n");
+    fprintf(stderr, "%s\n", *cli_dim() ? "" : "[/thinking]");
+    a->thinking = false;
+}
+
+static bool show(void *arg, enum chat_part part, const char *s, size_t n)
+{
+    struct answer *a = arg;
+    if (part == CHAT_THOUGHT) {
+        if (!keep_text(&a->thought, s, n)) return false;
+        show_thought(a, s, n);
+        return true;
+    }
+    end_thought(a);
+    return keep_text(&a->said, s, n) && print_text(stdout, s, n);
+}
+
+static bool read_special(struct answer *a, int32_t id)
+{
+    char text[TOK_PIECE_MAX];
+    int n = tok_piece(a->t->tok, id, true, text, TOK_PIECE_MAX);
+    return chat_read_special(&a->reader, text, (size_t)n, show, a);
+}
+
+static bool read_text(struct answer *a, const char *s, size_t n)
+{
+    a->n_read += n;
+    return !n || chat_read_text(&a->reader, s, n, show, a);
+}
+
+/* Takes in what the generator gave: the special tokens at their places in the text. */
+static bool read_step(struct answer *a, const struct tessera_answer *g)
+{
+    const char *s = g->text, *end = g->text + g->n_text;
+    bool raw = a->t->a->special, ok = true;
+    if (raw) return !g->n_text || show(a, CHAT_SAID, s, (size_t)g->n_text);
+    while (ok && a->n_pending && a->pending[0].at <= a->n_read + (uint64_t)(end - s)) {
+        struct pending p = a->pending[0];
+        size_t n = (size_t)(p.at - a->n_read);
+        memmove(a->pending, a->pending + 1, (size_t)--a->n_pending * sizeof p);
+        ok = read_text(a, s, n) && read_special(a, p.id);
+        s += n;
+    }
+    ok = ok && read_text(a, s, (size_t)(end - s));
+    bool hidden = g->id >= 0 && g->stop != TESSERA_STOP_END &&
+                  !tok_piece(a->t->tok, g->id, false, NULL, 0);
+    if (!ok || !hidden) return ok;
+    if (!g->n_held) return read_special(a, g->id);
+    if (a->n_pending < PENDING)
+        a->pending[a->n_pending++] = (struct pending){a->n_read + (uint64_t)g->n_held, g->id};
     return true;
 }
 
@@ -203,25 +298,26 @@ static struct tessera_generator_options options(const struct talk *t)
 static enum status stream(struct talk *t, tessera_generator *g, struct answer *out,
                           struct err *err)
 {
+    const int n_prompt = t->n_ids;
     while (!out->stop) {
         struct tessera_answer a;
         enum status s = tessera_generator_next(g, &a, err);
-        if (s == ERR_CANCELLED && !cli_interrupted() && !out->n) return s; /* see talk_answer */
-        if (s == ERR_FULL && t->n_ids > t->n_prompt) {
+        if (s == ERR_CANCELLED && !cli_interrupted() && !out->n_read) return s; /* talk_answer */
+        if (s == ERR_FULL && t->n_ids > n_prompt) {
             out->stop = TESSERA_STOP_FULL;
         } else if (s == ERR_CANCELLED) {
             out->stop = TESSERA_STOP_CANCELLED;
         } else if (s) {
             return s;
         } else {
-            if (a.n_text && (!keep_text(out, a.text, a.n_text) || !print_text(a.text, a.n_text)))
-                return err_set(err, ERR_IO, "%s", "");
+            if (!read_step(out, &a)) return err_set(err, ERR_IO, "%s", "");
             if (a.id >= 0 && a.stop != TESSERA_STOP_END && !push_id(t, a.id))
                 return err_set(err, ERR_MEMORY, "no memory for the answer");
             out->stop = cli_interrupted() && !a.stop ? TESSERA_STOP_CANCELLED : a.stop;
         }
     }
     out->timing = tessera_generator_timing(g);
+    if (!chat_read_end(&out->reader, show, out)) return err_set(err, ERR_IO, "%s", "");
     return OK;
 }
 
@@ -229,8 +325,7 @@ static enum status generate(struct talk *t, struct answer *out, struct err *err)
 {
     tessera_generator *g = NULL;
     struct tessera_generator_options o = options(t);
-    t->n_ids = t->n_prompt;
-    enum status s = tessera_generator_open(t->s, t->ids, t->n_prompt, &o, &g, err);
+    enum status s = tessera_generator_open(t->s, t->ids, t->n_ids, &o, &g, err);
     if (s) return s;
     if (!o.n_gen_max)
         out->stop = TESSERA_STOP_LENGTH;
@@ -240,12 +335,10 @@ static enum status generate(struct talk *t, struct answer *out, struct err *err)
     return s;
 }
 
-/* Makes the answer the last message and closes its turn in ids. */
-static void settle(struct talk *t, struct answer *a)
+/* Makes the answer the last message. */
+static void settle(struct talk *t, const struct answer *a)
 {
-    int32_t end = tok_find(t->tok, "<|im_end|>");
-    t->exact = a->stop != TESSERA_STOP_STRING && end >= 0 && push_id(t, end);
-    if (!keep_text(a, "", 0) || !talk_add(t, "assistant", a->text)) t->failed = true;
+    if (!talk_add(t, "assistant", a->said.s ? a->said.s : "", a->thought.s)) t->failed = true;
     t->n_answers++;
     t->last = a->timing;
     t->sum.n_prompt += a->timing.n_prompt - a->timing.n_prompt_reused;
@@ -255,17 +348,31 @@ static void settle(struct talk *t, struct answer *a)
     t->sum.gen_s += a->timing.gen_s;
 }
 
-static void end_line(const struct answer *a)
+static void end_line(struct answer *a)
 {
-    if (!a->n || a->text[a->n - 1] != '\n') (void)cli_out("\n", 1);
+    end_thought(a);
+    if (!a->said.n || a->said.s[a->said.n - 1] != '\n') (void)cli_out("\n", 1);
 }
 
-/* Answers t->ids[n_prompt], the prompt of all messages.  False when there is no answer. */
-static bool talk_answer(struct talk *t)
+/* After an answer that failed: what the session holds is all there is. */
+static void take_session_ids(struct talk *t)
+{
+    int n = tessera_session_n(t->s);
+    t->n_ids = 0;
+    if (!n || !reserve_ids(t, n)) return;
+    memcpy(t->ids, tessera_session_ids(t->s), (size_t)n * sizeof *t->ids);
+    t->n_ids = n;
+}
+
+/* Answers the prompt, which t->ids takes over.  False when there is no answer. */
+static bool talk_answer(struct talk *t, const struct chat_prompt *p)
 {
     struct err err;
-    struct answer a = {0};
+    struct answer a = {.t = t, .reader = p->reader};
     enum status s;
+    free(t->ids);
+    t->ids = p->ids;
+    t->n_ids = t->cap_ids = p->n;
     cli_clear_interrupt();
     cli_interrupt_target(t->e);
     for (int attempt = 0;; attempt++) {
@@ -275,11 +382,12 @@ static bool talk_answer(struct talk *t)
         if (s != ERR_CANCELLED || attempt || cli_interrupted()) break;
     }
     cli_interrupt_target(NULL);
-    if (s && a.n) end_line(&a);
+    if (s && (a.said.n || a.thinking)) end_line(&a);
     if (s) {
         t->failed = true;
+        take_session_ids(t);
         if (!ferror(stdout)) (void)cli_fail(&err);
-        free(a.text);
+        free_answer(&a);
         return false;
     }
     end_line(&a);
@@ -290,28 +398,31 @@ static bool talk_answer(struct talk *t)
     if (a.stop == TESSERA_STOP_LENGTH && t->a->n_predict > 0 && cli_tty(stderr))
         fprintf(stderr, "%s(cut at %d tokens: -n)%s\n", cli_dim(), t->a->n_predict, cli_plain());
     if (line_interactive(t->in)) fprintf(stderr, "\n");
-    free(a.text);
+    free_answer(&a);
     return true;
+}
+
+/* Answers the messages as they are now. */
+static bool answer_all(struct talk *t)
+{
+    struct err err;
+    struct chat_prompt p;
+    err_clear(&err);
+    if (encode_prompt(t, &p, &err)) {
+        t->failed = true;
+        (void)cli_fail(&err);
+        return false;
+    }
+    if (p.n < tessera_session_n_ctx(t->s)) return talk_answer(t, &p);
+    free(p.ids);
+    say_full(t, false);
+    return false;
 }
 
 void talk_send(struct talk *t, const char *text)
 {
-    int before = t->n_ids, prompt_before = t->n_prompt;
-    bool exact = t->exact;
-    if (!talk_add(t, "user", text)) return;
-    bool ok = encode_prompt(t);
-    if (ok && t->n_prompt >= tessera_session_n_ctx(t->s)) {
-        say_full(t, false);
-        ok = false;
-    } else if (ok) {
-        ok = talk_answer(t);
-    }
-    if (ok) return;
-    /* As if it had not been said. */
-    talk_pop(t);
-    t->exact = exact;
-    t->n_ids = exact ? before : 0;
-    t->n_prompt = exact ? prompt_before : 0;
+    if (!talk_add(t, "user", text, NULL)) return;
+    if (!answer_all(t)) talk_pop(t); /* as if it had not been said */
 }
 
 void talk_again(struct talk *t)
@@ -320,22 +431,7 @@ void talk_again(struct talk *t)
         fprintf(stderr, "tessera: there is no answer to give again\n");
         return;
     }
-    char *old = strdup(t->msgs[t->n_msgs - 1].content);
-    if (!old) return (void)no_memory();
-    talk_pop(t);
-    t->exact = t->exact && t->n_prompt > 0;
-    bool ok = true;
-    if (t->exact)
-        t->n_ids = t->n_prompt;
-    else
-        ok = encode_prompt(t);
-    if (ok && t->n_prompt >= tessera_session_n_ctx(t->s)) {
-        say_full(t, false);
-        ok = false;
-    }
-    if (!ok || !talk_answer(t)) { /* the old answer stays */
-        (void)talk_add(t, "assistant", old);
-        forget_ids(t);
-    }
-    free(old);
+    struct chat_msg old = t->msgs[--t->n_msgs];
+    if (answer_all(t)) free_message(&old);
+    else t->msgs[t->n_msgs++] = old; /* its place is still there */
 }

@@ -2,30 +2,28 @@
  *
  * Private to cmd_chat and its parts (slash.c, talk_file.c).  One thread.
  *
- * ids holds the tokens of all messages as they really were sampled, so that the next turn finds
- * them in the KV cache; where that cannot be (a stop string cut the text, a new system message, a
- * loaded file) `exact` is false and the next turn encodes all messages anew.  Invariant between
- * turns: with exact, ids ends with the <|im_end|> of the last message. */
+ * Every turn renders and encodes all messages; ids holds the tokens of the last turn as they really
+ * were, so that what did not change is spelled as before and is found in the KV cache. */
 #ifndef CLI_TALK_H
 #define CLI_TALK_H
 
 #include "cli/cli.h"
 #include "cli/line.h"
-#include "moe/load/tok.h"
+#include "moe/load/chat.h"
 
 struct talk {
     struct cli_args *a;
     tessera_engine *e;
     tessera_session *s;
     const struct tok *tok;
+    struct chat *chat;
+    char think[24];         /* as in struct chat_turn; "" = auto */
     struct line_reader *in;
 
     struct chat_msg *msgs;  /* owned, with their strings */
     int n_msgs, cap_msgs;
-    int32_t *ids;           /* owned */
+    int32_t *ids;           /* owned: prompt and answer of the last turn */
     int n_ids, cap_ids;
-    bool exact;
-    int n_prompt;           /* how many of ids were the prompt of the last answer; 0 = unknown */
     char *system;           /* owned: the system message, NULL = none; msgs[0] when there is one */
     char *read;             /* owned: text of /read for the next message, NULL = none */
 
@@ -35,12 +33,14 @@ struct talk {
 };
 
 /* Messages; false and a message on stderr when there is no memory. */
-bool talk_add(struct talk *t, const char *role, const char *content);
+bool talk_add(struct talk *t, const char *role, const char *content, const char *thinking);
 void talk_pop(struct talk *t);
 /* Forgets everything but the system message. */
 bool talk_clear(struct talk *t);
-/* Sets or removes (NULL or "") the system message; the next turn reads everything anew. */
+/* Sets or removes (NULL or "") the system message. */
 bool talk_set_system(struct talk *t, const char *text);
+/* Sets t->think, with a word on stderr when it is not offered. */
+bool talk_set_think(struct talk *t, const char *think);
 void talk_close(struct talk *t);
 
 /* Sends text as the user's message and prints the answer. */

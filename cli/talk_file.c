@@ -1,7 +1,7 @@
 /* /save and /load: a conversation as JSON, its tokens and KV cache beside it.
  *
  * FILE:    {"type": "tessera.conversation", "version": 1, "model": "...", "messages": [{"role",
- *          "content"}], "ids": [...], "n_prompt": n}
+ *          "content", "reasoning_content"}], "ids": [...]}
  * FILE.kv: tessera_session_save's container, tied to the model.
  * Without a FILE.kv that suits, loading keeps the messages and the next turn reads them anew. */
 #include "cli/talk.h"
@@ -37,12 +37,11 @@ static cJSON *to_json(const struct talk *t)
         cJSON *one = cJSON_CreateObject();
         cJSON_AddStringToObject(one, "role", t->msgs[i].role);
         cJSON_AddStringToObject(one, "content", t->msgs[i].content);
+        if (t->msgs[i].thinking)
+            cJSON_AddStringToObject(one, "reasoning_content", t->msgs[i].thinking);
         cJSON_AddItemToArray(m, one);
     }
-    if (t->exact) {
-        cJSON_AddItemToObject(o, "ids", cJSON_CreateIntArray(t->ids, t->n_ids));
-        cJSON_AddNumberToObject(o, "n_prompt", t->n_prompt);
-    }
+    cJSON_AddItemToObject(o, "ids", cJSON_CreateIntArray(t->ids, t->n_ids));
     return o;
 }
 
@@ -110,38 +109,33 @@ static bool take_messages(struct talk *t, const cJSON *o)
     cJSON_ArrayForEach(one, cJSON_GetObjectItemCaseSensitive(o, "messages")) {
         const char *role = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(one, "role"));
         const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(one, "content"));
-        if (!talk_add(t, role, text)) return false;
+        const cJSON *thinking = cJSON_GetObjectItemCaseSensitive(one, "reasoning_content");
+        if (!talk_add(t, role, text, cJSON_GetStringValue(thinking))) return false;
         if (t->n_msgs == 1 && !strcmp(role, "system")) t->system = strdup(text);
     }
     return true;
 }
 
-/* Takes the ids over when they are what the loaded session holds. */
+/* Takes over how the conversation was cut into tokens; true when the session holds the beginning
+ * of that. */
 static bool take_ids(struct talk *t, const cJSON *o)
 {
     const cJSON *ids = cJSON_GetObjectItemCaseSensitive(o, "ids"), *one;
-    const cJSON *np = cJSON_GetObjectItemCaseSensitive(o, "n_prompt");
     int n = cJSON_GetArraySize(ids), i = 0;
     int n_vocab = tessera_model(t->e).n_vocab, n_kv = tessera_session_n(t->s);
     const int32_t *kv = tessera_session_ids(t->s);
-    if (!cJSON_IsArray(ids) || !n || n_kv > n) return false;
+    if (!cJSON_IsArray(ids) || !n) return false;
     int32_t *copy = malloc((size_t)n * sizeof *copy);
     if (!copy) return false;
     cJSON_ArrayForEach(one, ids) {
-        bool ok = cJSON_IsNumber(one) && one->valuedouble >= 0 && one->valuedouble < n_vocab;
-        if (!ok || (i < n_kv && kv[i] != one->valueint)) {
-            free(copy);
-            return false;
-        }
+        if (!cJSON_IsNumber(one) || one->valuedouble < 0 || one->valuedouble >= n_vocab) break;
         copy[i++] = one->valueint;
     }
     free(t->ids);
     t->ids = copy;
-    t->n_ids = t->cap_ids = n;
-    t->exact = true;
-    double prompt = cJSON_IsNumber(np) ? np->valuedouble : 0;
-    t->n_prompt = prompt > 0 && prompt < n ? (int)prompt : 0;
-    return true;
+    t->n_ids = i;
+    t->cap_ids = n;
+    return n_kv <= i && (!n_kv || !memcmp(copy, kv, (size_t)n_kv * sizeof *kv));
 }
 
 static void take(struct talk *t, const cJSON *o, const char *path, const char *kv)
@@ -150,12 +144,14 @@ static void take(struct talk *t, const cJSON *o, const char *path, const char *k
     err_clear(&err);
     if (!take_messages(t, o)) return;
     fprintf(stderr, "loaded %d messages from %s\n", t->n_msgs, path);
-    if (tessera_session_load(t->s, kv, &err))
+    enum status s = tessera_session_load(t->s, kv, &err);
+    bool follows = take_ids(t, o);
+    if (s)
         fprintf(stderr, "its KV cache does not serve (%s): the next message reads everything "
                         "anew\n", err.msg[0] ? err.msg : err_name(err.code));
-    else if (!take_ids(t, o))
-        fprintf(stderr, "its KV cache is of another conversation: the next message reads "
-                        "everything anew\n");
+    else if (!follows)
+        fprintf(stderr, "its KV cache is of another conversation: the next message reads what "
+                        "differs anew\n");
 }
 
 void talk_load(struct talk *t, const char *path)

@@ -163,6 +163,8 @@ enum tessera_stop {
 struct tessera_answer {
     const char *text;   /* newly settled bytes, whole UTF-8 characters; borrowed until the next call */
     int n_text;
+    int n_held;         /* bytes in front of what follows that come later: they could still become
+                           a stop string */
     int32_t id;         /* the token sampled by this call, -1 = none yet (prompt still running) */
     enum tessera_stop stop;
 };

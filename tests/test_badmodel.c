@@ -934,7 +934,7 @@ static void put_vocab(struct gguf_writer *w, const char *key, const void *arg)
 {
     (void)key;
     (void)arg;
-    gen_byte_vocab(w);
+    gen_byte_vocab(w, NULL);
 }
 
 static void test_large_tokenizer(void **state)

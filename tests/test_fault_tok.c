@@ -1,5 +1,5 @@
-/* Fails every allocation of the tokenizer, one after the other: opening must end in ERR_MEMORY,
- * encoding in a negative count or in the same ids as ever, and nothing may leak.  Needs FAULT_LINK
+/* Fails every allocation of the tokenizer and of chats, one after the other: opening must end in
+ * ERR_MEMORY, encoding in an error or in the same ids as ever, and nothing may leak.  Needs FAULT_LINK
  * (tests/fault.h); what PCRE2 allocates inside itself is not reached. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,6 +10,7 @@
 
 #include "tests/fault.h"
 
+#include "moe/load/chat.h"
 #include "tests/tokvocab.h"
 
 static struct tv v;
@@ -90,18 +91,55 @@ static void check_encode(const struct tok *t)
     assert_true(failed > 1);
 }
 
-static void check_chat(const struct tok *t)
+/* A chat from its template to its ids. */
+static enum status chat(const struct gguf *g, const struct tok *t, struct err *e)
 {
-    struct chat_msg m = {"user", "hello"};
+    struct chat_msg m = {.role = "user", .content = "hello", .thinking = "hm"};
+    static const int32_t held[] = {'h', 'e', 'l', 'l', 'o'};
+    struct chat_turn turn = {.msgs = &m, .n = 1, .add_prompt = true, .held = held, .n_held = 5};
+    struct chat_options o = {.kwargs = "{\"a\": 1}"};
+    struct chat_prompt p;
+    struct chat *c;
+    char what[64];
+    enum status s = chat_open(g, t, &o, &c, e);
+    assert_true((s == OK) == (c != NULL));
+    if (!s) s = chat_think_check(c, "off", what, sizeof what, e);
+    if (!s) s = chat_encode(c, &turn, &p, e);
+    if (!s) {
+        assert_string_equal(what, "enable_thinking=false");
+        assert_int_equal(p.n, 6); /* "hello" as it is held, and the marker */
+        free(p.ids);
+    }
+    chat_close(c);
+    return s;
+}
+
+static void test_chat(void **state)
+{
+    (void)state;
+    struct blob b = {0};
+    struct gguf *g;
+    struct tok *t;
+    struct err e;
+    tv_bpe(&v);
+    v.chat = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}x"
+             "{% endif %}{{ '<|im_end|>' }}";
+    tv_write(&v, &b);
+    assert_int_equal(tv_open_bytes(b.p, b.n, &g, &t, &e), OK);
     for (int n = 1;; n++) {
         long before = fault_living();
+        err_clear(&e);
         fault_arm(FAULT_ALLOC, n);
-        int64_t k = chat_encode(t, &m, 1, true, NULL, 0);
+        enum status s = chat(g, t, &e);
         int hit = fault_disarm();
         assert_int_equal(fault_living(), before);
-        assert_true(hit ? k < 0 : k > 0);
+        assert_int_equal(s, hit ? ERR_MEMORY : OK);
+        assert_int_equal(e.code, s);
         if (!hit) break;
     }
+    tok_close(t);
+    gguf_close(g);
+    blob_free(&b);
 }
 
 static void test_encode(void **state)
@@ -114,7 +152,6 @@ static void test_encode(void **state)
     tv_bpe(&v);
     t = open_tv();
     check_encode(t);
-    check_chat(t);
     tok_close(t);
 }
 
@@ -123,6 +160,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open),
         cmocka_unit_test(test_encode),
+        cmocka_unit_test(test_chat),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -153,7 +153,7 @@ static void test_templates(void **state)
         free(src);
     }
     closedir(d);
-    assert_true(found >= 25);
+    assert_true(found >= 40);
     assert_int_equal(bad, 0);
 }
 

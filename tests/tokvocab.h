@@ -21,8 +21,13 @@ struct tv_tok {
     float score;
 };
 
+struct tv_pair {
+    const char *key, *value;
+};
+
 struct tv {
     const char *model, *pre, *chat; /* NULL: no such key */
+    struct tv_pair variant[2];      /* more templates, NULL: none */
     struct tv_tok tok[TV_TOKS];
     const char *merge[TV_MERGES];
     int n_tok, n_merge;
@@ -225,6 +230,7 @@ static inline void tv_write(const struct tv *v, struct blob *b)
     tv_put_str(b, &n, "tokenizer.ggml.model", v->model);
     tv_put_str(b, &n, "tokenizer.ggml.pre", v->pre);
     tv_put_str(b, &n, "tokenizer.chat_template", v->chat);
+    for (int i = 0; i < 2; i++) tv_put_str(b, &n, v->variant[i].key, v->variant[i].value);
     tv_put_arrays(v, b, &n);
     tv_put_int(b, &n, "tokenizer.ggml.bos_token_id", GGUF_U32, v->bos);
     tv_put_int(b, &n, "tokenizer.ggml.eos_token_id", GGUF_U32, v->eos);

@@ -47,7 +47,7 @@ _Noreturn void jj_fail(struct jj *x, enum status code, const char *fmt, ...)
     x->code = code;
     if (x->src) {
         position(x, &line, &column);
-        (void)err_set_at(x->e, code, x->at, "chat template, line %d, column %d: %s", line, column,
+        (void)err_set_at(x->e, code, x->at, "line %d, column %d: %s", line, column,
                          msg);
     } else {
         (void)err_set(x->e, code, "%s", msg);

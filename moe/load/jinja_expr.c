@@ -540,10 +540,9 @@ struct jnode *p_expr(struct jparser *p)
 
 /* ---- tuples ---- */
 
-static bool tuple_end(const struct jparser *p, unsigned flags)
+static bool tuple_end(const struct jparser *p)
 {
-    return p->tok->t == T_VAR_END || p->tok->t == T_BLOCK_END || p->tok->t == T_RPAREN ||
-           (flags & TUPLE_IN && p_is(p, "in"));
+    return p->tok->t == T_VAR_END || p->tok->t == T_BLOCK_END || p->tok->t == T_RPAREN;
 }
 
 static struct jnode *tuple_item(struct jparser *p, unsigned flags)
@@ -557,14 +556,14 @@ static struct jnode *tuple_item(struct jparser *p, unsigned flags)
 }
 
 /* One expression, or several with commas: a tuple.  PLAIN: names and literals; NS: and names of
- * namespaces; NO_COND: without "if"; PARENS: may be empty; IN: ends in front of "in". */
+ * namespaces; NO_COND: without "if"; PARENS: may be empty. */
 struct jnode *p_tuple(struct jparser *p, unsigned flags)
 {
     struct jnode *n = p_node(p, N_TUPLE);
     bool is_tuple = false;
     for (;;) {
         if (n->list.n) p_expect(p, T_COMMA);
-        if (tuple_end(p, flags)) break;
+        if (tuple_end(p)) break;
         p_add(p, &n->list, tuple_item(p, flags));
         if (p->tok->t != T_COMMA) break;
         is_tuple = true;

@@ -386,7 +386,7 @@ bool p_skip_t(struct jparser *p, enum jtok_type t);
 void p_expect(struct jparser *p, enum jtok_type t);
 _Noreturn void p_unexpected(struct jparser *p, const char *wanted);
 
-enum { TUPLE_PLAIN = 1, TUPLE_NO_COND = 2, TUPLE_PARENS = 4, TUPLE_NS = 8, TUPLE_IN = 16 };
+enum { TUPLE_PLAIN = 1, TUPLE_NO_COND = 2, TUPLE_PARENS = 4, TUPLE_NS = 8 };
 struct jnode *p_expr(struct jparser *p);
 struct jnode *p_tuple(struct jparser *p, unsigned flags);
 struct jnode *p_filters(struct jparser *p, struct jnode *on, bool inline_first);

@@ -77,7 +77,7 @@ static struct jnode *parse_for(struct jparser *p)
     struct jnode *n = p_node(p, N_FOR);
     p->tok++;
     n->name = p_intern(p, "loop", 4);
-    n->a = target(p, TUPLE_IN, true);
+    n->a = target(p, 0, true);
     if (!p_skip(p, "in")) p_unexpected(p, "'in'");
     n->b = p_tuple(p, TUPLE_NO_COND);
     if (p_skip(p, "if")) n->c = p_expr(p);

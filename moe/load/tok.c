@@ -1,8 +1,8 @@
 /* Tokenizers, the part that both families share: reading the vocabulary, finding texts and special
  * tokens, and one call of encoding from beginning to end.
  *
- * Owns struct tok.  How plain text becomes ids is tok_spm.c or tok_bpe.c; chat templates are
- * chat.c.  Never keeps a pointer into the file. */
+ * Owns struct tok.  How plain text becomes ids is tok_spm.c or tok_bpe.c.  Never keeps a pointer
+ * into the file. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -314,13 +314,14 @@ static int32_t first_at_least(const struct tok *t, int32_t lo, int32_t hi, uint3
 
 /* The longest special text that begins at s, -1 = none.  The sorted list is a trie: lo .. hi are
  * the texts that begin with the first d bytes, and the one that ends there comes first. */
-static int32_t match_special(const struct tok *t, const char *s, size_t n, bool any)
+static int32_t match_special(const struct tok *t, const uint8_t *type, const char *s, size_t n,
+                             bool any)
 {
     int32_t lo = 0, hi = t->n_special, best = -1;
     for (uint32_t d = 0; lo < hi; d++) {
         int32_t id = t->special[lo];
         if (t->off[id + 1] - t->off[id] == d) {
-            if (any || t->type[id] == TOK_USER) best = id;
+            if (any || type[id] == TOK_USER) best = id;
             lo++;
         }
         if (d == n) break;
@@ -403,6 +404,7 @@ void enc_begin(struct enc *e, const struct tok *t, size_t n_hint, int32_t *ids, 
     /* Not the small arrays: they are written before they are read, and short texts are frequent. */
     memset(e, 0, offsetof(struct enc, small_sym));
     e->t = t;
+    e->type = t->type;
     e->ids = ids;
     e->cap = cap;
     e->sym = e->small_sym;
@@ -422,14 +424,28 @@ static void plain_text(struct enc *e, const char *s, size_t n)
     e->after_special = false;
 }
 
-void enc_text(struct enc *e, const char *s, size_t n, bool special)
+/* The special token at byte i of the text, -1 = none.  Where special ones count, any of them that
+ * ends within the span; everywhere, user-defined ones, across spans too; the longer one wins. */
+static int32_t special_at(const struct enc *e, const char *s, size_t i, size_t n, size_t end,
+                          bool special)
 {
     const struct tok *t = e->t;
-    const bool *first = special ? t->first_any : t->first_user;
+    unsigned char b = (unsigned char)s[i];
+    int32_t any = -1, user = -1;
+    if (special && t->first_any[b]) any = match_special(t, e->type, s + i, end - i, true);
+    if ((!special || end < n) && t->first_user[b])
+        user = match_special(t, e->type, s + i, n - i, false);
+    if (any < 0 || user < 0) return any < 0 ? user : any;
+    return t->off[user + 1] - t->off[user] > t->off[any + 1] - t->off[any] ? user : any;
+}
+
+void enc_spans(struct enc *e, const char *s, size_t n, const struct enc_span *span)
+{
+    const struct tok *t = e->t;
     size_t start = 0;
     for (size_t i = 0; i < n;) {
-        int32_t id = -1;
-        if (first[(unsigned char)s[i]]) id = match_special(t, s + i, n - i, special);
+        while (span->end <= i) span++;
+        int32_t id = special_at(e, s, i, n, span->end, span->special);
         if (id < 0) {
             i++;
             continue;
@@ -459,7 +475,7 @@ int64_t tok_encode(const struct tok *t, const char *text, size_t n, unsigned fla
     struct enc e;
     enc_begin(&e, t, n, ids, cap);
     if (flags & TOK_BOS && t->add_bos) enc_put(&e, t->bos);
-    enc_text(&e, text, n, flags & TOK_SPECIAL);
+    enc_spans(&e, text, n, &(struct enc_span){n, flags & TOK_SPECIAL});
     if (flags & TOK_BOS && t->add_eos) enc_put(&e, t->eos);
     return enc_end(&e);
 }

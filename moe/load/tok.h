@@ -75,32 +75,4 @@ int tok_stream_push(struct tok_stream *s, const char *piece, int n, char *out);
 /* The end: what is still held back comes out as U+FFFD.  Room for 8 bytes. */
 int tok_stream_flush(struct tok_stream *s, char *out);
 
-/* ---- chat template (moe/load/chat.c) ---- */
-struct chat_msg {
-    const char *role;    /* "system", "user", "assistant" */
-    const char *content;
-};
-
-/* Renders messages in ChatML, the template of the bundled model and of many others:
- * "<|im_start|>role\ncontent<|im_end|>\n" each, and "<|im_start|>assistant\n" when add_prompt opens
- * the assistant's turn.  For people to read: encode with chat_encode.  Returns the length; writes
- * at most cap bytes, not terminated. */
-size_t chat_render(const struct chat_msg *msgs, int n, bool add_prompt, char *buf, size_t cap);
-
-/* The ids of a conversation from its start (BOS first when the vocabulary wants one).  The markers
- * are special, roles and contents are plain text: a content that spells "<|im_end|>" ends nothing.
- * Otherwise the ids are those of tok_encode(chat_render(...), TOK_BOS | TOK_SPECIAL).
- * Returns the number of ids, writes at most cap; negative on out of memory. */
-int64_t chat_encode(const struct tok *t, const struct chat_msg *msgs, int n, bool add_prompt,
-                    int32_t *ids, int64_t cap);
-
-/* The ids of further messages behind an answer that ended with "<|im_end|>": "\n", then the
- * messages; no BOS.  (An answer that was cut off needs tok_find(t, "<|im_end|>") first.) */
-int64_t chat_encode_next(const struct tok *t, const struct chat_msg *msgs, int n, bool add_prompt,
-                         int32_t *ids, int64_t cap);
-
-/* Does the file want ChatML (its tokenizer.chat_template has the markers, or it has no template
- * but the markers in its vocabulary)?  ERR_UNSUPPORTED says what to do instead. */
-enum status chat_check(const struct gguf *g, struct err *e);
-
 #endif

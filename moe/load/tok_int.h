@@ -100,8 +100,15 @@ struct word {
     uint8_t len, n_ids; /* len 0 = empty */
 };
 
+/* A part of the text, up to `end`: do special tokens count in it? */
+struct enc_span {
+    size_t end;
+    bool special;
+};
+
 struct enc {
     const struct tok *t;
+    const uint8_t *type; /* [t->n] t's, unless the caller knows better */
     int32_t *ids;
     int64_t cap, n;      /* n counts on beyond cap */
     bool oom;            /* out of memory, or text of a length that indices do not reach */
@@ -134,10 +141,11 @@ uint64_t tok_hash(const char *s, size_t n);
 /* The id of a text, -1 = none. */
 int32_t tok_lookup(const struct tok *t, const char *s, size_t n);
 
-/* A call that encodes several stretches one after the other: begin, then text and put in any
+/* A call that encodes several stretches one after the other: begin, then spans and put in any
  * order, then end, which returns the count or -1. */
 void enc_begin(struct enc *e, const struct tok *t, size_t n_hint, int32_t *ids, int64_t cap);
-void enc_text(struct enc *e, const char *s, size_t n, bool special);
+/* One stretch; its spans follow each other and the last one ends with it. */
+void enc_spans(struct enc *e, const char *s, size_t n, const struct enc_span *span);
 int64_t enc_end(struct enc *e);
 
 static inline void enc_put(struct enc *e, int32_t id)

@@ -171,6 +171,7 @@ static void hand_out(struct tessera_generator *g, struct tessera_answer *a)
     const int n = g->n_text - (g->stop ? 0 : held_back(g));
     a->text = g->text ? g->text : "";
     a->n_text = n;
+    a->n_held = g->n_text - n;
     a->stop = g->stop;
     g->n_given = n;
 }
