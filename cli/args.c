@@ -81,7 +81,7 @@ static const struct cli_flag generate_flags[] = {
     {"--repeat-last-n", "N", "how many tokens are recent; 0 = none, -1 = all (default 64)",
      CLI_INT, AT(repeat_last_n), -1, INT_MAX},
     {"-r --reverse-prompt --stop", "TEXT", "stop before TEXT; may be given several times",
-     CLI_STOP, 0, 0, 0},
+     CLI_LIST, AT(stops), 0, 0},
     {"--ignore-eos", NULL, "go on past the end-of-text token", CLI_TRUE, AT(ignore_eos), 0, 0},
     {"-sp --special", NULL, "print special tokens as text", CLI_TRUE, AT(special), 0, 0},
     {0}};
@@ -462,6 +462,15 @@ static int set_kvtype(const char *cmd, const char *name, const char *v, void *at
     return CLI_GO_ON;
 }
 
+static int append(const char *cmd, const char *name, const char *v, struct cli_list *list)
+{
+    if (!*v) return cli_usage(cmd, "%s wants some text", name);
+    if (list->n == CLI_LIST_MAX)
+        return cli_usage(cmd, "%s may be given %d times at most", name, CLI_LIST_MAX);
+    list->at[list->n++] = v;
+    return CLI_GO_ON;
+}
+
 /* Stores v; CLI_GO_ON or CLI_USAGE. */
 static int set_value(const struct cli_spec *spec, const struct cli_flag *f, bool own,
                      const char *name, const char *v, struct cli_args *a)
@@ -479,12 +488,7 @@ static int set_value(const struct cli_spec *spec, const struct cli_flag *f, bool
         if (cli_parse_size(v, at)) return CLI_GO_ON;
         return cli_usage(spec->name, "%s wants a size like 8G, 8GiB, 8192M, 50%% or auto, not '%s'",
                          name, v);
-    case CLI_STOP:
-        if (!*v) return cli_usage(spec->name, "%s wants some text to stop at", name);
-        if (a->n_stops == CLI_STOPS)
-            return cli_usage(spec->name, "%s may be given %d times at most", name, CLI_STOPS);
-        a->stops[a->n_stops++] = v;
-        return CLI_GO_ON;
+    case CLI_LIST: return append(spec->name, name, v, at);
     case CLI_NOTE: fprintf(stderr, "tessera: %s is not needed: %s\n", name, f->help);
     }
     return CLI_GO_ON;

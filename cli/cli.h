@@ -69,7 +69,13 @@ const struct cli_command *cli_command(const char *name);
 
 /* ---- options (args.c) ---- */
 
-enum { CLI_STOPS = 16, CLI_POS = 8 };
+enum { CLI_LIST_MAX = 64, CLI_POS = 8 };
+
+/* Values of a flag that may be given several times. */
+struct cli_list {
+    const char *at[CLI_LIST_MAX];
+    int n;
+};
 
 /* Values of the common flags.  What a command does not list in its groups keeps its default. */
 struct cli_args {
@@ -93,8 +99,7 @@ struct cli_args {
     float temp, top_p, min_p, repeat_penalty;
     int top_k, repeat_last_n;
     bool ignore_eos, special; /* special: print special tokens as text */
-    const char *stops[CLI_STOPS];
-    int n_stops;
+    struct cli_list stops;
     /* CLI_SYSTEM */
     const char *system;       /* -sys */
     /* CLI_OUTPUT */
@@ -132,7 +137,7 @@ enum cli_kind {
     CLI_FALSE,    /* bool, no argument: false */
     CLI_SIZE,     /* uint64_t bytes: 8G 8GiB 8192M 50% auto (0) */
     CLI_KVTYPE,   /* int, an enum tessera_kv: f16 q8_0 */
-    CLI_STOP,     /* appended to stops (common table only) */
+    CLI_LIST,     /* appended to a struct cli_list; not empty */
     CLI_NOTE,     /* accepted and ignored: help is the line that says what happens instead;
                      arg "[X]" = takes an argument only when the next word is on, off, auto, 0, 1 */
 };

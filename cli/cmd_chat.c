@@ -173,13 +173,13 @@ static int converse(struct talk *t, bool single)
 /* ---- opening ---- */
 
 /* -sys and -r as they are meant. */
-static bool unescape_flags(struct talk *t, char *stops[CLI_STOPS])
+static bool unescape_flags(struct talk *t, char *stops[CLI_LIST_MAX])
 {
     struct cli_args *a = t->a;
-    for (int i = 0; a->escape && i < a->n_stops; i++) {
-        if (!(stops[i] = strdup(a->stops[i]))) return false;
+    for (int i = 0; a->escape && i < a->stops.n; i++) {
+        if (!(stops[i] = strdup(a->stops.at[i]))) return false;
         (void)cli_unescape(stops[i]);
-        a->stops[i] = stops[i];
+        a->stops.at[i] = stops[i];
     }
     char *system = a->system ? strdup(a->system) : NULL;
     if (a->system && !system) return false;
@@ -306,7 +306,7 @@ int cmd_chat(int argc, char **argv)
         .own = flags, .own_base = &own, .footer = footer};
     struct talk t = {.a = &a};
     struct err err;
-    char *stops[CLI_STOPS] = {NULL}, *first = NULL;
+    char *stops[CLI_LIST_MAX] = {NULL}, *first = NULL;
     size_t n;
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc == CLI_GO_ON) rc = check_flags(&own);
@@ -316,7 +316,7 @@ int cmd_chat(int argc, char **argv)
     rc = unescape_flags(&t, stops) ? chat(&t, &own, first) : CLI_ERROR;
     line_close(t.in);
     talk_close(&t);
-    for (int i = 0; i < CLI_STOPS; i++) free(stops[i]);
+    for (int i = 0; i < CLI_LIST_MAX; i++) free(stops[i]);
     free(first);
     return rc;
 }

@@ -99,7 +99,7 @@ static int generate(struct run *r)
     tessera_generator *g = NULL;
     struct tessera_generator_options o = {
         .sampling = cli_sampling(r->a, tessera_session_n_ctx(r->s)),
-        .stops = r->a->stops, .n_stops = r->a->n_stops,
+        .stops = r->a->stops.at, .n_stops = r->a->stops.n,
         .n_gen_max = r->a->n_predict < 0 ? -1 : r->a->n_predict,
         .ignore_end = r->a->ignore_eos, .special_text = r->a->special,
     };
@@ -136,13 +136,13 @@ static void run_close(struct run *r)
 }
 
 /* One place for the escapes of -r: they are written like those of -p. */
-static int unescape_stops(struct cli_args *a, char *copies[CLI_STOPS])
+static int unescape_stops(struct cli_args *a, char *copies[CLI_LIST_MAX])
 {
-    for (int i = 0; a->escape && i < a->n_stops; i++) {
-        copies[i] = strdup(a->stops[i]);
+    for (int i = 0; a->escape && i < a->stops.n; i++) {
+        copies[i] = strdup(a->stops.at[i]);
         if (!copies[i]) return CLI_ERROR;
         (void)cli_unescape(copies[i]);
-        a->stops[i] = copies[i];
+        a->stops.at[i] = copies[i];
     }
     return CLI_OK;
 }
@@ -174,7 +174,7 @@ int cmd_run(int argc, char **argv)
     struct cli_spec spec = {
         .name = "run", .groups = CLI_MODEL | CLI_PROMPT | CLI_GENERATE, .own = flags,
         .own_base = &own, .footer = footer};
-    char *stops[CLI_STOPS] = {NULL};
+    char *stops[CLI_LIST_MAX] = {NULL};
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc != CLI_GO_ON) return rc;
     int sources = !!a.prompt + !!a.file + !!own.ids + !!own.batch;
@@ -182,6 +182,6 @@ int cmd_run(int argc, char **argv)
     if (sources > 1) return cli_usage("run", "give one of -p, -f, --ids and --batch");
     rc = unescape_stops(&a, stops);
     if (!rc) rc = own.batch ? run_batch(&a, own.batch, own.parallel) : run_one(&a, &own);
-    for (int i = 0; i < CLI_STOPS; i++) free(stops[i]);
+    for (int i = 0; i < CLI_LIST_MAX; i++) free(stops[i]);
     return rc;
 }

@@ -226,8 +226,8 @@ static enum status open_job(struct batch *b, struct slot *sl, struct err *err)
     mine.seed = j->seed;
     mine.temp = j->temp;
     struct tessera_generator_options o = {
-        .sampling = cli_sampling(&mine, tessera_session_n_ctx(sl->s)), .stops = mine.stops,
-        .n_stops = mine.n_stops, .n_gen_max = j->n, .ignore_end = mine.ignore_eos,
+        .sampling = cli_sampling(&mine, tessera_session_n_ctx(sl->s)), .stops = mine.stops.at,
+        .n_stops = mine.stops.n, .n_gen_max = j->n, .ignore_end = mine.ignore_eos,
         .special_text = mine.special,
     };
     enum status s = cli_encode(tessera_tok(b->e), j->prompt, strlen(j->prompt),

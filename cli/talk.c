@@ -288,8 +288,8 @@ static struct tessera_generator_options options(const struct talk *t)
     struct cli_args mine = *t->a;
     if (mine.seed >= 0) mine.seed += t->n_answers; /* fixed: the whole conversation repeats */
     return (struct tessera_generator_options){
-        .sampling = cli_sampling(&mine, tessera_session_n_ctx(t->s)), .stops = t->a->stops,
-        .n_stops = t->a->n_stops, .n_gen_max = t->a->n_predict < 0 ? -1 : t->a->n_predict,
+        .sampling = cli_sampling(&mine, tessera_session_n_ctx(t->s)), .stops = t->a->stops.at,
+        .n_stops = t->a->stops.n, .n_gen_max = t->a->n_predict < 0 ? -1 : t->a->n_predict,
         .ignore_end = t->a->ignore_eos, .special_text = t->a->special,
     };
 }

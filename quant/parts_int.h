@@ -28,10 +28,6 @@ bool parts_has_min(enum qtype type);
 /* Takes one GGUF block apart. */
 void parts_of(enum qtype type, const uint8_t *block, struct parts *p);
 
-/* Encodes one block; only where parts_can_encode (quant/encode.c). */
-bool parts_can_encode(enum qtype type);
-void parts_encode(enum qtype type, const float *x, uint8_t *block);
-
 /* The 16 values that a nibble of IQ4_NL and IQ4_XS stands for, and those of MXFP4 and NVFP4. */
 extern const int8_t table_iq4[16], table_fp4[16];
 

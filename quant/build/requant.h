@@ -1,10 +1,9 @@
-/* Requantising a model file: every matrix to another weight type, the rest as it is.
+/* Requantising a model file: every matrix to the weight type that a recipe gives it, the rest as it
+ * is.
  *
  * Offline tool code: reads the source in pieces, never a whole tensor, and writes aside and renames
- * at the end.  Norms, biases, routers and other vectors keep their type (routers stay f32).  A
- * matrix whose columns are no multiple of the wanted type's block takes the fallback that GGUF
- * tools take (Q4_K -> Q5_0 where there is an encoder for it, else Q8_0; not a multiple of 32: F16).
- * One caller thread; encoding runs on the given pool. */
+ * at the end.  Norms, biases, routers and other vectors keep their type (routers stay f32).  One
+ * caller thread; encoding runs on the given pool. */
 #ifndef QUANT_BUILD_REQUANT_H
 #define QUANT_BUILD_REQUANT_H
 
@@ -12,29 +11,46 @@
 
 #include "moe/base/thread.h"
 #include "moe/load/gguf.h"
-#include "quant/qtype.h"
+#include "quant/build/imatrix.h"
+#include "quant/build/recipe.h"
 
 struct requant_tensor {
     const struct gguf_tensor *in;
     enum qtype type;        /* what it becomes */
     uint64_t bytes;         /* what it takes then */
     bool kept;              /* copied as it is */
-    bool fallback;          /* not the type asked for, because of its columns */
+    bool fallback;          /* not the type that the recipe wants, because of its columns */
+    const struct imatrix_entry *importance; /* of its columns; NULL = all alike */
 };
 
 struct requant {
     const struct gguf *in;
-    struct requant_tensor *tensor; /* [n] in file order */
+    const struct recipe *recipe;
+    const struct imatrix *imatrix;   /* NULL = none */
+    struct requant_tensor *tensor;   /* [n] in file order */
     uint64_t n, bytes_in, bytes_out;
+    const struct requant_tensor *lossy; /* the first that is quantised already and changes type */
+    uint64_t n_searched;             /* matrices that importance would help ... */
+    uint64_t n_missing;              /* ... and has nothing for, though there is a matrix: */
+    const struct requant_tensor *missing; /* the first of them */
 };
 
-/* Decides every tensor's type.  ERR_UNSUPPORTED for a type without an encoder, or a tensor whose
- * type cannot be read. */
-enum status requant_plan(struct requant *r, const struct gguf *in, enum qtype type, struct err *e);
+/* Decides every tensor's type.  imatrix may be NULL; it, the options' recipe and `in` are borrowed.
+ * ERR_UNSUPPORTED for a type that cannot be written, or a tensor whose type cannot be read;
+ * ERR_SHAPE where an importance matrix has other sizes than its tensor, ERR_MISSING where it has
+ * nothing for any of them. */
+enum status requant_plan(struct requant *r, const struct gguf *in, const struct recipe_options *o,
+                         const struct imatrix *imatrix, struct err *e);
 void requant_free(struct requant *r);
 
+/* What the header will say of the importance matrix's origin; either may be NULL. */
+struct requant_origin {
+    const char *imatrix_file, *imatrix_dataset;
+};
+
 /* Writes the file; progress may be NULL and cancels by returning false. */
-enum status requant_write(const struct requant *r, const char *out, struct pool *pool,
+enum status requant_write(const struct requant *r, const char *out,
+                          const struct requant_origin *origin, struct pool *pool,
                           bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                           struct err *e);
 
