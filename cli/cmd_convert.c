@@ -1,7 +1,10 @@
-/* tessera convert DIR OUT: a Hugging Face checkpoint to a GGUF file.  Prints a table of tensors; the
- * work is quant/build/convert.c's. */
+/* tessera convert DIR OUT: a Hugging Face checkpoint to a GGUF file.  Prints a table of tensors;
+ * the work is quant/build/convert.c's. */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -42,6 +45,49 @@ static void print_notes(const struct convert *c)
             cli_bytes(c->bytes_out, b));
 }
 
+/* Opens what was written: shapes that contradict the keys show here.  What Tessera cannot run, but
+ * others might, is a warning. */
+static enum status check_written(const char *path, struct err *e)
+{
+    tessera_engine *engine;
+    struct err why;
+    struct tessera_options o = tessera_defaults();
+    o.model_path = path;
+    o.header_only = true;
+    o.mem_budget = UINT64_MAX / 2;
+    err_clear(&why);
+    enum status s = tessera_open(&o, &engine, &why);
+    if (!s && *tessera_tok_error(engine))
+        s = err_set(&why, ERR_FORMAT, "%s", tessera_tok_error(engine));
+    tessera_close(engine);
+    if (s == ERR_UNSUPPORTED) cli_warn("Tessera cannot run the result: %s", why.msg);
+    if (!s || s == ERR_UNSUPPORTED) return OK;
+    return err_set(e, s, "config.json or the tokenizer contradict the tensors; nothing was written: "
+                   "%.380s", why.msg);
+}
+
+/* Writes beside the place where the file shall be, checks it there, and moves it. */
+static enum status write_checked(struct convert *c, const char *out, struct pool *pool,
+                                 struct cli_progress *bar, struct err *e)
+{
+    struct stat st;
+    const size_t n = strlen(out) + sizeof ".new";
+    const bool in_place = !stat(out, &st) && !S_ISREG(st.st_mode);
+    if (in_place) return convert_write(c, out, pool, cli_progress, bar, e);
+    char *aside = malloc(n);
+    if (!aside) return err_set(e, ERR_MEMORY, "no memory to write %s", out);
+    (void)snprintf(aside, n, "%s.new", out);
+    enum status s = convert_write(c, aside, pool, cli_progress, bar, e);
+    if (!s) {
+        s = check_written(aside, e);
+        if (!s && rename(aside, out))
+            s = err_set(e, ERR_IO, "cannot write %s: %s", out, strerror(errno));
+        if (s) (void)unlink(aside);
+    }
+    free(aside);
+    return s;
+}
+
 static enum status convert(const struct convert_options *o, const char *out, int n_threads,
                            struct err *e)
 {
@@ -52,7 +98,7 @@ static enum status convert(const struct convert_options *o, const char *out, int
     if (!s) s = pool_open(n_threads, &pool, e);
     if (!s) {
         cli_catch_interrupts();
-        s = convert_write(&c, out, pool, cli_progress, &bar, e);
+        s = write_checked(&c, out, pool, &bar, e);
         cli_progress_end(&bar);
     }
     if (!s) {
@@ -94,9 +140,10 @@ int cmd_convert(int argc, char **argv)
         const char *type, *pre, *name;
     } own = {"auto", NULL, NULL};
     static const struct cli_flag flags[] = {
-        {"--outtype", "TYPE", "type of the matrices: f32 f16 bf16 q8_0, or auto, the 16-bit kind that "
-         "the checkpoint has (default auto); MXFP4 stays as it is", CLI_STR,
-         offsetof(struct own, type), 0, 0},
+        {"--outtype", "TYPE",
+         "type of the matrices: f32 f16 bf16 q8_0, or auto, the 16-bit kind that the checkpoint "
+         "has (default auto); MXFP4 stays as it is",
+         CLI_STR, offsetof(struct own, type), 0, 0},
         {"--pre", "NAME", "the pre-tokenizer, where tokenizer.json has one that is not known",
          CLI_STR, offsetof(struct own, pre), 0, 0},
         {"--model-name", "NAME", "general.name (default: the folder's name)", CLI_STR,
@@ -105,8 +152,9 @@ int cmd_convert(int argc, char **argv)
     char known[512];
     struct cli_args a = cli_defaults();
     known_architectures(known, sizeof known);
-    struct cli_spec spec = {.name = "convert", .groups = CLI_THREADS, .own = flags, .own_base = &own,
-                            .min_pos = 2, .max_pos = 2, .model_optional = true, .footer = known};
+    struct cli_spec spec = {.name = "convert", .groups = CLI_THREADS, .own = flags,
+                            .own_base = &own, .min_pos = 2, .max_pos = 2, .model_optional = true,
+                            .footer = known};
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc != CLI_GO_ON) return rc;
     struct convert_options o = {.dir = a.pos[0], .pre = own.pre, .name = own.name};

@@ -1,9 +1,9 @@
-/* Hugging Face checkpoints of the architectures: which tensors they have under which names, what has
- * to be done to them, and what config.json says, in GGUF's terms.
+/* Hugging Face checkpoints of the architectures: which tensors they have under which names, what
+ * has to be done to them, and what config.json says, in GGUF's terms.
  *
- * Data and pure functions; reads no weights.  quant/build/convert.c does what the tables say.  A new
- * architecture is a table of rows (hf_rows.c), a function for its keys (hf_config.c) and one line
- * in the list there. */
+ * Data and pure functions; reads no weights.  quant/build/convert.c does what the tables say.  A
+ * new architecture is a table of rows (hf_rows.c), a function for its keys (hf_config.c) and one
+ * line in the list there. */
 #ifndef MODELS_HF_H
 #define MODELS_HF_H
 
@@ -69,7 +69,7 @@ struct hf_model {
     bool mxfp4;                 /* some weights are in it */
     bool fp8;                   /* some have a NAME_scale_inv ... */
     int fp8_rows, fp8_cols;     /* ... per so many rows and columns; 0: one for all */
-    int ignored_window;         /* a sliding window that GGUF's architecture does not have; 0: none */
+    int ignored_window; /* a sliding window that GGUF's architecture does not have; 0: none */
     float rope_freqs[HF_ROPE_MAX];
     int n_rope_freqs;
 };
@@ -84,8 +84,8 @@ struct hf_arch {
     void (*keys)(struct hf_config *c); /* errors stick to c */
 };
 
-/* Reads config.json and puts the keys that follow from it.  ERR_UNSUPPORTED names what is not known:
- * anything that would change the result is an error. */
+/* Reads config.json and puts the keys that follow from it.  ERR_UNSUPPORTED names what is not
+ * known: anything that would change the result is an error. */
 enum status hf_model_read(const cJSON *config, const char *path, struct gguf_writer *w,
                           struct hf_model *m, struct err *e);
 

@@ -181,12 +181,15 @@ static void yarn(struct hf_config *c, const cJSON *r, double factor)
         (int)real_of(c, r, "original_max_position_embeddings",
                      whole(c, "original_max_position_embeddings|max_position_embeddings", -1, 1,
                            CTX_MAX)));
-    if (get(r, "beta_fast")) put_f32(c, "rope.scaling.yarn_beta_fast", real_of(c, r, "beta_fast", 0));
-    if (get(r, "beta_slow")) put_f32(c, "rope.scaling.yarn_beta_slow", real_of(c, r, "beta_slow", 0));
+    if (get(r, "beta_fast"))
+        put_f32(c, "rope.scaling.yarn_beta_fast", real_of(c, r, "beta_fast", 0));
+    if (get(r, "beta_slow"))
+        put_f32(c, "rope.scaling.yarn_beta_slow", real_of(c, r, "beta_slow", 0));
     if (latent) {
-        /* The reader takes equal scales for granted: cos and sin stay, scores grow by the square. */
+        /* Readers take equal scales for granted: cos and sin stay, scores grow by the square. */
         if (get(r, "mscale_all_dim") && fabs(one - all) > 1e-6)
-            fail(c, ERR_UNSUPPORTED, "\"mscale\" and \"mscale_all_dim\" of the rope scaling differ");
+            fail(c, ERR_UNSUPPORTED,
+                 "\"mscale\" and \"mscale_all_dim\" of the rope scaling differ");
         if (get(r, "mscale_all_dim")) put_f32(c, "rope.scaling.yarn_log_multiplier", 0.1 * all);
         return;
     }
@@ -205,7 +208,8 @@ static void rope(struct hf_config *c, double dflt_base)
     must_be(c, "partial_rotary_factor", 1, 1);
     if (jf_get(r, "full_attention") || jf_get(r, "sliding_attention"))
         fail(c, ERR_UNSUPPORTED, "rope parameters that depend on the layer are not supported");
-    if (!(base > 0) || !(factor > 0)) fail(c, ERR_FORMAT, "\"rope_theta\" or \"factor\" is not positive");
+    if (!(base > 0) || !(factor > 0))
+        fail(c, ERR_FORMAT, "\"rope_theta\" or \"factor\" is not positive");
     if (!type || !strcmp(type, "default") || c->e->code) {
         if (!type) fail(c, ERR_FORMAT, "the rope scaling has no \"rope_type\"");
     } else if (!strcmp(type, "linear")) {
@@ -218,8 +222,9 @@ static void rope(struct hf_config *c, double dflt_base)
     } else if (!strcmp(type, "llama3")) {
         llama3_factors(c, r, base);
     } else {
-        fail(c, ERR_UNSUPPORTED, "the rope scaling \"%.40s\" is not supported; linear, yarn and llama3 "
-             "are", type);
+        fail(c, ERR_UNSUPPORTED,
+             "the rope scaling \"%.40s\" is not supported; linear, yarn and llama3 are",
+             type);
     }
     put_f32(c, "rope.freq_base", base);
 }
@@ -372,8 +377,9 @@ static void latent_router(struct hf_config *c, bool v3)
              score);
     const int groups = whole(c, "n_group", 1, 1, EXPERTS_MAX);
     if (how && !strcmp(how, "group_limited_greedy") && groups > 1)
-        fail(c, ERR_UNSUPPORTED, "\"topk_method\" is group_limited_greedy with %d groups, which GGUF "
-             "files cannot say", groups);
+        fail(c, ERR_UNSUPPORTED,
+             "\"topk_method\" is group_limited_greedy with %d groups, which GGUF files cannot say",
+             groups);
     put(c, "expert_gating_func", strcmp(score, "sigmoid") ? 1 : 2);
     put(c, "expert_group_count", groups);
     put(c, "expert_group_used_count", whole(c, "topk_group", 1, 1, groups));
@@ -494,8 +500,9 @@ static void quantisation(struct hf_config *c)
         c->m->fp8_rows = (int)rows;
         c->m->fp8_cols = (int)cols;
     } else {
-        fail(c, ERR_UNSUPPORTED, "weights quantised by \"%.40s\" cannot be converted; fp8, and mxfp4 of "
-             "gpt-oss, can", method ? method : "?");
+        fail(c, ERR_UNSUPPORTED,
+             "weights quantised by \"%.40s\" cannot be converted; fp8, and mxfp4 of gpt-oss, can",
+             method ? method : "?");
     }
 }
 
@@ -530,7 +537,8 @@ bool hf_is_ignored(const struct hf_model *m, const char *name)
         return true;
     if (!m->arch->nextn || strncmp(name, layers, sizeof layers - 1)) return false;
     int layer = 0;
-    for (const char *p = name + sizeof layers - 1; *p >= '0' && *p <= '9' && layer < LAYERS_MAX; p++)
+    for (const char *p = name + sizeof layers - 1; *p >= '0' && *p <= '9' && layer < LAYERS_MAX;
+         p++)
         layer = layer * 10 + (*p - '0');
     return layer >= m->n_layer;
 }

@@ -73,7 +73,9 @@ const struct hf_row hf_rows_mixtral[] = {
     {0},
 };
 
-const struct hf_row hf_rows_qwen2[] = {ENDS, NORMS, ATTENTION(HF_AS_IS, HF_AS_IS, HF_MUST), DENSE, {0}};
+const struct hf_row hf_rows_qwen2[] = {
+    ENDS, NORMS, ATTENTION(HF_AS_IS, HF_AS_IS, HF_MUST), DENSE, {0},
+};
 
 const struct hf_row hf_rows_qwen2moe[] = {
     ENDS,

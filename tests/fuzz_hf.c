@@ -1,8 +1,8 @@
-/* Fuzz target of what is read from Hugging Face folders.  The first byte of an input chooses what the
- * rest is: 0 a safetensors file, 1 an index whose files are there, 2 tokenizer.json, 3
- * tokenizer.model, 4 tokenizer_config.json and 5 generation_config.json beside a good tokenizer.json.
- * It must be refused with a message, or give a writable header.  Everything else of the folder is
- * good and lies in memory.
+/* Fuzz target of what is read from Hugging Face folders.  The first byte of an input chooses what
+ * the rest is: 0 a safetensors file, 1 an index whose files are there, 2 tokenizer.json, 3
+ * tokenizer.model, 4 tokenizer_config.json and 5 generation_config.json beside a good
+ * tokenizer.json.  It must be refused with a message, or give a writable header.  Everything else
+ * of the folder is good and lies in memory.
  *
  * Built with -DFUZZER and -fsanitize=fuzzer it is a libFuzzer target; otherwise main replays the
  * files (or all files of the folders) given as arguments, tests/corpus/hf without any, and
@@ -21,32 +21,41 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 enum { SAFETENSORS, INDEX, TOKENIZER, MODEL, CONFIG, GENERATION, KINDS };
 
 static const char *const paths[KINDS] = {
-    "d/model.safetensors", "d/model.safetensors.index.json", "d/tokenizer.json", "d/tokenizer.model",
-    "d/tokenizer_config.json", "d/generation_config.json",
+    "d/model.safetensors", "d/model.safetensors.index.json", "d/tokenizer.json",
+    "d/tokenizer.model",   "d/tokenizer_config.json",        "d/generation_config.json",
 };
 static const char shard[] =
     "\x38\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[0,4]}}  1234";
 static const char config[] = "{\"vocab_size\":12,\"bos_token_id\":1,\"eos_token_id\":[2,3]}";
 static const char tokenizer[] =
-    "{\"added_tokens\":[{\"id\":8,\"content\":\"<s>\",\"special\":true},{\"id\":9,\"content\":\"<u\\u2581>\","
-    "\"special\":false}],\"normalizer\":{\"type\":\"NFC\"},\"pre_tokenizer\":{\"type\":\"Sequence\","
+    "{\"added_tokens\":[{\"id\":8,\"content\":\"<s>\",\"special\":true},{\"id\":9,\"content\":\"<"
+    "u\\u2581>\","
+    "\"special\":false}],\"normalizer\":{\"type\":\"NFC\"},\"pre_tokenizer\":{\"type\":"
+    "\"Sequence\","
     "\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\p{N}{1,3}\"},\"behavior\":"
     "\"Isolated\",\"invert\":false},{\"type\":\"Digits\",\"individual_digits\":true},{\"type\":"
-    "\"ByteLevel\",\"use_regex\":true}]},\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":["
-    "{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}]},\"model\":{\"type\":\"BPE\","
+    "\"ByteLevel\",\"use_regex\":true}]},\"post_processor\":{\"type\":\"TemplateProcessing\","
+    "\"single\":["
+    "{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}]},\"model\":{\"type\":"
+    "\"BPE\","
     "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\",[\"a\",\"b\"]]}}";
-static const char spm_tokenizer[] =
-    "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"x\"},"
-    "{\"type\":\"Replace\"}]},\"pre_tokenizer\":{\"type\":\"Metaspace\",\"prepend_scheme\":\"first\"},"
-    "\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"vocab\":{\"<0x41>\":0,\"a\":1,\"aa\":2},"
-    "\"merges\":[[\"a\",\"a\"]]}}";
-static const char token_config[] =
-    "{\"bos_token\":{\"content\":\"a\"},\"eos_token\":\"ab\",\"add_bos_token\":true,\"add_prefix_space\":"
-    "false,\"added_tokens_decoder\":{\"4\":{\"content\":\"<x>\",\"special\":true}},\"chat_template\":[{"
-    "\"name\":\"default\",\"template\":\"x\"},{\"name\":\"tool\",\"template\":\"y\"}]}";
+static const char spm_tokenizer[] = "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{"
+                                    "\"type\":\"Prepend\",\"prepend\":\"x\"},"
+                                    "{\"type\":\"Replace\"}]},\"pre_tokenizer\":{\"type\":"
+                                    "\"Metaspace\",\"prepend_scheme\":\"first\"},"
+                                    "\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"vocab\":{"
+                                    "\"<0x41>\":0,\"a\":1,\"aa\":2},"
+                                    "\"merges\":[[\"a\",\"a\"]]}}";
+static const char token_config[] = "{\"bos_token\":{\"content\":\"a\"},\"eos_token\":\"ab\",\"add_"
+                                   "bos_token\":true,\"add_prefix_space\":"
+                                   "false,\"added_tokens_decoder\":{\"4\":{\"content\":\"<x>\","
+                                   "\"special\":true}},\"chat_template\":[{"
+                                   "\"name\":\"default\",\"template\":\"x\"},{\"name\":\"tool\","
+                                   "\"template\":\"y\"}]}";
 static const char generation[] = "{\"eos_token_id\":[2,1,0,99]}";
 /* A trainer of kind 2 (BPE), then pieces "<unk>" (unknown), "a" with a score. */
-static const char model[] = "\x12\x02\x18\x02\x0a\x09\x0a\x05<unk>\x18\x02\x0a\x08\x0a\x01\x61\x15\0\0\x80\xbf";
+static const char model[] = "\x12\x02\x18\x02\x0a\x09\x0a\x05<unk>"
+                            "\x18\x02\x0a\x08\x0a\x01\x61\x15\0\0\x80\xbf";
 
 static void check(int good)
 {
@@ -67,7 +76,8 @@ static void use_tensors(void)
         const uint64_t n = t->bytes < sizeof buf ? t->bytes : sizeof buf;
         check(st_read(s, t, buf, n, t->bytes - n, &e) == OK);
         check(st_width(t->type) == 0 ||
-              t->dim[0] * t->dim[1] * t->dim[2] * t->dim[3] * (uint64_t)st_width(t->type) == t->bytes);
+              t->dim[0] * t->dim[1] * t->dim[2] * t->dim[3] * (uint64_t)st_width(t->type) ==
+                  t->bytes);
     }
     st_close(s);
 }

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <dirent.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -310,7 +311,8 @@ static double distance(const char *name)
     if (tessera_step(engine, &in, 1, &e)) fail_msg("%s: %s", name, e.msg);
     for (int i = 0; i < N_POS; i++) {
         const float *r = (const float *)(const void *)ref + (size_t)i * nv;
-        const double d = metric_nmse(tessera_logits(engine, 0, i * (N_IDS - 1) / (N_POS - 1)), r, nv);
+        const double d =
+            metric_nmse(tessera_logits(engine, 0, i * (N_IDS - 1) / (N_POS - 1)), r, nv);
         if (!(d <= worst)) worst = d;
     }
     free(ref);
@@ -443,6 +445,233 @@ static void test_as_tokenizers(void **state)
     }
 }
 
+/* ---- folders that are not as they should be ---- */
+
+static char bad_dir[96];
+
+/* Empties the folder of the last variant and removes it. */
+static void clear_variant(void)
+{
+    DIR *d = opendir(bad_dir);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char path[400];
+        (void)snprintf(path, sizeof path, "%s/%s", bad_dir, f->d_name);
+        if (f->d_name[0] != '.') (void)unlink(path);
+    }
+    if (d) closedir(d);
+    (void)rmdir(bad_dir);
+}
+
+/* A copy of a checkpoint in which `from` in one file is `to` (once); from NULL: without that file. */
+static void variant(const char *name, const char *file, const char *from, const char *to)
+{
+    char here[300], there[400], cwd[1000], target[1400];
+    (void)snprintf(bad_dir, sizeof bad_dir, "%s/tiny-model", dir);
+    clear_variant();
+    assert_int_equal(mkdir(bad_dir, 0700), 0);
+    assert_non_null(getcwd(cwd, sizeof cwd));
+    DIR *d = opendir(fixture(name, ""));
+    assert_non_null(d);
+    for (struct dirent *f; (f = readdir(d));) {
+        if (f->d_name[0] == '.' || !strcmp(f->d_name, file)) continue;
+        (void)snprintf(target, sizeof target, "%s/%s/%s", cwd, fixture(name, ""), f->d_name);
+        (void)snprintf(there, sizeof there, "%s/%s", bad_dir, f->d_name);
+        assert_int_equal(symlink(target, there), 0);
+    }
+    closedir(d);
+    if (!from) return;
+    size_t n;
+    (void)snprintf(here, sizeof here, "%s/%s", fixture(name, ""), file);
+    (void)snprintf(there, sizeof there, "%s/%s", bad_dir, file);
+    char *text = shared_slurp(here, &n), *at = text ? strstr(text, from) : NULL;
+    if (!at) fail_msg("%s has no %s", here, from);
+    FILE *f = fopen(there, "wb");
+    assert_non_null(f);
+    assert_true(fprintf(f, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from)) > 0);
+    (void)fclose(f);
+    free(text);
+}
+
+static void refused(const char *name, const char *file, const char *from, const char *to,
+                    enum status code, const char *message)
+{
+    struct err e;
+    variant(name, file, from, to);
+    const enum status s = convert_with((struct convert_options){.dir = bad_dir}, 1, &e);
+    if (s != code) fail_msg("%s: %s -> %s: code %d: %s", name, from, to, (int)s, e.msg);
+    if (!strstr(e.msg, message)) fail_msg("%s: no \"%s\" in: %s", name, message, e.msg);
+    assert_int_equal(access(out, F_OK), -1);
+}
+
+static void test_refused_configs(void **state)
+{
+    (void)state;
+    static const char c[] = "config.json";
+    (void)unlink(out);
+    refused("qwen3", c, "Qwen3ForCausalLM", "GPT2LMHeadModel", ERR_UNSUPPORTED, "LlamaForCausalLM");
+    refused("qwen3", c, "\"silu\"", "\"gelu\"", ERR_UNSUPPORTED, "hidden_act");
+    refused("qwen3", c, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", ERR_MISSING,
+            "model.layers.2.input_layernorm.weight");
+    refused("qwen3", c, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", ERR_UNSUPPORTED,
+            "model.layers.1.");
+    refused("qwen3", c, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 2.5", ERR_FORMAT,
+            "whole number");
+    refused("qwen3", c, "\"hidden_size\"", "\"width\"", ERR_MISSING, "hidden_size");
+    refused("qwen3", c, "\"hidden_size\"", "\"rope_scaling\":{\"type\":\"dynamic\"},\"hidden_size\"",
+            ERR_UNSUPPORTED, "dynamic");
+    refused("qwen3", c, "\"hidden_size\"", "\"partial_rotary_factor\":0.5,\"hidden_size\"",
+            ERR_UNSUPPORTED, "partial_rotary_factor");
+    refused("qwen3", c, "\"hidden_size\"",
+            "\"quantization_config\":{\"quant_method\":\"gptq\"},\"hidden_size\"", ERR_UNSUPPORTED,
+            "gptq");
+    refused("qwen3", c, "{", "[", ERR_FORMAT, "JSON");
+    refused("qwen3", c, "\"vocab_size\": 304", "\"vocab_size\": 100", ERR_FORMAT, "vocab_size");
+    refused("qwen3", c, "\"vocab_size\": 304", "\"vocab_size\": 0", ERR_FORMAT, "vocab_size");
+    refused("llama3", c, "\"num_attention_heads\": 4", "\"num_attention_heads\": 8", ERR_SHAPE,
+            "heads");
+    refused("llama3", c, "\"low_freq_factor\": 1.0", "\"low_freq_factor\": 5", ERR_FORMAT,
+            "llama3");
+    refused("qwen2moe", c, "\"norm_topk_prob\": false", "\"norm_topk_prob\": true", ERR_UNSUPPORTED,
+            "norm_topk_prob");
+    refused("qwen3moe", c, "\"norm_topk_prob\": true", "\"norm_topk_prob\": false", ERR_UNSUPPORTED,
+            "norm_topk_prob");
+    refused("qwen3moe", c, "\"mlp_only_layers\": []", "\"mlp_only_layers\": [1]", ERR_UNSUPPORTED,
+            "mlp_only_layers");
+    refused("qwen3moe", c, "\"num_experts\": 4", "\"num_experts\": 5", ERR_MISSING, "experts.4");
+    refused("qwen3moe", c, "\"num_experts\": 4", "\"num_experts\": 3", ERR_UNSUPPORTED, "experts.3");
+    refused("olmoe", c, "\"hidden_size\"", "\"clip_qkv\":8,\"hidden_size\"", ERR_UNSUPPORTED,
+            "clip_qkv");
+    refused("deepseek3", c, "   24,\n", "   16,\n", ERR_SHAPE, "scale_inv");
+    refused("deepseek3", c, "\"fp8\"", "\"none\"", ERR_UNSUPPORTED, "none");
+    refused("deepseek3", c, "\"v_head_dim\": 16", "\"v_head_dim\": 8", ERR_SHAPE, "v_head_dim");
+    refused("deepseek2", c, "\"mscale\": 0.707", "\"mscale\": 1.0", ERR_UNSUPPORTED, "mscale");
+    refused("gpt-oss", c, "\"sliding_attention\"", "\"full_attention\"", ERR_UNSUPPORTED,
+            "layer_types");
+    refused("gpt-oss", c, "\"swiglu_limit\": 7.0", "\"swiglu_limit\": 8.0", ERR_UNSUPPORTED,
+            "swiglu_limit");
+    clear_variant();
+}
+
+static void test_refused_vocabularies(void **state)
+{
+    (void)state;
+    static const char t[] = "tokenizer.json";
+    (void)unlink(out);
+    refused("qwen3", t, "|\\\\p{N}|", "|\\\\p{N}{1,2}|", ERR_UNSUPPORTED, "deepseek-coder");
+    refused("qwen3", t, "Isolated", "MergedWithNext", ERR_UNSUPPORTED, "--pre");
+    refused("qwen3", t, "\"BPE\"", "\"Unigram\"", ERR_UNSUPPORTED, "Unigram");
+    refused("olmoe", t, "\"NFC\"", "\"Lowercase\"", ERR_UNSUPPORTED, "normalizer");
+    refused("mixtral", t, "\"Prepend\"", "\"Strip\"", ERR_UNSUPPORTED, "normalizer");
+    refused("qwen3", t, "\"merges\":[[", "\"merges\":[[\"a\"],[", ERR_FORMAT, "merge 0");
+    refused("qwen3", t, "\"!\":0", "\"!\":1", ERR_FORMAT, "twice");
+    refused("qwen3", t, "\"!\":0", "\"!\":-1", ERR_FORMAT, "no number");
+    refused("qwen3", t, "\"content\":\"<think>\"", "\"content\":\"<|im_end|>\"", ERR_FORMAT,
+            "same text");
+    refused("mixtral", t, "\"merges\":[[", "\"merges\":[[\"q\",\"zz\"],[", ERR_FORMAT,
+            "makes no token");
+    refused("qwen3", t, NULL, NULL, ERR_MISSING, "tokenizer.model");
+    clear_variant();
+}
+
+static void test_refused_files(void **state)
+{
+    (void)state;
+    (void)unlink(out);
+    refused("qwen3", "config.json", NULL, NULL, ERR_IO, "config.json");
+    refused("qwen3", "model.safetensors", NULL, NULL, ERR_IO, "model.safetensors");
+    refused("llama3", "model-00002-of-00003.safetensors", NULL, NULL, ERR_IO, "00002");
+    refused("llama3", "model.safetensors.index.json", "model-00001", "../model-00001", ERR_FORMAT,
+            "no file of this folder");
+    clear_variant();
+}
+
+/* What flags and other files change. */
+static void test_variants(void **state)
+{
+    (void)state;
+    struct err e;
+    struct gguf *g;
+    uint64_t id;
+    struct gguf_str s;
+    /* An unknown pre-tokenizer with a name for it; a name that is none. */
+    variant("qwen3", "tokenizer.json", "|\\\\p{N}|", "|\\\\p{N}{1,2}|");
+    struct convert_options o = {.dir = bad_dir, .pre = "qwen2", .name = "A name"};
+    assert_int_equal(convert_with(o, 1, &e), OK);
+    assert_int_equal(gguf_open(out, NULL, &g, NULL), OK);
+    assert_int_equal(gguf_get_str(g, "general.name", &s, NULL), OK);
+    assert_true(s.n == 6 && !memcmp(s.s, "A name", 6));
+    gguf_close(g);
+    o.pre = "qwen9";
+    assert_int_equal(convert_with(o, 1, &e), ERR_USAGE);
+    /* The same words, but merged as the merges say. */
+    variant("llama3", "tokenizer.json", "\"ignore_merges\":true", "\"ignore_merges\":false");
+    assert_int_equal(convert_with((struct convert_options){.dir = bad_dir}, 1, &e), OK);
+    assert_int_equal(gguf_open(out, NULL, &g, NULL), OK);
+    assert_int_equal(gguf_get_str(g, "tokenizer.ggml.pre", &s, NULL), OK);
+    assert_true(s.n == 4 && !memcmp(s.s, "dbrx", 4));
+    gguf_close(g);
+    /* A further end of answers that its text does not tell; the folder's name. */
+    variant("qwen3", "generation_config.json", "[", "[5, ");
+    assert_int_equal(convert_with((struct convert_options){.dir = bad_dir}, 1, &e), OK);
+    assert_int_equal(gguf_open(out, NULL, &g, NULL), OK);
+    assert_int_equal(gguf_get_u64(g, "tokenizer.ggml.eot_token_id", &id, NULL), OK);
+    assert_int_equal(id, 5);
+    assert_null(gguf_find(g, "tokenizer.ggml.eom_token_id"));
+    assert_int_equal(gguf_get_str(g, "general.name", &s, NULL), OK);
+    assert_true(s.n == 10 && !memcmp(s.s, "Tiny Model", 10));
+    gguf_close(g);
+    /* A window that the architecture does not have, and a head that is tied but written. */
+    struct convert c;
+    variant("qwen2", "config.json", "\"use_sliding_window\": false",
+            "\"sliding_window\":64,\"tie_word_embeddings\":true");
+    err_clear(&e);
+    o = (struct convert_options){.dir = bad_dir};
+    assert_int_equal(convert_open(&c, &o, &e), OK);
+    assert_int_equal(c.model.ignored_window, 64);
+    assert_int_equal(c.n_ignored, 0); /* the first of equal keys counts: not tied */
+    convert_close(&c);
+    variant("qwen2", "config.json", "\"tie_word_embeddings\": false",
+            "\"tie_word_embeddings\": true");
+    assert_int_equal(convert_open(&c, &o, &e), OK);
+    assert_int_equal(c.n_ignored, 1);
+    convert_close(&c);
+    clear_variant();
+}
+
+/* Any number of threads, the same bytes; a caller who stops leaves nothing. */
+static bool stop(void *arg, uint64_t done, uint64_t total)
+{
+    (void)total;
+    *(uint64_t *)arg = done;
+    return done < 20000;
+}
+
+static void test_threads_and_stop(void **state)
+{
+    (void)state;
+    struct err e;
+    size_t n1 = 0, n4 = 0;
+    const struct convert_options o = {.dir = fixture("deepseek3", ""), .type = CONVERT_Q8_0};
+    assert_int_equal(convert_with(o, 1, &e), OK);
+    char *one = shared_slurp(out, &n1);
+    assert_int_equal(convert_with(o, 4, &e), OK);
+    char *four = shared_slurp(out, &n4);
+    assert_true(one && four && n1 == n4 && !memcmp(one, four, n1));
+    free(one);
+    free(four);
+    (void)unlink(out);
+    struct convert c;
+    struct pool *pool;
+    uint64_t done = 0;
+    assert_int_equal(pool_open(1, &pool, NULL), OK);
+    assert_int_equal(convert_open(&c, &o, &e), OK);
+    assert_int_equal(convert_write(&c, out, pool, stop, &done, &e), ERR_CANCELLED);
+    assert_true(done >= 20000);
+    convert_close(&c);
+    pool_close(pool);
+    assert_int_equal(access(out, F_OK), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -450,6 +679,11 @@ int main(void)
         cmocka_unit_test(test_as_transformers),
         cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_as_tokenizers),
+        cmocka_unit_test(test_refused_configs),
+        cmocka_unit_test(test_refused_vocabularies),
+        cmocka_unit_test(test_refused_files),
+        cmocka_unit_test(test_variants),
+        cmocka_unit_test(test_threads_and_stop),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

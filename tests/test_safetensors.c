@@ -1,5 +1,5 @@
-/* The safetensors reader on headers written by hand: every error with its code and byte, sets with an
- * index, values of every type.  Files live in memory (tests/memfile.h). */
+/* The safetensors reader on headers written by hand: every error with its code and byte, sets with
+ * an index, values of every type.  Files live in memory (tests/memfile.h). */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -173,8 +173,8 @@ static void good_pair(void)
 {
     memfile_reset();
     put_file(0, "d/one.safetensors", "{" T("a", "F32", "[1]", 0, 4) "}", 4);
-    put_file(1, "d/two.safetensors", "{" T("b", "U8", "[2]", 0, 2) "," T("c", "F8_E4M3", "[1]", 2, 3)
-             "}", 3);
+    put_file(1, "d/two.safetensors",
+             "{" T("b", "U8", "[2]", 0, 2) "," T("c", "F8_E4M3", "[1]", 2, 3) "}", 3);
 }
 
 static void refused_index(const char *index, enum status code, const char *message)
@@ -193,7 +193,8 @@ static void test_index(void **state)
     struct st *s;
     struct err e;
     good_pair();
-    put_text(INDEX, "{\"metadata\":{},\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"two.safetensors\","
+    put_text(INDEX, "{\"metadata\":{},\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"two."
+                    "safetensors\","
                     "\"b\":\"two.safetensors\"}}");
     assert_int_equal(open_set(&s, &e), OK);
     assert_int_equal(st_n_shards(s), 2);
@@ -204,12 +205,13 @@ static void test_index(void **state)
     refused_index("{}", ERR_FORMAT, "weight_map");
     refused_index("{\"weight_map\":{}}", ERR_UNSUPPORTED, "names 0 files");
     refused_index("{\"weight_map\":{\"a\":\"three.safetensors\"}}", ERR_IO, "three");
-    refused_index("{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\"}}", ERR_FORMAT,
-                  "do not belong together");
+    refused_index("{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\"}}",
+                  ERR_FORMAT, "do not belong together");
     refused_index("{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\","
                   "\"c\":\"two.safetensors\"}}", ERR_FORMAT, "b is not in one");
     refused_index("{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\","
-                  "\"c\":\"two.safetensors\",\"d\":\"two.safetensors\"}}", ERR_FORMAT, "d is not in");
+                  "\"c\":\"two.safetensors\",\"d\":\"two.safetensors\"}}",
+                  ERR_FORMAT, "d is not in");
     static const char *const bad[] = {
         "../one.safetensors", "/d/one.safetensors", "x/one.safetensors", ".one.safetensors",
         "one.bin", ".safetensors", "", "one\\u000a.safetensors", "x\\\\one.safetensors",
@@ -229,8 +231,8 @@ static void test_twice(void **state)
     struct err e;
     memfile_reset();
     put_file(0, "d/one.safetensors", "{" T("a", "F32", "[1]", 0, 4) "}", 4);
-    put_file(1, "d/two.safetensors", "{" T("a", "F32", "[1]", 0, 4) "," T("b", "U8", "[0]", 4, 4) "}",
-             4);
+    put_file(1, "d/two.safetensors",
+             "{" T("a", "F32", "[1]", 0, 4) "," T("b", "U8", "[0]", 4, 4) "}", 4);
     put_text(INDEX, "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\"}}");
     assert_int_equal(open_set(&s, &e), ERR_FORMAT);
     assert_non_null(strstr(e.msg, "there twice"));

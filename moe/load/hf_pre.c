@@ -22,8 +22,9 @@
                 "\\p{M}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
 #define LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
-#define CASED(end) \
-    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" end "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" end
+#define CASED(end)                                         \
+    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" end "|" \
+    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" end
 #define CASED_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define O200K CASED(SHORT_FORMS "?") "|\\p{N}{1,3}" CASED_TAIL
 #define TEKKEN CASED("") "|\\p{N}" CASED_TAIL
@@ -48,7 +49,8 @@ enum { STEPS = 7, STEP_BYTES = 2048 };
 static const struct chain {
     const char *name;
     bool ignore_merges;
-    const char *step[STEPS + 1]; /* NULL-terminated, without a last ByteLevel that only maps bytes */
+    const char *step[STEPS + 1]; /* NULL-terminated; a last ByteLevel that only maps bytes counts
+                                    as nothing */
 } chains[] = {
     {"gpt-2", false, {BYTES}},
     {"smollm", false, {DIGITS, BYTES}},

@@ -6,7 +6,8 @@
  *                       defined, 5 unused, 6 byte)
  *   TrainerSpec         3 kind (1 unigram, 2 BPE, 3 word, 4 char)
  *   NormalizerSpec      3 add_dummy_prefix
- * The file is untrusted: every length goes through the cursor.  Owns nothing but what it returns. */
+ * The file is untrusted: every length goes through the cursor.  Owns nothing but what it
+ * returns. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

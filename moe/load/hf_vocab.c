@@ -135,8 +135,9 @@ static enum status read_files(struct hf_vocab *v, const struct osfile_ops *ops, 
     if (v->tokenizer)
         return err_set(e, ERR_UNSUPPORTED, "%s/tokenizer.json: a model of type %.20s; BPE is "
                        "supported", v->dir, jf_str(jf_get(v->tokenizer, "model"), "type"));
-    return err_set(e, ERR_MISSING, "%s has neither tokenizer.json nor tokenizer.model: is it a whole "
-                   "checkpoint?", v->dir);
+    return err_set(e, ERR_MISSING,
+                   "%s has neither tokenizer.json nor tokenizer.model: is it a whole checkpoint?",
+                   v->dir);
 }
 
 /* ---- tokens ---- */
@@ -176,8 +177,8 @@ static struct gguf_str with_spaces(struct hf_vocab *v, struct gguf_str in)
     return (struct gguf_str){t->s, n};
 }
 
-static enum status set_token(struct hf_vocab *v, const char *file, uint64_t id, struct gguf_str text,
-                             int type, float score, struct err *e)
+static enum status set_token(struct hf_vocab *v, const char *file, uint64_t id,
+                             struct gguf_str text, int type, float score, struct err *e)
 {
     if (text.n > TOK_PIECE_MAX)
         return err_set(e, ERR_UNSUPPORTED, "%s/%s: token %llu has %llu bytes; %d at most are "
@@ -218,7 +219,8 @@ static enum status add_listed(struct hf_vocab *v, struct err *e)
         uint64_t id;
         const char *content = jf_str(t, "content");
         if (!content || !jf_u64(jf_get(t, "id"), &id))
-            return bad_token(v, "tokenizer.json", "an added token without \"id\" or \"content\"", e);
+            return bad_token(v, "tokenizer.json", "an added token without \"id\" or \"content\"",
+                             e);
         enum status s = add_token(v, "tokenizer.json", id, content, jf_true(t, "special"), e);
         if (s) return s;
     }
@@ -236,7 +238,8 @@ static enum status add_from_config(struct hf_vocab *v, struct err *e)
         const unsigned long long id = strtoull(t->string, &end, 10);
         if (*end)
             return bad_token(v, "tokenizer_config.json", "an added token's id is no number", e);
-        enum status s = add_token(v, "tokenizer_config.json", id, content, jf_true(t, "special"), e);
+        enum status s =
+            add_token(v, "tokenizer_config.json", id, content, jf_true(t, "special"), e);
         if (s) return s;
     }
     return OK;
@@ -248,7 +251,8 @@ static enum status add_from_map(struct hf_vocab *v, struct err *e)
         uint64_t id;
         if (!jf_u64(t, &id))
             return bad_token(v, "added_tokens.json", "an id is no whole number", e);
-        enum status s = set_token(v, "added_tokens.json", id, str(t->string), TOK_USER, -1000.0f, e);
+        enum status s =
+            set_token(v, "added_tokens.json", id, str(t->string), TOK_USER, -1000.0f, e);
         if (s) return s;
     }
     return OK;
@@ -262,9 +266,10 @@ static enum status read_vocab(struct hf_vocab *v, struct err *e)
         uint64_t id;
         if (!jf_u64(t, &id)) return bad_token(v, "tokenizer.json", "a token's id is no number", e);
         if (id >= v->n)
-            return err_set(e, ERR_FORMAT, "%s/tokenizer.json: token %llu is beyond the vocab_size %u "
-                           "of config.json: the files do not belong together", v->dir,
-                           (unsigned long long)id, v->n);
+            return err_set(e, ERR_FORMAT,
+                           "%s/tokenizer.json: token %llu is beyond the vocab_size %u of "
+                           "config.json: the files do not belong together",
+                           v->dir, (unsigned long long)id, v->n);
         if (v->text[id].s)
             return err_set(e, ERR_FORMAT, "%s/tokenizer.json: token %llu is there twice", v->dir,
                            (unsigned long long)id);
@@ -311,7 +316,8 @@ static enum status fill_gaps(struct hf_vocab *v, struct err *e)
 
 static int by_text(const void *a, const void *b)
 {
-    const struct gguf_str *x = &((const struct entry *)a)->text, *y = &((const struct entry *)b)->text;
+    const struct gguf_str *x = &((const struct entry *)a)->text,
+                          *y = &((const struct entry *)b)->text;
     const int c = memcmp(x->s, y->s, (size_t)(x->n < y->n ? x->n : y->n));
     return c ? c : (x->n > y->n) - (x->n < y->n);
 }
@@ -333,8 +339,8 @@ static enum status index_texts(struct hf_vocab *v, struct err *e)
     qsort(v->entry, v->n_entry, sizeof *v->entry, by_text);
     for (uint32_t i = 1; i < v->n_entry; i++)
         if (!by_text(&v->entry[i - 1], &v->entry[i]))
-            return err_set(e, ERR_FORMAT, "%s: tokens %u and %u have the same text \"%.*s\"", v->dir,
-                           v->entry[i - 1].id, v->entry[i].id,
+            return err_set(e, ERR_FORMAT, "%s: tokens %u and %u have the same text \"%.*s\"",
+                           v->dir, v->entry[i - 1].id, v->entry[i].id,
                            (int)(v->entry[i].text.n < 60 ? v->entry[i].text.n : 60),
                            v->entry[i].text.s);
     return OK;
@@ -387,8 +393,9 @@ static enum status keep_merges(struct hf_vocab *v, const cJSON *list, uint32_t n
     char *at = t->s;
     for (const cJSON *m = list->child; m; m = m->next) {
         if (!halves(m, half))
-            return err_set(e, ERR_FORMAT, "%s/tokenizer.json: merge %u is no pair of texts: the file "
-                           "is damaged", v->dir, v->n_merge);
+            return err_set(e, ERR_FORMAT,
+                           "%s/tokenizer.json: merge %u is no pair of texts: the file is damaged",
+                           v->dir, v->n_merge);
         char *from = at;
         at = put_half(at, half[0]);
         *at++ = ' ';
@@ -408,13 +415,15 @@ static enum status score_merges(struct hf_vocab *v, const cJSON *list, uint32_t 
         struct gguf_str half[2];
         char joined[2 * TOK_PIECE_MAX];
         if (!halves(m, half) || half[0].n > TOK_PIECE_MAX || half[1].n > TOK_PIECE_MAX)
-            return err_set(e, ERR_FORMAT, "%s/tokenizer.json: merge %u is no pair of texts: the file "
-                           "is damaged", v->dir, rank);
+            return err_set(e, ERR_FORMAT,
+                           "%s/tokenizer.json: merge %u is no pair of texts: the file is damaged",
+                           v->dir, rank);
         memcpy(joined, half[0].s, half[0].n);
         memcpy(joined + half[0].n, half[1].s, half[1].n);
         const int64_t id = find(v, joined, half[0].n + half[1].n);
         if (id < 0)
-            return err_set(e, ERR_FORMAT, "%s/tokenizer.json: merge %u makes no token", v->dir, rank);
+            return err_set(e, ERR_FORMAT, "%s/tokenizer.json: merge %u makes no token", v->dir,
+                           rank);
         if (v->type[id] == TOK_NORMAL && v->score[id] < -(float)n) v->score[id] = -(float)rank;
     }
     return OK;
@@ -430,7 +439,8 @@ static enum status read_merges(struct hf_vocab *v, struct err *e)
 
 /* ---- what surrounds the model ---- */
 
-static enum status strange(const struct hf_vocab *v, const char *part, const char *type, struct err *e)
+static enum status strange(const struct hf_vocab *v, const char *part, const char *type,
+                           struct err *e)
 {
     return err_set(e, ERR_UNSUPPORTED, "%s/tokenizer.json: a \"%s\" of type %.40s is not supported "
                    "here", v->dir, part, type ? type : "?");
@@ -558,8 +568,11 @@ static enum status choose_pre(struct hf_vocab *v, const char *pre, struct err *e
     if (pre) {
         const struct pre *known = pre_find(pre, strlen(pre));
         v->pre = known ? known->name : NULL;
-        return known ? OK : err_set(e, ERR_USAGE, "--pre %.40s is not known; `tessera help support` "
-                                    "lists the pre-tokenizers", pre);
+        return known ? OK
+                     : err_set(e, ERR_USAGE,
+                               "--pre %.40s is not known; `tessera help support` lists the "
+                               "pre-tokenizers",
+                               pre);
     }
     char *path = path_of(v->dir, "tokenizer.json");
     if (!path) return no_memory(v, e);

@@ -1,5 +1,5 @@
-/* JSON that other programs wrote (config.json, tokenizer.json, headers of safetensors files), parsed
- * by cJSON behind limits of our own.
+/* JSON that other programs wrote (config.json, tokenizer.json, headers of safetensors files),
+ * parsed by cJSON behind limits of our own.
  *
  * A file cannot choose an allocation: it ends at JF_BYTES_MAX, and the number of values is counted
  * before anything is parsed.  Strings with a zero byte (\u0000) are refused, since cJSON would cut

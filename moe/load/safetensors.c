@@ -1,7 +1,8 @@
 /* See safetensors.h.
  *
- * Owns the open files and one list of tensors, sorted by name.  Everything in a header is untrusted:
- * counts are bounded by the bytes that are really there, ranges are checked by sorting. */
+ * Owns the open files and one list of tensors, sorted by name.  Everything in a header is
+ * untrusted: counts are bounded by the bytes that are really there, ranges are checked by
+ * sorting. */
 #include "moe/load/safetensors.h"
 
 #include <inttypes.h>
@@ -34,10 +35,11 @@ static const struct dtype {
     enum st_type type;
     int bytes;
 } dtypes[] = {
-    {"F32", ST_F32, 4},     {"F16", ST_F16, 2},     {"BF16", ST_BF16, 2}, {"F8_E4M3", ST_F8_E4M3, 1},
-    {"U8", ST_U8, 1},       {"F64", ST_OTHER, 8},   {"I64", ST_OTHER, 8}, {"U64", ST_OTHER, 8},
-    {"I32", ST_OTHER, 4},   {"U32", ST_OTHER, 4},   {"I16", ST_OTHER, 2}, {"U16", ST_OTHER, 2},
-    {"I8", ST_OTHER, 1},    {"BOOL", ST_OTHER, 1},  {"F8_E5M2", ST_OTHER, 1},
+    {"F32", ST_F32, 4},         {"F16", ST_F16, 2},    {"BF16", ST_BF16, 2},
+    {"F8_E4M3", ST_F8_E4M3, 1}, {"U8", ST_U8, 1},      {"F64", ST_OTHER, 8},
+    {"I64", ST_OTHER, 8},       {"U64", ST_OTHER, 8},  {"I32", ST_OTHER, 4},
+    {"U32", ST_OTHER, 4},       {"I16", ST_OTHER, 2},  {"U16", ST_OTHER, 2},
+    {"I8", ST_OTHER, 1},        {"BOOL", ST_OTHER, 1}, {"F8_E5M2", ST_OTHER, 1},
     {"F8_E8M0", ST_OTHER, 1},
 };
 
@@ -133,15 +135,16 @@ static enum status read_tensor(const struct osfile *f, const cJSON *v, uint64_t 
         return bad(f, t->name, "\"data_offsets\" are not two whole numbers", e);
     if (begin > end || end > f->size - data)
         return err_set_at(e, ERR_FORMAT, f->size,
-                          "%s: tensor %.80s: bytes %" PRIu64 " to %" PRIu64 " of the data, which has "
-                          "%" PRIu64 ": the file is damaged or was not downloaded completely",
+                          "%s: tensor %.80s: bytes %" PRIu64 " to %" PRIu64 " of the data, which "
+                          "has %" PRIu64 ": the file is damaged or was not downloaded completely",
                           f->path, t->name, begin, end, f->size - data);
     t->bytes = end - begin;
     t->offset = data + begin;
     if (t->bytes != count * (uint64_t)width)
         return err_set_at(e, ERR_FORMAT, t->offset,
-                          "%s: tensor %.80s: %" PRIu64 " values of %s are not %" PRIu64 " bytes: the "
-                          "file is damaged", f->path, t->name, count, t->type_name, t->bytes);
+                          "%s: tensor %.80s: %" PRIu64 " values of %s are not %" PRIu64 " bytes: "
+                          "the file is damaged",
+                          f->path, t->name, count, t->type_name, t->bytes);
     return OK;
 }
 
@@ -183,7 +186,8 @@ static enum status check_ranges(const struct st *s, const struct osfile *f, uint
         const struct st_tensor *t = &s->tensor[i];
         if (t->offset != at)
             return err_set_at(e, ERR_FORMAT, t->offset,
-                              "%s: tensor %.80s begins at byte %" PRIu64 ", %s: the file is damaged",
+                              "%s: tensor %.80s begins at byte %" PRIu64 ", %s: the file is "
+                              "damaged",
                               f->path, t->name, t->offset,
                               t->offset < at ? "inside another one" : "behind a gap");
         at += t->bytes;
@@ -227,7 +231,8 @@ static enum status read_header(struct st *s, int shard, struct err *e)
     if (st) return st;
     const uint64_t n = cursor_le(len, 8);
     if (n > f->size - 8 || n < 2)
-        return err_set_at(e, ERR_FORMAT, 0, "%s: a header of %" PRIu64 " bytes in a file of %" PRIu64
+        return err_set_at(e, ERR_FORMAT, 0,
+                          "%s: a header of %" PRIu64 " bytes in a file of %" PRIu64
                           ": this is no safetensors file, or it was not downloaded completely",
                           f->path, n, f->size);
     if (n > HEADER_MAX)

@@ -29,8 +29,8 @@ enum {
     TEXT_MAX = (1 << 29) - 1, /* bytes of one stretch of text; heap indices are int32_t */
 };
 
-/* The letters of DeepSeek's first vocabulary (Latin, Greek, Cyrillic, Armenian, Cherokee ... without
- * Lo and Lm), inside brackets. */
+/* The letters of DeepSeek's first vocabulary (Latin, Greek, Cyrillic, Armenian, Cherokee ...
+ * without Lo and Lm), inside brackets. */
 #define TOK_DEEPSEEK_LETTERS                                                                \
     "A-Za-z\\x{b5}\\x{c0}-\\x{d6}\\x{d8}-\\x{f6}\\x{f8}-\\x{1ba}\\x{1bc}-\\x{1bf}"          \
     "\\x{1c4}-\\x{293}\\x{295}-\\x{2af}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37b}-\\x{37d}"  \

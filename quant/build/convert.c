@@ -48,9 +48,9 @@ static const struct st_tensor *take(struct convert *c, const char *name)
 static enum status bad_shape(const struct convert *c, const struct st_tensor *s, const char *what,
                              struct err *e)
 {
-    return err_set(e, ERR_SHAPE, "%s: tensor %.100s [%" PRIu64 ", %" PRIu64 ", %" PRIu64 ", %" PRIu64
-                   "] %s", st_path(c->st, s->shard), s->name, s->dim[0], s->dim[1], s->dim[2],
-                   s->dim[3], what);
+    return err_set(
+        e, ERR_SHAPE, "%s: tensor %.100s [%" PRIu64 ", %" PRIu64 ", %" PRIu64 ", %" PRIu64 "] %s",
+        st_path(c->st, s->shard), s->name, s->dim[0], s->dim[1], s->dim[2], s->dim[3], what);
 }
 
 static bool is_mxfp4(enum hf_op op)
@@ -115,8 +115,8 @@ static enum status half_cols(const struct convert *c, struct convert_tensor *t,
     return OK;
 }
 
-static enum status kv_b(const struct convert *c, struct convert_tensor *t, const struct st_tensor *s,
-                        struct err *e)
+static enum status kv_b(const struct convert *c, struct convert_tensor *t,
+                        const struct st_tensor *s, struct err *e)
 {
     const struct hf_model *m = &c->model;
     const uint64_t heads = (uint64_t)m->n_head, k = (uint64_t)m->dim_nope, v = (uint64_t)m->dim_v;
@@ -225,7 +225,8 @@ static enum qtype type_of(const struct convert *c, const struct convert_tensor *
     };
     if (is_mxfp4(t->row->op)) return QTYPE_MXFP4;
     if (t->n_dims <= 1 || !ends_with(t->name, ".weight") || ends_with(t->name, "_norm.weight") ||
-        ends_with(t->name, "ffn_gate_inp.weight") || ends_with(t->name, "ffn_gate_inp_shexp.weight"))
+        ends_with(t->name, "ffn_gate_inp.weight") ||
+        ends_with(t->name, "ffn_gate_inp_shexp.weight"))
         return QTYPE_F32;
     if (c->type == CONVERT_Q8_0 && t->n_cols % 32) return QTYPE_F16;
     return types[c->type];
@@ -323,7 +324,8 @@ static enum status find_sources(struct convert *c, struct convert_tensor *t, int
     if (!is_mxfp4(r->op)) return OK;
     fill_name(name, r->from, layer, 0, "_scales");
     t->scales = take(c, name);
-    return t->scales ? OK : err_set(e, ERR_MISSING, "%s: tensor %.200s is missing", c->opt.dir, name);
+    return t->scales ? OK
+                     : err_set(e, ERR_MISSING, "%s: tensor %.200s is missing", c->opt.dir, name);
 }
 
 /* The forms of one tensor, rows r .. end: the first that is there. */
@@ -354,8 +356,10 @@ static enum status add_tensor(struct convert *c, const struct hf_row *r, const s
     }
     if (first->when == HF_MAY || first->when == HF_MOE_MAY) return OK;
     fill_name(name, first->from, layer, 0, "");
-    return err_set(e, ERR_MISSING, "%s: tensor %.200s is missing: is the checkpoint complete, and its "
-                   "config.json its own?", c->opt.dir, name);
+    return err_set(e, ERR_MISSING,
+                   "%s: tensor %.200s is missing: is the checkpoint complete, and its config.json "
+                   "its own?",
+                   c->opt.dir, name);
 }
 
 static enum status add_rows(struct convert *c, int layer, struct err *e)
@@ -495,8 +499,8 @@ static void put_general(struct convert *c)
 
 /* ---- open ---- */
 
-static enum status read_file(struct convert *c, const char *name, bool must, char **path, cJSON **out,
-                             struct err *e)
+static enum status read_file(struct convert *c, const char *name, bool must, char **path,
+                             cJSON **out, struct err *e)
 {
     const size_t n = strlen(c->opt.dir) + strlen(name) + 2;
     *path = malloc(n);

@@ -3,8 +3,9 @@
  * Offline tool code.  convert_open() reads the headers, config.json and the vocabulary, and decides
  * every tensor: which tensors of the checkpoint it is made of, how its rows lie in them, its type.
  * convert_write() streams: a few megabytes at a time, or one expert's matrix where it has to be
- * turned; never the whole model.  The file is written aside and renamed at the end.  A tensor of the
- * checkpoint that no table knows is an error.  One caller thread; encoding runs on the given pool. */
+ * turned; never the whole model.  The file is written aside and renamed at the end.  A tensor of
+ * the checkpoint that no table knows is an error.  One caller thread; encoding runs on the given
+ * pool. */
 #ifndef QUANT_BUILD_CONVERT_H
 #define QUANT_BUILD_CONVERT_H
 
@@ -27,13 +28,14 @@ struct convert_options {
 struct convert_tensor {
     char name[64];
     const struct hf_row *row;
-    uint32_t first_src, n_src;      /* in convert.src: one, or one per expert; none: HF_ROPE_FREQS */
+    uint32_t first_src, n_src; /* in convert.src: one, or one per expert; none: HF_ROPE_FREQS */
     const struct st_tensor *scales; /* of HF_MXFP4 and its kind */
     enum qtype type;
     int n_dims;
     uint64_t dim[GGUF_DIMS];      /* dim[0] = columns */
     uint64_t bytes;
-    /* Value (row, col) of matrix mat is value off + mat * mat_step + row * row_step + col * col_step
+    /* Value (row, col) of matrix mat is value
+     *     off + mat * mat_step + row * row_step + col * col_step
      * of its source (mat 0 where each has its own); of HF_MXFP4: blocks of 32. */
     uint64_t n_mats, n_rows, n_cols, off, mat_step, row_step, col_step;
     uint64_t head_rows;           /* rows of a head whose halves become pairs; 0 = none */
@@ -58,8 +60,8 @@ struct convert {
 };
 
 /* c needs no initialisation; convert_close in any case.  ERR_MISSING: a tensor or file that must be
- * there; ERR_UNSUPPORTED: an architecture, setting, tensor or tokenizer that is not known; ERR_SHAPE:
- * tensors that contradict config.json; ERR_FORMAT, ERR_IO, ERR_MEMORY. */
+ * there; ERR_UNSUPPORTED: an architecture, setting, tensor or tokenizer that is not known;
+ * ERR_SHAPE: tensors that contradict config.json; ERR_FORMAT, ERR_IO, ERR_MEMORY. */
 enum status convert_open(struct convert *c, const struct convert_options *o, struct err *e);
 void convert_close(struct convert *c);
 
