@@ -60,6 +60,7 @@ LINK_test_recurrent := $(FAULT_LINK)
 LINK_test_fault_base := $(FAULT_LINK)
 LINK_test_fault_tok := $(FAULT_LINK)
 LINK_test_fault_gguf := $(FAULT_LINK)
+LINK_test_fault_convert := $(FAULT_LINK)
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
@@ -102,7 +103,7 @@ fuzz:
 	  mkdir -p build/fuzz/$$n && \
 	  clang $(CSTD) -U__x86_64__ -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
 	    $(shell pkg-config --cflags $(PKGS)) tests/fuzz_$$n.c \
-	    $(filter-out %_avx512.c %_avx2.c moe/run/% models/%,$(ALL_SRC)) \
+	    $(filter-out %_avx512.c %_avx2.c moe/run/% models/% quant/build/%,$(ALL_SRC)) \
 	    -o build/fuzz/fuzz_$$n $(shell pkg-config --libs $(PKGS)) -lm && \
 	  build/fuzz/fuzz_$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
 	    build/fuzz/$$n tests/corpus/$$n || exit 1; done

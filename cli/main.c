@@ -26,6 +26,7 @@ static const struct cli_command *commands(void)
          cmd_perplexity},
         {"bench", "-m F [-p 512] [-n 128] [-r 5]", "tokens per second", cmd_bench},
         {"quantize", "IN OUT TYPE", "another weight format", cmd_quantize},
+        {"convert", "DIR OUT", "a Hugging Face folder to a GGUF file", cmd_convert},
         {"doctor", "[-o FILE]", "what this machine has, how fast it is, what is slow", cmd_doctor},
         {NULL, NULL, NULL, NULL}};
     return table;

@@ -20,6 +20,13 @@ static const char *const end_texts[] = {
 };
 static const char start_text[] = "<|im_start|>";
 
+bool tok_is_end_text(const char *s, size_t n)
+{
+    for (size_t i = 0; i < sizeof end_texts / sizeof *end_texts; i++)
+        if (strlen(end_texts[i]) == n && !memcmp(end_texts[i], s, n)) return true;
+    return false;
+}
+
 /* ---- texts ---- */
 
 static uint64_t mix(uint64_t h)
