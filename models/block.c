@@ -402,7 +402,7 @@ int block_begin(struct block *k, struct build *b, const struct hparams *h,
     int x = build_embed(b, "token_embd", "x", k->embd);
     if (h->embed_scale != 1.0f) build_scale(b, "embed_scale", x, h->embed_scale);
     block_rope_tables(k);
-    if (h->n_nextn) weights_skip_layers(b->ws, h->n_layer);
+    if (h->n_nextn) weights_skip(b->ws, h->n_layer, NULL);
     return x;
 }
 

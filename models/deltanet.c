@@ -138,7 +138,7 @@ void delta_model(struct build *b, const struct hparams *h)
     };
     struct block k;
     int x = block_begin(&k, b, h, &style);
-    weights_skip_named(b->ws, "ssm_in.weight"); /* attn_qkv and attn_gate say the same */
+    weights_skip(b->ws, 0, "ssm_in.weight"); /* attn_qkv and attn_gate say the same */
     for (int l = 0; l < h->n_layer && !b->err->code; l++) {
         if (build_has(b, "blk.%d.ssm_conv1d.weight", l)) block_delta(&k, l, &x);
         else block_attention(&k, l, &x);

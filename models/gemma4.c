@@ -25,6 +25,8 @@ static const char arch[] = "gemma4";
 
 /* ---- keys ---- */
 
+static bool is_windowed(const struct hparams *h, int l) { return (l + 1) % h->window_period != 0; }
+
 /* attention.sliding_window_pattern, one bool per layer, as a period: its last layer sees all. */
 static enum status get_window(const struct gguf *g, struct hparams *h, struct err *e)
 {
@@ -35,8 +37,9 @@ static enum status get_window(const struct gguf *g, struct hparams *h, struct er
     if (!h->window)
         return err_set(e, ERR_RANGE, "%s: key gemma4.attention.sliding_window is 0",
                        gguf_path(g, 0));
-    if (!kv || kv->value.type != GGUF_ARRAY || kv->value.elem != GGUF_BOOL ||
-        kv->value.n < (uint64_t)h->n_layer)
+    const bool is_list = kv && kv->value.type == GGUF_ARRAY && kv->value.elem != GGUF_STRING &&
+                         kv->value.elem != GGUF_F32 && kv->value.elem != GGUF_F64;
+    if (!is_list || kv->value.n < (uint64_t)h->n_layer)
         return err_set(e, ERR_MISSING, "%s: key %s is missing or not one bool for each of %d "
                        "layers", gguf_path(g, 0), key, h->n_layer);
     h->window_period = 1;
@@ -44,14 +47,12 @@ static enum status get_window(const struct gguf *g, struct hparams *h, struct er
            gguf_elem_u64(&kv->value, (uint64_t)h->window_period - 1))
         h->window_period++;
     for (int l = 0; l < h->n_layer; l++)
-        if (gguf_elem_u64(&kv->value, (uint64_t)l) != ((l + 1) % h->window_period != 0))
+        if ((gguf_elem_u64(&kv->value, (uint64_t)l) != 0) != is_windowed(h, l))
             return err_set_at(e, ERR_UNSUPPORTED, kv->pos, "%s: key %s does not repeat itself at "
                               "layer %d: only windowed layers and then a full one, again and again,"
                               " are supported", gguf_path(g, 0), key, l);
     return OK;
 }
-
-static bool is_windowed(const struct hparams *h, int l) { return (l + 1) % h->window_period != 0; }
 
 /* The number of every layer of one kind, where a key has one for each layer. */
 static enum status of_kind(const struct gguf *g, const char *key, const struct hparams *h,
@@ -222,6 +223,7 @@ static void describe(struct build *b, const struct hparams *h)
         .qk_norm = QK_NORM_HEAD, .v_norm = true, .attn_post_norm = true, .act = GLU_GELU,
     };
     static const char scale[] = "blk.%d.layer_output_scale.weight";
+    static const char *const spare[] = {"attn_k.weight", "attn_v.weight", "attn_k_norm.weight"};
     struct hparams of[2];
     struct block kind[2]; /* full, windowed */
     kinds(h, &of[0], &of[1]);
@@ -229,6 +231,9 @@ static void describe(struct build *b, const struct hparams *h)
     kind[1] = (struct block){.b = b, .h = &of[1], .style = &style};
     block_rope_tables(&kind[1]);
     int inputs = h->gemma.n_embd_layer ? layer_inputs(&kind[0], x) : 0;
+    /* Files may keep what the layers without K and V of their own were trained beside. */
+    for (int i = 0; i < 3 && h->n_shared_kv; i++)
+        weights_skip(b->ws, h->n_layer - h->n_shared_kv, spare[i]);
     for (int l = 0; l < h->n_layer && !b->err->code; l++) {
         struct block *k = &kind[is_windowed(h, l)];
         const enum op_rows before = b->rows;

@@ -183,23 +183,26 @@ static bool is_used(const struct weights *ws, const struct gguf_tensor *t)
     return false;
 }
 
-void weights_skip_layers(struct weights *ws, int from) { ws->skip_from = from; }
+void weights_skip(struct weights *ws, int from, const char *name)
+{
+    ASSERT(ws->n_skips < WEIGHT_SKIPS);
+    ws->skip[ws->n_skips++] = (struct weight_skip){from, name};
+}
 
-void weights_skip_named(struct weights *ws, const char *name) { ws->skip_name = name; }
-
-/* "blk.N." with N >= skip_from, or "blk.N.<skip_name>"? */
 static bool is_skipped(const struct weights *ws, const struct gguf_tensor *t)
 {
     if (t->name.n < 6 || memcmp(t->name.s, "blk.", 4)) return false;
-    const size_t n = ws->skip_name ? strlen(ws->skip_name) : 0;
-    if (n && t->name.n > n + 5 && t->name.s[t->name.n - n - 1] == '.' &&
-        !memcmp(t->name.s + t->name.n - n, ws->skip_name, n))
-        return true;
-    if (!ws->skip_from) return false;
     uint64_t i = 4, layer = 0;
     for (; i < t->name.n && i < 12 && t->name.s[i] >= '0' && t->name.s[i] <= '9'; i++)
         layer = 10 * layer + (uint64_t)(t->name.s[i] - '0');
-    return i > 4 && i < t->name.n && t->name.s[i] == '.' && layer >= (uint64_t)ws->skip_from;
+    if (i == 4 || i == t->name.n || t->name.s[i++] != '.') return false;
+    for (int k = 0; k < ws->n_skips; k++) {
+        const char *name = ws->skip[k].name;
+        if (layer < (uint64_t)ws->skip[k].from) continue;
+        if (!name || (strlen(name) == t->name.n - i && !memcmp(name, t->name.s + i, t->name.n - i)))
+            return true;
+    }
+    return false;
 }
 
 enum status weights_check_all_used(const struct weights *ws, struct err *e)

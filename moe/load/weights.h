@@ -34,13 +34,21 @@ struct weight {
     uint64_t mat_bytes;      /* of one matrix in memory */
 };
 
+/* Tensors "blk.N.<name>" of layers N >= from, of any name if it is NULL. */
+struct weight_skip {
+    int from;
+    const char *name;
+};
+
+enum { WEIGHT_SKIPS = 4 };
+
 struct weights {
     const struct gguf *file;
     struct weight *at; /* [n] */
     int n, cap;
     int n_parts;
-    const char *skip_name; /* tensors "blk.N.<skip_name>" need not be bound; NULL = none */
-    int skip_from; /* tensors of layers from this one on are known but not used; 0 = none */
+    int n_skips;
+    struct weight_skip skip[WEIGHT_SKIPS]; /* known, but need not be bound */
 };
 
 void weights_init(struct weights *ws, const struct gguf *file);
@@ -63,11 +71,9 @@ int weights_bind(struct weights *ws, struct weight_shape shape, const char *name
 int weights_bind_split(struct weights *ws, struct weight_shape shape, const char *name,
                        const char *prefix, const char *suffix, struct err *e);
 
-/* Layers behind the last one that runs (next-token prediction): their tensors need not be bound. */
-void weights_skip_layers(struct weights *ws, int from);
-
-/* Tensors "blk.N.<name>": older forms of others that are there too.  Borrows the name. */
-void weights_skip_named(struct weights *ws, const char *name);
+/* Tensors that need not be bound: layers behind the last one that runs (next-token prediction),
+ * older forms of others that are there too, leftovers.  Borrows the name. */
+void weights_skip(struct weights *ws, int from, const char *name);
 
 /* Every tensor of the file must have been bound: one that was not would change what the model says.
  * ERR_UNSUPPORTED names the first. */

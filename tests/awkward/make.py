@@ -106,9 +106,10 @@ SPECS = [
     # Gemma 4 as 26B-A4B: two kinds of layers, a full one without attn_v, experts beside a unit.
     dict(name="gemma4", arch="gemma4", layers=4, tied=True, ff=32,
          keys=gemma4([T, T, F, T], **{"attention.head_count_kv": [3, 3, 2, 3]})),
-    # As E2B: an input for every layer, and the last three look at K and V of the two before.
+    # As E2B: an input for every layer, and the last three look at K and V of the two before, although
+    # one has tensors for its own.
     dict(name="gemma4-small", arch="gemma4", layers=5, experts=0, heads=4, tied=True, per_layer=8,
-         ff=32, ff_late=64,
+         ff=32, ff_late=64, spare_kv=4,
          keys=gemma4([T, F, T, F, T], **{"attention.shared_kv_layers": 3,
                                          "rope.scaling.type": "linear",
                                          "rope.scaling.factor": 2.0,
@@ -231,7 +232,7 @@ class Model:
     def gemma4_attention(self, b, l):
         s, k = self.s, self.s["keys"]
         full = not k["attention.sliding_window_pattern"][l]
-        own = l < s["layers"] - k.get("attention.shared_kv_layers", 0)
+        own = l < s["layers"] - k.get("attention.shared_kv_layers", 0) or l == s.get("spare_kv")
         dim = k["attention.key_length" if full else "attention.key_length_swa"]
         kv = k.get("attention.head_count_kv", s["kv"])
         nq, nkv = s["heads"] * dim, (kv[l] if isinstance(kv, list) else kv) * dim
