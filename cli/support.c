@@ -13,8 +13,8 @@ int cli_print_support(void)
     const struct mm_kernels *mm = mm_kernels(CPU_REF);
     for (int i = 0, n = 0; qtype_at(i); i++)
         if (mm->mm[qtype_at(i)->id]) printf("%s %s", n++ ? "," : "", qtype_at(i)->name);
-    printf(" |\n| tokenizers | SentencePiece-style (`llama`, `gemma4`); byte-level BPE (`gpt2`) with the "
-           "pre-tokenizers");
+    printf(" |\n| tokenizers | SentencePiece-style (`llama`, `gemma4`); byte-level BPE (`gpt2`) "
+           "with the pre-tokenizers");
     for (int i = 0; tok_pre_at(i); i++) printf("%s `%s`", i ? "," : "", tok_pre_at(i));
     printf(" |\n| chat templates | the file's own (Jinja), or any file; built in:");
     for (int i = 0; chat_builtin_at(i); i++) printf("%s `%s`", i ? "," : "", chat_builtin_at(i));

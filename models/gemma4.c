@@ -241,7 +241,8 @@ static void describe(struct build *b, const struct hparams *h)
         if (inputs && b->rows != before) inputs = build_select(b, "layer_inputs", inputs);
         feed_forward(k, l, x);
         if (inputs) add_input(k, l, inputs, x);
-        if (build_has(b, scale, l)) build_scale_by(b, "layer_scale", x, build_vector(b, scale, l, 1));
+        if (build_has(b, scale, l))
+            build_scale_by(b, "layer_scale", x, build_vector(b, scale, l, 1));
     }
     block_end(&kind[0], x);
 }

@@ -11,10 +11,9 @@
  * asked for only from the best groups of neighbours (DeepSeek-V3, arXiv 2412.19437: a group counts
  * by the sum of its two best).  Their weights are the scores without bias (or the softmax over the
  * chosen ones), divided by their sum in slot order if p->normalise (a sum below 2^-14 counts as
- * 2^-14, as llama.cpp has it), times p->scale and
- * each expert's own scale.
- * bias, scale: [n_expert] or NULL; logits [n_expert] are overwritten by the scores; pick [n_expert] is
- * scratch; id, w: [n_used], best first. */
+ * 2^-14, as llama.cpp has it), times p->scale and each expert's own scale.
+ * bias, scale: [n_expert] or NULL; logits [n_expert] are overwritten by the scores; pick [n_expert]
+ * is scratch; id, w: [n_used], best first. */
 void route_token_choice(const struct route_params *p, const struct elem_kernels *el,
                         const float *bias, const float *scale, float *logits, float *pick,
                         int32_t *id, float *w);

@@ -83,8 +83,8 @@ static void check_decode(const struct tok *t, const int32_t *ids, int64_t n_ids,
     check_stream(&st, NULL, -1);
 }
 
-/* Vocabulary 0 and 1 are SentencePiece, 2 is Gemma 4's, the others are byte-level; opened when first
- * used. */
+/* Vocabulary 0 and 1 are SentencePiece, 2 is Gemma 4's, the others are byte-level; opened when
+ * first used. */
 static const struct tok *vocabulary(int i)
 {
     static struct tok *open[MAX_VOCABS];

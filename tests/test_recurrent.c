@@ -1,8 +1,8 @@
 /* Hybrids with recurrent layers (qwen3next, qwen35moe, lfm2moe): llama.cpp's logits for the awkward
  * models of tests/awkward/gen_recurrent.py and for those of ../shared, the same bits in every
  * split, tier, thread count and batch, mutations that must break the bound, and what a session does
- * with states that cannot be cut: failed steps, marks, snapshots, reuse, save and load.  Writes to a
- * folder of its own in /tmp. */
+ * with states that cannot be cut: failed steps, marks, snapshots, reuse, save and load.  Writes to
+ * a folder of its own in /tmp. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>

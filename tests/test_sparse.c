@@ -118,7 +118,7 @@ static void write_file(struct file *f, const char *path)
 
 struct release {
     const char *name, *arch;
-    int layers, ctx, embd, ff, ff_exp, heads, kv, dim, vocab, experts, used; /* kv, dim: 0 = keys() */
+    int layers, ctx, embd, ff, ff_exp, heads, kv, dim, vocab, experts, used; /* 0: see keys() */
     float base, eps;
     void (*keys)(struct file *f);
     void (*layer)(struct file *f, const struct release *m, int l);

@@ -1,6 +1,6 @@
-/* Every pre-tokenizer against an independent engine: 10,000 random strings, cut by the regex module of
- * Python (tests/split/make_splits.py, which also prints the words of one string), here and there the
- * same ends of words. */
+/* Every pre-tokenizer against an independent engine: 10,000 random strings, cut by Python's module
+ * regex (tests/split/make_splits.py, which also prints the words of one string), must have the same
+ * ends of words here. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -48,7 +48,9 @@ static void read_alphabet(void)
     assert_true(n_snippets > 0 && n_chars > 1000 && n_snippets + n_chars <= ENTRIES);
     for (int i = 0; i < n_snippets + n_chars; i++) {
         at += strspn(at, "\n");
-        while (*at != '\n') entry[i].n += put_utf8(entry[i].text + entry[i].n, strtoul(at, &at, 16));
+        char *s = entry[i].text;
+        while (*at != '\n') s += put_utf8(s, strtoul(at, &at, 16));
+        entry[i].n = (int)(s - entry[i].text);
     }
     free(text);
 }

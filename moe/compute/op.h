@@ -26,8 +26,8 @@
     X(OP_KV_PUT, "kv-put", "appends K = in[0], V = in[1] to the KV slot at each row's position")   \
     X(OP_ATTENTION, "attention", "out = softmax(Q K / sqrt(d)) V over the slot, Q = in[0]")        \
     X(OP_ADD, "add", "out += in")                                                                  \
-    X(OP_ADD_BIAS, "add-bias", "out += weight vector, from its element p.bias.at on")               \
-    X(OP_SCALE, "scale", "out *= p.scale.by, times the weight's only value where there is one")     \
+    X(OP_ADD_BIAS, "add-bias", "out += weight vector, from its element p.bias.at on")              \
+    X(OP_SCALE, "scale", "out *= p.scale.by, times the weight's only value where it has one")      \
     X(OP_GATE, "gate", "out *= sigmoid(in[0]), element by element or, if in is one wide, by row")  \
     X(OP_SOFTCAP, "softcap", "out = cap * tanh(out / cap)")                                        \
     X(OP_MUL, "mul", "out *= in")                                                                  \
@@ -108,7 +108,8 @@ struct op {
     int out[OP_IO];
     int weight[OP_WEIGHTS]; /* weight views, -1 = none; EXPERTS: gate, up, down, their biases;
                                ATTENTION: sinks; ROUTE: what is added to the scores to choose,
-                               what the experts' weights are multiplied by; ROPE_TABLE: divisors of the angles, and those of long contexts */
+                               what the experts' weights are multiplied by; SCALE: the factor;
+                               ROPE_TABLE: divisors of the angles, and those of long contexts */
     int kv_slot;          /* -1 = none */
     union {
         struct { int n_heads, dim; float eps; } head;             /* RMS_NORM (eps), HEAD_NORM */

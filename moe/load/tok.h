@@ -2,10 +2,11 @@
  *
  * Two families: SentencePiece-style (tokenizer.ggml.model "llama": scores, byte fallback, "▁" for
  * space; "gemma4": the same with merges for scores) and byte-level BPE ("gpt2": merges, a
- * pre-tokenizer expression chosen by tokenizer.ggml.pre; PCRE2 carries the expressions).  Text is bytes: invalid UTF-8 is encoded,
- * never an error, and the pieces of the ids joined are the text again, with three exceptions that
- * lie in the vocabularies: a SentencePiece one may put a space first (add_space_prefix), it reads
- * a literal "▁" as a space, and one without byte tokens has no ids for what it does not know.
+ * pre-tokenizer expression chosen by tokenizer.ggml.pre; PCRE2 carries the expressions).  Text is
+ * bytes: invalid UTF-8 is encoded, never an error, and the pieces of the ids joined are the text
+ * again, with three exceptions that lie in the vocabularies: a SentencePiece one may put a space
+ * first (add_space_prefix), it reads a literal "▁" as a space, and one without byte tokens has no
+ * ids for what it does not know.
  *
  * Text that is encoded without TOK_SPECIAL never yields a control id, whatever it spells.
  *

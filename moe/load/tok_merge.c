@@ -6,8 +6,8 @@
  *
  * Problem: a word is a row of symbols (bytes, or characters).  Again and again the best pair of
  * neighbours becomes one symbol: the merge of lowest rank (BPE, gemma4) or the token of highest
- * score (SentencePiece), the leftmost among equals, until no pair is a token.  Looking at every pair each
- * time is quadratic, and a "word" can be a megabyte.
+ * score (SentencePiece), the leftmost among equals, until no pair is a token.  Looking at every
+ * pair each time is quadratic, and a "word" can be a megabyte.
  *
  * Idea: symbols are a linked list in an array; candidates lie in a binary heap, smallest order
  * first, then leftmost.  A merge keeps the left symbol's place, takes the right one out of the list
