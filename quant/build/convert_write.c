@@ -138,7 +138,7 @@ static void encode_rows(void *arg, int task, int worker)
         }
         st_decode(j->src->type, p, x, n);
         if (j->scaled) apply_scales(j, at, t->col_step, x, n);
-        codec_encode(t->type, x, j->out + r * out_row, (int64_t)n);
+        codec_encode(t->type, x, NULL, j->out + r * out_row, (int64_t)n);
     }
 }
 
