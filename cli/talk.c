@@ -176,21 +176,11 @@ struct text {
     size_t n, cap;
 };
 
-/* A special token whose place lies in text that is still held back. */
-struct pending {
-    uint64_t at;
-    int32_t id;
-};
-enum { PENDING = 16 };
-
 struct answer {
     struct talk *t;
     struct text said, thought;
     struct chat_reader reader;
-    uint64_t n_read; /* bytes that came from the generator */
-    struct pending pending[PENDING];
-    int n_pending;
-    bool thinking;   /* the last thing shown was thought */
+    bool thinking; /* the last thing shown was thought */
     enum tessera_stop stop;
     struct tessera_timing timing;
 };
@@ -247,40 +237,18 @@ static bool show(void *arg, enum chat_part part, const char *s, size_t n)
     return keep_text(&a->said, s, n) && print_text(stdout, s, n);
 }
 
-static bool read_special(struct answer *a, int32_t id)
-{
-    char text[TOK_PIECE_MAX];
-    int n = tok_piece(a->t->tok, id, true, text, TOK_PIECE_MAX);
-    return chat_read_special(&a->reader, text, (size_t)n, show, a);
-}
-
-static bool read_text(struct answer *a, const char *s, size_t n)
-{
-    a->n_read += n;
-    return !n || chat_read_text(&a->reader, s, n, show, a);
-}
-
-/* Takes in what the generator gave: the special tokens at their places in the text. */
+/* Takes in what the generator gave. */
 static bool read_step(struct answer *a, const struct tessera_answer *g)
 {
-    const char *s = g->text, *end = g->text + g->n_text;
-    bool raw = a->t->a->special, ok = true;
-    if (raw) return !g->n_text || show(a, CHAT_SAID, s, (size_t)g->n_text);
-    while (ok && a->n_pending && a->pending[0].at <= a->n_read + (uint64_t)(end - s)) {
-        struct pending p = a->pending[0];
-        size_t n = (size_t)(p.at - a->n_read);
-        memmove(a->pending, a->pending + 1, (size_t)--a->n_pending * sizeof p);
-        ok = read_text(a, s, n) && read_special(a, p.id);
-        s += n;
-    }
-    ok = ok && read_text(a, s, (size_t)(end - s));
+    size_t n = (size_t)g->n_text;
+    char text[TOK_PIECE_MAX];
+    if (a->t->a->special) return !n || show(a, CHAT_SAID, g->text, n); /* as it comes */
+    if (n && !chat_read_text(&a->reader, g->text, n, show, a)) return false;
     bool hidden = g->id >= 0 && g->stop != TESSERA_STOP_END &&
                   !tok_piece(a->t->tok, g->id, false, NULL, 0);
-    if (!ok || !hidden) return ok;
-    if (!g->n_held) return read_special(a, g->id);
-    if (a->n_pending < PENDING)
-        a->pending[a->n_pending++] = (struct pending){a->n_read + (uint64_t)g->n_held, g->id};
-    return true;
+    if (!hidden) return true;
+    int len = tok_piece(a->t->tok, g->id, true, text, TOK_PIECE_MAX);
+    return chat_read_special(&a->reader, text, (size_t)len, (size_t)g->n_held, show, a);
 }
 
 static struct tessera_generator_options options(const struct talk *t)
@@ -302,7 +270,7 @@ static enum status stream(struct talk *t, tessera_generator *g, struct answer *o
     while (!out->stop) {
         struct tessera_answer a;
         enum status s = tessera_generator_next(g, &a, err);
-        if (s == ERR_CANCELLED && !cli_interrupted() && !out->n_read) return s; /* talk_answer */
+        if (s == ERR_CANCELLED && !cli_interrupted() && t->n_ids == n_prompt) return s;
         if (s == ERR_FULL && t->n_ids > n_prompt) {
             out->stop = TESSERA_STOP_FULL;
         } else if (s == ERR_CANCELLED) {

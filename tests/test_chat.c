@@ -689,7 +689,7 @@ static void read_answer(struct chat_reader r, const char *s, size_t step, struct
     while (*s) {
         if (*s == '\1') {
             size_t n = strcspn(s, "\2");
-            assert_true(chat_read_special(&r, s + 1, n - 1, hear, h));
+            assert_true(chat_read_special(&r, s + 1, n - 1, 0, hear, h));
             s += n + 1;
             continue;
         }
@@ -806,10 +806,46 @@ static void test_reader(void **state)
     text[1800] = 0;
     (void)snprintf(want, sizeof want, "%s", text);
     expect_heard("", "A:", text, want);
+    for (size_t k = 0; k < 70; k++) { /* never more than there is room for */
+        memset(text, ' ', k);
+        strcpy(text + k, "Here are my reasoning step");
+        expect_heard("Here are my reasoning steps:", "A:", text, text);
+    }
     memset(text, ' ', 300);
     strcpy(text + 300, "x");
     expect_heard("", "A:", text, text);
     expect_heard("", "A:</think>", text, "x");
+}
+
+/* Special tokens that arrive ahead of text which stands in front of them. */
+static void test_reader_held(void **state)
+{
+    (void)state;
+    static const char src[] = "{# [THINK] #}{{ messages[0].content }}";
+    struct chat_turn turn = {.msgs = talk, .n = 2, .add_prompt = true};
+    struct heard h = {.part = -1};
+    tv_bpe(&v);
+    open_ok(&(struct chat_options){.text = src, .n = sizeof src - 1, .origin = "x"});
+    struct chat_prompt p = encoded(&turn);
+    struct chat_reader r = p.reader;
+    assert_true(chat_read_special(&r, "[THINK]", 7, 0, hear, &h));
+    assert_true(chat_read_text(&r, "ab", 2, hear, &h));
+    assert_true(chat_read_special(&r, "[/THINK]", 8, 2, hear, &h));
+    assert_true(chat_read_special(&r, "<|x|>", 5, 3, hear, &h));
+    assert_true(chat_read_special(&r, "[THINK]", 7, 4, hear, &h));
+    assert_true(chat_read_text(&r, "c", 1, hear, &h));
+    assert_true(chat_read_text(&r, "def", 3, hear, &h));
+    assert_true(chat_read_text(&r, "g", 1, hear, &h));
+    assert_true(chat_read_special(&r, "[/THINK]", 8, 3, hear, &h)); /* a stop string cut them */
+    assert_true(chat_read_end(&r, hear, &h));
+    assert_string_equal(h.text, "{abcd}ef{g");
+    /* More than there is room for are forgotten, not written elsewhere. */
+    r = p.reader;
+    for (int i = 0; i < 3 * CHAT_PENDING; i++)
+        assert_true(chat_read_special(&r, "[THINK]", 7, 1, hear, &h));
+    assert_true(chat_read_end(&r, hear, &h));
+    free(p.ids);
+    close_all();
 }
 
 static bool refuse(void *arg, enum chat_part part, const char *s, size_t n)
@@ -894,6 +930,7 @@ int main(void)
         cmocka_unit_test(test_keep_thinking),
         cmocka_unit_test(test_think),
         cmocka_unit_test(test_reader),
+        cmocka_unit_test(test_reader_held),
         cmocka_unit_test(test_reader_stops),
         cmocka_unit_test(test_real_files),
     };

@@ -294,11 +294,12 @@ static void test_held_back(void **state)
     tessera_session *s = session(e, 0);
     tessera_generator *g = generator(s, prompt, N_PROMPT, &o);
     struct tessera_answer a;
-    int n = 0;
+    int n = 0, k = 0;
     do {
         assert_int_equal(tessera_generator_next(g, &a, &err), OK);
         n += a.n_text;
         if (!a.stop) assert_int_equal(n, 0); /* all of it may still be the stop string */
+        assert_int_equal(a.n_held, a.stop ? 0 : whole->end[k++]);
     } while (!a.stop);
     assert_int_equal(a.stop, TESSERA_STOP_LENGTH);
     assert_int_equal(n, whole->n_text);

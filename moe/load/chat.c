@@ -54,12 +54,15 @@ void chat_put_json(struct chat_text *b, const char *s)
     chat_puts(b, "\"");
 }
 
-bool chat_holds(const char *s, size_t n, const char *part)
+const char *chat_find(const char *s, size_t n, const char *part)
 {
     size_t len = strlen(part);
-    for (size_t i = 0; i + len <= n; i++)
-        if (!memcmp(s + i, part, len)) return true;
-    return false;
+    const char *end = s + n;
+    while ((size_t)(end - s) >= len && (s = memchr(s, part[0], (size_t)(end - s) - len + 1))) {
+        if (!memcmp(s, part, len)) return s;
+        s++;
+    }
+    return NULL;
 }
 
 /* ---- choosing a template ---- */
@@ -207,7 +210,7 @@ static bool is_marker(const struct chat *c, const char *s, uint32_t n)
     if (angle && (s[1] == '|' || s[n - 2] == '|' || !memcmp(s + 1, "\xef\xbd\x9c", 3))) return true;
     memcpy(text, s, n);
     text[n] = 0;
-    return chat_holds(c->src, c->n_src, text);
+    return chat_find(c->src, c->n_src, text) != NULL;
 }
 
 static enum status make_types(struct chat *c, struct err *e)
@@ -277,8 +280,8 @@ const char *chat_stop(const struct chat *c) { return c->stop; }
  * some would print it twice. */
 static const char *thinking_key(const struct chat *c)
 {
-    bool usual = chat_holds(c->src, c->n_src, "reasoning_content");
-    return !usual && chat_holds(c->src, c->n_src, "thinking") ? "thinking" : "reasoning_content";
+    bool usual = chat_find(c->src, c->n_src, "reasoning_content");
+    return !usual && chat_find(c->src, c->n_src, "thinking") ? "thinking" : "reasoning_content";
 }
 
 static void put_messages(const struct chat *c, const struct chat_turn *turn, struct chat_text *b)
@@ -337,7 +340,7 @@ static bool begins_with_bos(const struct tok *t, const struct jinja_text *text)
 {
     uint32_t len;
     const char *bos = tok_text(t, tok_bos(t), &len);
-    return text->n_runs && !text->run[0].from_variable && text->run[0].end >= len &&
+    return len && text->n_runs && !text->run[0].from_variable && text->run[0].end >= len &&
            !memcmp(text->s, bos, len);
 }
 

@@ -87,8 +87,15 @@ typedef bool chat_sink(void *arg, enum chat_part part, const char *text, size_t 
 
 /* Tells thinking ("<think>", the channels of gpt-oss, ...) from the answer and drops what marks it.
  * Plain state, filled by chat_encode; it may be copied. */
+enum { CHAT_PENDING = 8 };
 struct chat_reader {
     uint32_t marks;   /* which kinds of marks this template has */
+    uint64_t n_read;  /* bytes of text so far */
+    struct {
+        uint64_t at;
+        int8_t mark;
+    } pending[CHAT_PENDING]; /* special tokens whose place lies in text that is still to come */
+    uint8_t n_pending;
     uint8_t state;
     int8_t mark;      /* the kind of mark that opened what is being thought, -1 = none */
     int8_t wrap;      /* the same for what wraps the answer */
@@ -100,10 +107,11 @@ struct chat_reader {
     uint8_t ready_part;
 };
 
-/* Text of the answer, whole characters; a special token, by its text; the end.  False: the sink
- * said so. */
+/* Text of the answer, whole characters; a special token, by its text, which stands behind `held`
+ * bytes that come later (struct tessera_answer has them); the end.  False: the sink said so. */
 bool chat_read_text(struct chat_reader *r, const char *s, size_t n, chat_sink *sink, void *arg);
-bool chat_read_special(struct chat_reader *r, const char *s, size_t n, chat_sink *sink, void *arg);
+bool chat_read_special(struct chat_reader *r, const char *s, size_t n, size_t held, chat_sink *sink,
+                       void *arg);
 bool chat_read_end(struct chat_reader *r, chat_sink *sink, void *arg);
 
 struct chat_prompt {

@@ -30,8 +30,8 @@ void chat_put(struct chat_text *b, const char *s, size_t n);
 void chat_puts(struct chat_text *b, const char *s);
 void chat_put_json(struct chat_text *b, const char *s); /* quoted */
 
-/* Does s[n] hold this text? */
-bool chat_holds(const char *s, size_t n, const char *part);
+/* The first place of a text in s[n], NULL = none. */
+const char *chat_find(const char *s, size_t n, const char *part);
 
 /* chat_think.c: finds out c->ways (ERR_MEMORY); puts the variables, each with a comma in front. */
 enum status chat_think_find(struct chat *c, struct err *e);

@@ -37,10 +37,23 @@ static const struct pair wraps[] = {
 };
 enum { N_WRAPS = sizeof wraps / sizeof wraps[0] };
 
-/* Sections: bits behind those of pairs and wraps in `marks`. */
+static const char *const sections[] = {
+    "<|start|>", "<|begin|>", "<|channel|>", "<|message|>", "<|content|>", "<|think|>", "<|end|>",
+    "<|return|>", "<|call|>",
+};
+enum { N_SECTIONS = sizeof sections / sizeof sections[0] };
+
+/* What a special token means here: sections in their order, then pairs. */
+enum mark {
+    OTHER = -1,
+    S_START, S_BEGIN, S_CHANNEL, S_MESSAGE, S_CONTENT, S_THINK, S_END, S_RETURN, S_CALL,
+    OPEN,                   /* OPEN + i opens pair i */
+    CLOSE = OPEN + N_PAIRS, /* CLOSE + i closes it */
+};
+
+/* Bits of `marks`: pairs, wraps, sections. */
 #define WRAP_BIT(i) (1u << (N_PAIRS + (i)))
-#define CHANNELS (1u << (N_PAIRS + N_WRAPS))
-#define SECTIONS (2 * CHANNELS)
+#define SECTIONS (1u << (N_PAIRS + N_WRAPS))
 
 enum state {
     START,       /* of the answer: only white space so far */
@@ -53,16 +66,17 @@ enum state {
 };
 
 static const char white[] = " \t\r\n";
+enum { MAX_BLANK = 32 }; /* in front of a mark; with the longest mark it fits into held */
 
 uint32_t chat_marks(const char *src, size_t n)
 {
     uint32_t marks = 1;
     for (int i = 0; i < N_PAIRS; i++)
-        if (chat_holds(src, n, pairs[i].open)) marks |= 1u << i;
+        if (chat_find(src, n, pairs[i].open)) marks |= 1u << i;
     for (int i = 0; i < N_WRAPS; i++)
-        if (chat_holds(src, n, wraps[i].open)) marks |= WRAP_BIT(i);
-    if (chat_holds(src, n, "<|channel|>") && chat_holds(src, n, "<|message|>")) marks |= CHANNELS;
-    if (chat_holds(src, n, "<|begin|>") && chat_holds(src, n, "<|content|>")) marks |= SECTIONS;
+        if (chat_find(src, n, wraps[i].open)) marks |= WRAP_BIT(i);
+    if (chat_find(src, n, "<|channel|>") && chat_find(src, n, "<|message|>")) marks |= SECTIONS;
+    if (chat_find(src, n, "<|begin|>") && chat_find(src, n, "<|content|>")) marks |= SECTIONS;
     return marks;
 }
 
@@ -145,7 +159,7 @@ static void at_start(struct out *o)
 {
     struct chat_reader *r = o->r;
     size_t blank = blanks(r), n = r->n_held - blank;
-    bool part = !n && r->n_held < sizeof r->held - 1;
+    bool part = !n && r->n_held < MAX_BLANK;
     for (int i = 0; n && i < N_PAIRS; i++) {
         if (!(r->marks >> i & 1)) continue;
         enum fit f = fits(r->held + blank, n, pairs[i].open);
@@ -263,91 +277,83 @@ static void settle(struct out *o)
 
 /* ---- special tokens ---- */
 
-static bool is(const char *s, size_t n, const char *text)
-{
-    return strlen(text) == n && !memcmp(s, text, n);
-}
-
-/* Sections; false when the token is none of theirs. */
-static bool section(struct out *o, const char *s, size_t n)
+static void begin_section(struct out *o, enum mark mark)
 {
     struct chat_reader *r = o->r;
-    if (!(r->marks & (CHANNELS | SECTIONS))) return false;
     bool header = r->state == ROLE || r->state == NAME;
-    if (header && is(s, n, "<|message|>")) {
+    if (header && mark == S_MESSAGE) {
         bool thought = r->n_held >= 8 && !memcmp(r->held, "analysis", 8);
         enter(r, thought ? THOUGHT_TOP : SAID);
         r->mark = r->wrap = -1;
-        return true;
+        return;
     }
-    if (header && (is(s, n, "<|channel|>") || is(s, n, "<|content|>") || is(s, n, "<|think|>")))
-        r->n_held = 0;
+    if (header && (mark == S_CHANNEL || mark == S_CONTENT || mark == S_THINK)) r->n_held = 0;
     settle(o);
-    if (is(s, n, "<|start|>") || is(s, n, "<|begin|>")) {
-        enter(r, ROLE);
-    } else if (is(s, n, "<|channel|>")) {
-        enter(r, NAME);
-    } else if (is(s, n, "<|content|>")) {
+    switch (mark) {
+    case S_START:
+    case S_BEGIN: enter(r, ROLE); break;
+    case S_CHANNEL: enter(r, NAME); break;
+    case S_CONTENT:
         enter(r, SAID);
         r->wrap = -1;
-    } else if (is(s, n, "<|think|>")) {
-        think(r, -1);
-    } else if (is(s, n, "<|end|>") || is(s, n, "<|return|>") || is(s, n, "<|call|>")) {
-        enter(r, BETWEEN);
-    } else {
-        return false;
+        break;
+    case S_THINK: think(r, -1); break;
+    case S_END:
+    case S_RETURN:
+    case S_CALL: enter(r, BETWEEN); break;
+    default: break;
     }
-    return true;
 }
 
-static void special(struct out *o, const char *s, size_t n)
+static void special(struct out *o, enum mark mark)
 {
     struct chat_reader *r = o->r;
-    if (section(o, s, n)) return;
-    for (int i = 0; i < N_PAIRS; i++) {
-        if (!(r->marks >> i & 1)) continue;
-        bool open = is(s, n, pairs[i].open), close = is(s, n, pairs[i].close);
-        if (!open && !close) continue;
-        if (r->state == START) r->n_held = blanks(r) == r->n_held ? 0 : r->n_held;
+    if (mark >= 0 && mark < OPEN) {
+        begin_section(o, mark);
+    } else if (mark >= OPEN) {
+        if (r->state == START && blanks(r) == r->n_held) r->n_held = 0;
         settle(o);
-        if (open) return think(r, i);
-        r->mark = (int8_t)i;
-        return answer(r);
+        if (mark < CLOSE) {
+            think(r, (int)mark - OPEN);
+        } else {
+            r->mark = (int8_t)(mark - CLOSE);
+            answer(r);
+        }
+    } else if (r->state != ROLE && r->state != NAME) { /* "<|constrain|>" in a header */
+        settle(o);
     }
-    if (r->state != ROLE && r->state != NAME) settle(o);
+}
+
+/* The text of a mark, NULL when this template has no such. */
+static const char *mark_text(uint32_t marks, int mark)
+{
+    int pair = mark < CLOSE ? mark - OPEN : mark - CLOSE;
+    if (mark < OPEN) return marks & SECTIONS ? sections[mark] : NULL;
+    if (!(marks >> pair & 1)) return NULL;
+    return mark < CLOSE ? pairs[pair].open : pairs[pair].close;
+}
+enum { N_MARKS = CLOSE + N_PAIRS };
+
+static enum mark mark_of(uint32_t marks, const char *s, size_t n)
+{
+    for (int i = 0; i < N_MARKS; i++) {
+        const char *text = mark_text(marks, i);
+        if (text && strlen(text) == n && !memcmp(s, text, n)) return (enum mark)i;
+    }
+    return OTHER;
 }
 
 /* ---- the calls ---- */
 
-static const char *find(const char *s, size_t n, const char *part)
+/* The first mark in s[n]. */
+static const char *next_mark(uint32_t marks, const char *s, size_t n, enum mark *mark)
 {
-    size_t len = strlen(part);
-    for (size_t i = 0; i + len <= n; i++)
-        if (!memcmp(s + i, part, len)) return s + i;
-    return NULL;
-}
-
-/* The first mark in s[n]; *len gets its length. */
-static const char *next_mark(uint32_t marks, const char *s, size_t n, size_t *len)
-{
-    static const char *const sections[] = {"<|start|>", "<|channel|>", "<|message|>", "<|begin|>",
-                                           "<|content|>", "<|think|>", "<|end|>"};
     const char *best = NULL;
-    const char *list[2 * N_PAIRS + sizeof sections / sizeof *sections];
-    size_t k = 0;
-    for (int i = 0; i < N_PAIRS; i++) {
-        if (!(marks >> i & 1)) continue;
-        list[k++] = pairs[i].open;
-        list[k++] = pairs[i].close;
-    }
-    for (size_t i = 0; marks & (CHANNELS | SECTIONS) && i < sizeof sections / sizeof *sections; i++)
-        list[k++] = sections[i];
-    for (size_t i = 0; i < k; i++) {
-        const char *at = find(s, n, list[i]);
-        if (at && (!best || at < best)) {
-            best = at;
-            *len = strlen(list[i]);
-        }
+    for (int i = 0; i < N_MARKS; i++) {
+        const char *text = mark_text(marks, i), *at = text ? chat_find(s, n, text) : NULL;
+        if (!at || (best && at >= best)) continue;
+        best = at;
+        *mark = (enum mark)i;
     }
     return best;
 }
@@ -358,37 +364,61 @@ void chat_reader_begin(struct chat_reader *r, uint32_t marks, const char *tail, 
     const char *end = tail + n;
     *r = (struct chat_reader){.marks = marks, .state = START, .mark = -1, .wrap = -1};
     for (;;) {
-        size_t len = 0;
-        const char *at = next_mark(marks, tail, (size_t)(end - tail), &len);
+        enum mark mark = OTHER;
+        const char *at = next_mark(marks, tail, (size_t)(end - tail), &mark);
         const char *to = at ? at : end;
         for (; tail < to && (r->state == ROLE || r->state == NAME); tail++) byte(&o, *tail);
         if (!at) break;
-        special(&o, at, len);
-        tail = at + len;
+        special(&o, mark);
+        tail = at + strlen(mark_text(marks, mark));
     }
     if (r->state == BETWEEN || r->state == SAID) enter(r, START);
     r->n_ready = 0;
 }
 
+static void bytes(struct out *o, const char *s, size_t n)
+{
+    for (size_t i = 0; i < n && o->ok; i++) byte(o, s[i]);
+    o->r->n_read += n;
+}
+
 bool chat_read_text(struct chat_reader *r, const char *s, size_t n, chat_sink *sink, void *arg)
 {
     struct out o = {.r = r, .sink = sink, .arg = arg, .ok = true};
-    for (size_t i = 0; i < n && o.ok; i++) byte(&o, s[i]);
+    while (r->n_pending && r->pending[0].at <= r->n_read + n) {
+        size_t before = (size_t)(r->pending[0].at - r->n_read);
+        enum mark mark = (enum mark)r->pending[0].mark;
+        memmove(r->pending, r->pending + 1, --r->n_pending * sizeof r->pending[0]);
+        bytes(&o, s, before);
+        special(&o, mark);
+        s += before;
+        n -= before;
+    }
+    bytes(&o, s, n);
     flush(&o);
     return o.ok;
 }
 
-bool chat_read_special(struct chat_reader *r, const char *s, size_t n, chat_sink *sink, void *arg)
+bool chat_read_special(struct chat_reader *r, const char *s, size_t n, size_t held, chat_sink *sink,
+                       void *arg)
 {
     struct out o = {.r = r, .sink = sink, .arg = arg, .ok = true};
-    special(&o, s, n);
-    flush(&o);
+    enum mark mark = mark_of(r->marks, s, n);
+    if (!held && !r->n_pending) {
+        special(&o, mark);
+        flush(&o);
+    } else if (r->n_pending < CHAT_PENDING) {
+        r->pending[r->n_pending].at = r->n_read + held;
+        r->pending[r->n_pending++].mark = (int8_t)mark;
+    }
     return o.ok;
 }
 
 bool chat_read_end(struct chat_reader *r, chat_sink *sink, void *arg)
 {
     struct out o = {.r = r, .sink = sink, .arg = arg, .ok = true};
+    for (int i = 0; i < r->n_pending; i++) special(&o, (enum mark)r->pending[i].mark);
+    r->n_pending = 0;
     settle(&o);
     flush(&o);
     return o.ok;

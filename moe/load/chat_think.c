@@ -31,7 +31,7 @@ static const char *low_level(const struct chat *c)
         size_t n = strlen(levels[i]);
         memcpy(single, levels[i], n + 1);
         single[0] = single[n - 1] = '\'';
-        if (chat_holds(c->src, c->n_src, levels[i]) || chat_holds(c->src, c->n_src, single))
+        if (chat_find(c->src, c->n_src, levels[i]) || chat_find(c->src, c->n_src, single))
             return levels[i];
     }
     return "\"low\"";
