@@ -201,7 +201,9 @@ static void start_case(struct order *q, struct model *m, char *args)
 static uint64_t index_of(const struct gguf *g, const char *name)
 {
     const struct gguf_tensor *t = gguf_find_tensor(g, name);
-    return t ? (uint64_t)(t - gguf_tensor_at(g, 0)) : UINT64_MAX;
+    for (uint64_t i = 0; t && i < gguf_n_tensors(g); i++)
+        if (gguf_tensor_at(g, i) == t) return i;
+    return UINT64_MAX;
 }
 
 static void check_tensor(struct order *q, struct model *m, const char *name, enum qtype want)
