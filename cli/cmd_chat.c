@@ -249,8 +249,8 @@ static int open_template(struct talk *t, const struct chat_args *own)
     if (own->think && !talk_set_think(t, own->think)) return CLI_ERROR;
     if (try_template(t, &err)) return cli_fail(&err);
     if (chat_note(t->chat)) fprintf(stderr, "tessera: %s\n", chat_note(t->chat));
-    struct cli_list *stops = &t->a->stops;
-    if (chat_stop(t->chat) && stops->n < CLI_LIST_MAX) stops->at[stops->n++] = chat_stop(t->chat);
+    if (chat_stop(t->chat) && t->a->stops.n < CLI_LIST_MAX)
+        t->a->stops.at[t->a->stops.n++] = chat_stop(t->chat);
     return CLI_OK;
 }
 

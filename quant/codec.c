@@ -182,8 +182,8 @@ static encode_fn *searcher(enum cpu_tier tier)
     return encode_ref;
 }
 
-void codec_encode_tier(enum cpu_tier tier, enum qtype type, const float *x, const float *weight,
-                       void *blocks, int64_t n)
+void codec_encode(enum cpu_tier tier, enum qtype type, const float *x, const float *weight,
+                  void *blocks, int64_t n)
 {
     static const float alike[256] = {[0 ... 255] = 1.0f};
     const struct qtype_info *t = qtype_info((uint32_t)type);
@@ -194,9 +194,4 @@ void codec_encode_tier(enum cpu_tier tier, enum qtype type, const float *x, cons
         if (codecs[type].encode) codecs[type].encode(x + i, p);
         else search(type, x + i, weight ? weight + i : alike, p);
     }
-}
-
-void codec_encode(enum qtype type, const float *x, const float *weight, void *blocks, int64_t n)
-{
-    codec_encode_tier(cpu_tier_best(), type, x, weight, blocks, n);
 }

@@ -13,11 +13,9 @@
 void codec_decode(enum qtype type, const void *blocks, float *x, int64_t n);
 
 /* Minimises the sum of weight (x - x')^2: weight[n] says how much each of the n values matters,
- * finite, positive and about 1 in the mean; NULL = all alike.  Every instruction tier gives the
- * same bytes; the second function takes one that the machine has, for tests. */
-void codec_encode(enum qtype type, const float *x, const float *weight, void *blocks, int64_t n);
-void codec_encode_tier(enum cpu_tier tier, enum qtype type, const float *x, const float *weight,
-                       void *blocks, int64_t n);
+ * finite, positive and about 1 in the mean; NULL = all alike.  Every tier gives the same bytes. */
+void codec_encode(enum cpu_tier tier, enum qtype type, const float *x, const float *weight,
+                  void *blocks, int64_t n);
 
 /* False for types that can be read and not written. */
 bool codec_can_encode(enum qtype type);

@@ -119,15 +119,37 @@ static float grid_highest(const struct grid *g)
     return g->table ? g->table[g->n - 1] : (float)g->hi;
 }
 
-INLINE vec nearest(const struct grid *g, vec v)
+/* at[i] for i = 0..15 in every lane; from memory where there is no instruction for it. */
+INLINE vec lookup(const float *at, mask i)
+{
+#if defined __AVX512F__
+    return __builtin_shuffle(load(at), i);
+#elif defined __AVX2__
+    return __builtin_shuffle(load(at), load(at + LANES), i);
+#else
+    return (vec){at[i[0]], at[i[1]], at[i[2]], at[i[3]]};
+#endif
+}
+
+/* A table's values and the middles between them, in rising order; room for LANES more. */
+struct steps {
+    float value[16], middle[16];
+};
+
+static void steps_of(const struct grid *g, struct steps *s)
+{
+    if (!g->table) return;
+    for (int i = 0; i < 16; i++) s->value[i] = g->table[i < g->n ? i : g->n - 1];
+    for (int i = 0; i < 16; i++)
+        s->middle[i] = i + 1 < g->n ? 0.5f * (s->value[i] + s->value[i + 1]) : INFINITY;
+}
+
+INLINE vec nearest(const struct grid *g, const struct steps *s, vec v)
 {
     if (!g->table) return round_in(v, (float)g->lo, (float)g->hi);
-    vec r = splat(g->table[0]);
-    for (int k = 1; k < g->n; k++) {
-        const float a = g->table[k - 1], b = g->table[k];
-        r += both(v > splat(0.5f * (a + b)), splat(b - a));
-    }
-    return r;
+    mask i = (mask){0}; /* how many middles lie below v: halving 16 places */
+    for (int by = 8; by; by /= 2) i -= (v > lookup(s->middle, i + (by - 1))) * by;
+    return lookup(s->value, i);
 }
 
 /* The code of the value nearest to v. */
@@ -147,23 +169,6 @@ static void grid_codes(const struct grid *g, int n, const float *x, float d, int
 
 /* ---- one scale: x ~ d q --------------------------------------------------------------------- */
 
-/* For STARTS scales' inverses: sums of w x q and w q q. */
-INLINE void grid_sums(const struct grid *g, int n, const float *x, const float *w,
-                      const float *inv, float *sxq, float *sqq)
-{
-    for (int c = 0; c < STARTS; c += LANES) {
-        const vec i = load(inv + c);
-        vec a = splat(0), b = splat(0);
-        for (int k = 0; k < n; k++) {
-            const vec q = nearest(g, x[k] * i), wq = w[k] * q;
-            a += x[k] * wq;
-            b += q * wq;
-        }
-        store(sxq + c, a);
-        store(sqq + c, b);
-    }
-}
-
 struct fit {
     float err[STARTS], sxq[STARTS], sqq[STARTS];
 };
@@ -172,11 +177,13 @@ struct fit {
 INLINE void grid_errors(const struct grid *g, int n, const float *x, const float *w,
                         const float *d, struct fit *f)
 {
+    struct steps steps;
+    steps_of(g, &steps);
     for (int c = 0; c < STARTS; c += LANES) {
         const vec s = load(d + c), i = both(s != splat(0), 1.0f / s);
         vec e = splat(0), a = splat(0), b = splat(0);
         for (int k = 0; k < n; k++) {
-            const vec q = nearest(g, x[k] * i), wq = w[k] * q, miss = s * q - x[k];
+            const vec q = nearest(g, &steps, x[k] * i), wq = w[k] * q, miss = s * q - x[k];
             e += w[k] * (miss * miss);
             a += x[k] * wq;
             b += q * wq;
@@ -192,25 +199,37 @@ INLINE void grid_errors(const struct grid *g, int n, const float *x, const float
 INLINE float search_scale(const struct grid *g, int n, const float *x, const float *w, float first,
                           float last)
 {
+    enum { TURNS = 3 };
     const float peak = largest(x, n), ends[2] = {grid_lowest(g), grid_highest(g)};
-    float best = 0, scale = 0;
+    float start[2 * STARTS], gain[2 * STARTS], scale[2 * STARTS];
+    struct steps steps;
+    int best = 0;
+    steps_of(g, &steps);
     if (!(fabsf(peak) > 1e-30f) || !(fabsf(peak) < 1e30f)) return 0;
-    for (int side = 0; side < 2; side++) {
-        float inv[STARTS], sxq[STARTS], sqq[STARTS];
-        for (int c = 0; c < STARTS; c++)
-            inv[c] = ends[side] / peak * (first + (last - first) / (STARTS - 1) * (float)c);
-        for (int turn = 0; turn < 3; turn++) {
-            grid_sums(g, n, x, w, inv, sxq, sqq);
-            for (int c = 0; c < STARTS; c++) {
-                if (!(sqq[c] > 0) || sxq[c] == 0) continue;
-                inv[c] = sqq[c] / sxq[c];
-                if (!(sxq[c] * sxq[c] > best * sqq[c])) continue;
-                best = sxq[c] * sxq[c] / sqq[c];
-                scale = sxq[c] / sqq[c];
+    for (int c = 0; c < 2 * STARTS; c++)
+        start[c] = ends[c / STARTS] / peak *
+                   (first + (last - first) / (STARTS - 1) * (float)(c % STARTS));
+    for (int c = 0; c < 2 * STARTS; c += LANES) {
+        vec inv = load(start + c), top = splat(0), at = splat(0);
+        for (int turn = 0; turn < TURNS; turn++) {
+            vec sxq = splat(0), sqq = splat(0);
+            for (int k = 0; k < n; k++) {
+                const vec q = nearest(g, &steps, x[k] * inv), wq = w[k] * q;
+                sxq += x[k] * wq;
+                sqq += q * wq;
             }
+            /* With these codes the error is least at this scale, and less by this much than at 0. */
+            const vec d = sxq / sqq, less = sxq * d;
+            const mask better = less > top;
+            top = blend(better, less, top);
+            at = blend(better, d, at);
+            inv = blend(better, 1.0f / d, inv);
         }
+        store(gain + c, top);
+        store(scale + c, at);
     }
-    return scale;
+    for (int c = 1; c < 2 * STARTS; c++) best = gain[c] > gain[best] ? c : best;
+    return scale[best];
 }
 
 /* Blocks of 32 with one half. */
@@ -226,44 +245,40 @@ INLINE void encode_grid_32(const struct grid *g, const float *x, const float *w,
 INLINE float encode_grid_super(const struct grid *g, int n, int lo, int hi, const float *x,
                                const float *w, float first, float last, int *sc, int *q)
 {
-    enum { TURNS = 4, TRIES = 4 };
+    enum { TURNS = 4 };
     const int n_sub = 256 / n;
     float scale[16] = {0}, best = INFINITY, best_d = 0;
+    int trial[16] = {0};
     for (int s = 0; s < n_sub; s++)
         scale[s] = search_scale(g, n, x + n * s, w + n * s, first, last);
-    const float peak = largest(scale, n_sub);
+    float d = half(largest(scale, n_sub) / (float)lo);
+    for (int s = 0; s < n_sub; s++) trial[s] = d != 0 ? near_int(scale[s] / d, lo, hi) : 0;
     memset(sc, 0, 16 * sizeof *sc);
-    for (int t = 0; t < TRIES; t++) {
-        int trial[16];
-        float d = half(peak / (float)lo * (1.0f - 0.03f * (float)t));
-        for (int s = 0; s < n_sub; s++) trial[s] = d != 0 ? near_int(scale[s] / d, lo, hi) : 0;
-        for (int turn = 0; turn < TURNS; turn++) {
-            float sum = 0, saa = 0, sxa = 0;
-            for (int s = 0; s < n_sub; s++) {
-                float ds[STARTS];
-                int at[STARTS], k = 0;
-                struct fit f;
-                for (int c = 0; c < STARTS; c++) {
-                    const int v = trial[s] - STARTS / 2 + c;
-                    at[c] = v < lo ? lo : v > hi ? hi : v;
-                    ds[c] = d * (float)at[c];
-                }
-                grid_errors(g, n, x + n * s, w + n * s, ds, &f);
-                for (int c = 1; c < STARTS; c++) k = f.err[c] < f.err[k] ? c : k;
-                const float a = (float)at[k];
-                trial[s] = at[k];
-                sum += f.err[k];
-                sxa += a * f.sxq[k];
-                saa += a * a * f.sqq[k];
+    for (int turn = 0; turn < TURNS; turn++) {
+        float sum = 0, saa = 0, sxa = 0;
+        for (int s = 0; s < n_sub; s++) {
+            float ds[STARTS];
+            int at[STARTS], k = 0;
+            struct fit f;
+            for (int c = 0; c < STARTS; c++) {
+                const int v = trial[s] - STARTS / 2 + c;
+                at[c] = v < lo ? lo : v > hi ? hi : v;
+                ds[c] = d * (float)at[c];
             }
-            if (!(sum < best)) break;
-            best = sum;
-            best_d = d;
-            memcpy(sc, trial, sizeof trial);
-            const float next = half(saa > 0 ? sxa / saa : 0);
-            if (next == d) break;
-            d = next;
+            grid_errors(g, n, x + n * s, w + n * s, ds, &f);
+            for (int c = 1; c < STARTS; c++) k = f.err[c] < f.err[k] ? c : k;
+            const float a = (float)at[k];
+            trial[s] = at[k];
+            sum += f.err[k];
+            sxa += a * f.sxq[k];
+            saa += a * a * f.sqq[k];
         }
+        if (!(sum < best)) break;
+        best = sum;
+        best_d = d;
+        memcpy(sc, trial, sizeof trial);
+        d = half(saa > 0 ? sxa / saa : 0);
+        if (d == best_d) break;
     }
     for (int s = 0; s < n_sub; s++)
         grid_codes(g, n, x + n * s, best_d * (float)sc[s], q + n * s);
@@ -272,51 +287,59 @@ INLINE float encode_grid_super(const struct grid *g, int n, int lo, int hi, cons
 
 /* ---- scale and offset: x ~ d q - m, q in 0..top -------------------------------------------- */
 
-struct affine {
-    float err[STARTS], scale[STARTS], min[STARTS];
+/* Weighted sums of n weights. */
+struct sums {
+    float w, x, xx;
 };
 
-/* For STARTS pairs: codes from (x - lo) inv, then the best scale and min for these codes and their
- * error.  A min below 0 only where `any`. */
-INLINE void affine_fits(int n, const float *x, const float *w, int top, bool any, const float *lo,
-                        const float *inv, struct affine *f)
+static struct sums sums_of(int n, const float *x, const float *w)
 {
-    float sw = 0, sx = 0, sxx = 0;
+    struct sums s = {0};
     for (int k = 0; k < n; k++) {
-        sw += w[k];
-        sx += w[k] * x[k];
-        sxx += w[k] * x[k] * x[k];
+        s.w += w[k];
+        s.x += w[k] * x[k];
+        s.xx += w[k] * x[k] * x[k];
     }
-    for (int c = 0; c < STARTS; c += LANES) {
-        const vec l = load(lo + c), i = load(inv + c), zero = splat(0);
-        vec sq = zero, sqq = zero, sxq = zero;
-        for (int k = 0; k < n; k++) {
-            const vec q = round_in((x[k] - l) * i, 0, (float)top), wq = w[k] * q;
-            sq += wq;
-            sqq += q * wq;
-            sxq += x[k] * wq;
-        }
-        const vec det = sw * sqq - sq * sq, per = 1.0f / det;
-        vec scale = (sw * sxq - sq * sx) * per, min = (sq * sxq - sqq * sx) * per;
-        const mask flat = ~(det > zero), below = ~flat & (min < zero);
-        if (!any) {
-            min = both(~below, min);
-            scale = blend(below, sxq / sqq, scale);
-        }
-        vec err = sxx + (scale * scale * sqq + min * min * sw) +
-                  2.0f * (min * sx - scale * (sxq + min * sq));
-        err = blend(flat | ~(scale >= zero), splat(INFINITY), err);
-        store(f->err + c, err);
-        store(f->scale + c, scale);
-        store(f->min + c, min);
-    }
+    return s;
 }
 
+/* One turn: codes from (x - *lo) *inv, then the best scale and min for these codes, where that is
+ * less than *err; *lo and *inv follow.  A min below 0 only where `any`. */
+INLINE void affine_turn(int n, const float *x, const float *w, const struct sums *s, int top,
+                        bool any, vec *lo, vec *inv, vec *err, vec *scale, vec *min)
+{
+    const vec zero = splat(0);
+    vec sq = zero, sqq = zero, sxq = zero;
+    for (int k = 0; k < n; k++) {
+        const vec q = round_in((x[k] - *lo) * *inv, 0, (float)top), wq = w[k] * q;
+        sq += wq;
+        sqq += q * wq;
+        sxq += x[k] * wq;
+    }
+    const vec det = s->w * sqq - sq * sq, per = 1.0f / det;
+    vec d = (s->w * sxq - s->x * sq) * per, m = (sq * sxq - s->x * sqq) * per;
+    if (!any) {
+        const mask below = m < zero;
+        m = both(~below, m);
+        d = blend(below, sxq / sqq, d);
+    }
+    const vec e = s->xx + (d * d * sqq + m * m * s->w) + 2.0f * (m * s->x - d * (sxq + m * sq));
+    const mask better = (det > zero) & (d > zero) & (e < *err);
+    *err = blend(better, e, *err);
+    *scale = blend(better, d, *scale);
+    *min = blend(better, m, *min);
+    *lo = blend(better, -m, *lo);
+    *inv = blend(better, 1.0f / d, *inv);
+}
+
+/* The best real scale and min for n weights. */
 INLINE void search_affine(int n, const float *x, const float *w, int top, bool any, float *scale,
                           float *min)
 {
-    enum { GROUPS = 2 };
-    float lo = x[0], hi = x[0], best = INFINITY;
+    enum { TURNS = 3, N = 2 * STARTS };
+    const struct sums s = sums_of(n, x, w);
+    float lo = x[0], hi = x[0], from[N], inv[N], err[N], d[N], m[N];
+    int best = 0;
     for (int i = 1; i < n; i++) {
         lo = x[i] < lo ? x[i] : lo;
         hi = x[i] > hi ? x[i] : hi;
@@ -325,28 +348,24 @@ INLINE void search_affine(int n, const float *x, const float *w, int top, bool a
     *min = -lo;
     *scale = (hi - lo) / (float)top;
     if (!(hi - lo > 1e-30f) || !(hi - lo < 1e30f)) return;
-    for (int group = 0; group < GROUPS; group++) {
-        float from[STARTS], inv[STARTS];
-        struct affine f;
-        for (int c = 0; c < STARTS; c++) { /* cut off a part of the range at either end */
-            const float a = 0.08f * (float)(c % 4), b = 0.08f * (float)(c / 4);
-            const float wide = group ? 1.0f - a - b : 1.0f + 0.05f - 0.5f * (a + b);
-            from[c] = lo + (hi - lo) * (group ? a : 0.5f * a - 0.025f);
-            inv[c] = (float)top / ((hi - lo) * wide);
-        }
-        for (int turn = 0; turn < 3; turn++) {
-            affine_fits(n, x, w, top, any, from, inv, &f);
-            for (int c = 0; c < STARTS; c++) {
-                if (!(f.scale[c] > 0) || !(f.err[c] < INFINITY)) continue;
-                from[c] = -f.min[c];
-                inv[c] = 1.0f / f.scale[c];
-                if (!(f.err[c] < best)) continue;
-                best = f.err[c];
-                *scale = f.scale[c];
-                *min = f.min[c];
-            }
-        }
+    for (int c = 0; c < N; c++) { /* cut off a part of the range at either end */
+        const float a = 0.08f * (float)(c % 4), b = 0.08f * (float)(c / 4 % 4);
+        const bool inner = c / STARTS;
+        from[c] = lo + (hi - lo) * (inner ? a : 0.5f * a - 0.025f);
+        inv[c] = (float)top / ((hi - lo) * (inner ? 1.0f - a - b : 1.05f - 0.5f * (a + b)));
     }
+    for (int c = 0; c < N; c += LANES) {
+        vec l = load(from + c), i = load(inv + c), e = splat(INFINITY), p = splat(0), o = splat(0);
+        for (int turn = 0; turn < TURNS; turn++)
+            affine_turn(n, x, w, &s, top, any, &l, &i, &e, &p, &o);
+        store(err + c, e);
+        store(d + c, p);
+        store(m + c, o);
+    }
+    for (int c = 1; c < N; c++) best = err[c] < err[best] ? c : best;
+    if (!(err[best] < INFINITY)) return;
+    *scale = d[best];
+    *min = m[best];
 }
 
 static void affine_codes(int n, const float *x, int top, float d, float m, int *q)
@@ -414,77 +433,71 @@ static void best_halfs(const struct moments *s, float *d, float *dmin)
 
 struct sub { /* of an affine super-block */
     float scale, min; /* real ones */
-    float sw, sx;     /* sums of w and w x */
+    struct sums sums;
 };
 
-/* Super-blocks with sub-blocks of n weights, integers 0..most for scales and mins, two halfs. */
+/* The best pair of integers near (*sc, *m) for sub-block b of n weights, for given halfs; returns
+ * its error and adds to the moments. */
+INLINE float affine_pick(int n, int top, int range, const float *x, const float *w,
+                         const struct sums *b, float d, float dmin, int back, int *sc, int *m,
+                         struct moments *z)
+{
+    float ds[STARTS], dm[STARTS];
+    int p[STARTS], o[STARTS], k = 0;
+    struct affine_fit f;
+    for (int c = 0; c < STARTS; c++) {
+        p[c] = *sc + c % 4 - back;
+        o[c] = *m + c / 4 - back;
+        p[c] = p[c] < 0 ? 0 : p[c] > range ? range : p[c];
+        o[c] = o[c] < 0 ? 0 : o[c] > range ? range : o[c];
+        ds[c] = d * (float)p[c];
+        dm[c] = dmin * (float)o[c];
+    }
+    affine_errors(n, x, w, top, ds, dm, &f);
+    for (int c = 1; c < STARTS; c++) k = f.err[c] < f.err[k] ? c : k;
+    const float a = (float)(*sc = p[k]), c = (float)(*m = o[k]);
+    z->aa += a * a * f.sqq[k];
+    z->am += a * c * f.sq[k];
+    z->mm += c * c * b->w;
+    z->xa += a * f.sxq[k];
+    z->xm += c * b->x;
+    return f.err[k];
+}
+
+/* Super-blocks with sub-blocks of n weights, integers 0..range for scales and mins, two halfs. */
 INLINE void encode_affine_super(int n, int top, int range, const float *x, const float *w,
                                 uint8_t *half_d, uint8_t *half_m, int *sc, int *m, int *q)
 {
     enum { TURNS = 4 };
-    const int n_sub = 256 / n, tries = range < 32 ? 3 : 1;
-    struct sub sub[16];
-    float hi_s = 0, hi_m = 0, best = INFINITY, best_d = 0, best_m = 0;
+    const int n_sub = 256 / n;
+    struct sums sums[16];
+    int sc1[16] = {0}, m1[16] = {0};
+    float scale[16], min[16], best = INFINITY, best_d = 0, best_m = 0;
     for (int s = 0; s < n_sub; s++) {
-        struct sub *b = &sub[s];
-        search_affine(n, x + n * s, w + n * s, top, false, &b->scale, &b->min);
-        hi_s = b->scale > hi_s ? b->scale : hi_s;
-        hi_m = b->min > hi_m ? b->min : hi_m;
-        b->sw = b->sx = 0;
-        for (int k = n * s; k < n * (s + 1); k++) {
-            b->sw += w[k];
-            b->sx += w[k] * x[k];
-        }
+        search_affine(n, x + n * s, w + n * s, top, false, &scale[s], &min[s]);
+        sums[s] = sums_of(n, x + n * s, w + n * s);
+    }
+    float d = half(fabsf(largest(scale, n_sub)) / (float)range);
+    float dmin = half(fabsf(largest(min, n_sub)) / (float)range);
+    for (int s = 0; s < n_sub; s++) {
+        sc1[s] = d > 0 ? near_int(scale[s] / d, 0, range) : 0;
+        m1[s] = dmin > 0 ? near_int(min[s] / dmin, 0, range) : 0;
     }
     memset(sc, 0, 16 * sizeof *sc);
     memset(m, 0, 16 * sizeof *m);
-    /* Few steps: it pays to let the largest ones be cut off. */
-    for (int t = 0; t < tries * tries; t++) {
-        int sc1[16], m1[16];
-        float d = half(hi_s / (float)range * (1.0f - 0.1f * (float)(t % tries)));
-        float dmin = half(hi_m / (float)range * (1.0f - 0.1f * (float)(t / tries)));
-        for (int s = 0; s < n_sub; s++) {
-            sc1[s] = d > 0 ? near_int(sub[s].scale / d, 0, range) : 0;
-            m1[s] = dmin > 0 ? near_int(sub[s].min / dmin, 0, range) : 0;
-        }
-        for (int turn = 0; turn < TURNS; turn++) {
-            struct moments z = {0};
-            float sum = 0;
-            for (int s = 0; s < n_sub; s++) {
-                float ds[STARTS], dm[STARTS];
-                int a[STARTS], b[STARTS], k = 0;
-                struct affine_fit f;
-                for (int c = 0; c < STARTS; c++) { /* -2..1 and -1..2 in turns */
-                    a[c] = sc1[s] + c % 4 - 1 - (turn & 1);
-                    b[c] = m1[s] + c / 4 - 1 - (turn & 1);
-                    a[c] = a[c] < 0 ? 0 : a[c] > range ? range : a[c];
-                    b[c] = b[c] < 0 ? 0 : b[c] > range ? range : b[c];
-                    ds[c] = d * (float)a[c];
-                    dm[c] = dmin * (float)b[c];
-                }
-                affine_errors(n, x + n * s, w + n * s, top, ds, dm, &f);
-                for (int c = 1; c < STARTS; c++) k = f.err[c] < f.err[k] ? c : k;
-                const float p = (float)a[k], o = (float)b[k];
-                sc1[s] = a[k];
-                m1[s] = b[k];
-                sum += f.err[k];
-                z.aa += p * p * f.sqq[k];
-                z.am += p * o * f.sq[k];
-                z.mm += o * o * sub[s].sw;
-                z.xa += p * f.sxq[k];
-                z.xm += o * sub[s].sx;
-            }
-            if (sum < best) {
-                best = sum;
-                best_d = d;
-                best_m = dmin;
-                memcpy(sc, sc1, sizeof sc1);
-                memcpy(m, m1, sizeof m1);
-            } else if (turn) {
-                break;
-            }
-            best_halfs(&z, &d, &dmin);
-        }
+    for (int turn = 0; turn < TURNS; turn++) {
+        struct moments z = {0};
+        float sum = 0;
+        for (int s = 0; s < n_sub; s++) /* from one below to two above, then the other way */
+            sum += affine_pick(n, top, range, x + n * s, w + n * s, &sums[s], d, dmin,
+                               1 + (turn & 1), &sc1[s], &m1[s], &z);
+        if (!(sum < best)) break;
+        best = sum;
+        best_d = d;
+        best_m = dmin;
+        memcpy(sc, sc1, sizeof sc1);
+        memcpy(m, m1, sizeof m1);
+        best_halfs(&z, &d, &dmin);
     }
     put_half(half_d, best_d);
     put_half(half_m, best_m);

@@ -108,7 +108,7 @@ static void test_golden_encode(void **state)
         if (t == QTYPE_F32 || !codec_can_encode(t)) continue;
         void *bin = golden(info(t)->name, "bin", &n_bin), *ours = alloc(n_bin);
         assert_non_null(bin);
-        codec_encode(t, src, NULL, ours, n);
+        codec_encode(CPU_REF, t, src, NULL, ours, n);
         if (t == QTYPE_F16 || t == QTYPE_BF16 || t == QTYPE_Q8_0) {
             assert_memory_equal(ours, bin, n_bin);
         } else {
@@ -161,12 +161,12 @@ static void test_round_trip(void **state)
     fill(x, N, 7, 0.02f);
     for (int i = 0; i < N_TYPES; i++) {
         if (!codec_can_encode(all_types[i])) continue;
-        codec_encode(all_types[i], x, NULL, p, N);
+        codec_encode(CPU_REF, all_types[i], x, NULL, p, N);
         codec_decode(all_types[i], p, y, N);
         double e = nmse(x, y, N);
         if (e > bound[i]) print_message("%s nmse %g\n", info(all_types[i])->name, e);
         assert_true(e <= bound[i]);
-        codec_encode(all_types[i], y, NULL, p, N);
+        codec_encode(CPU_REF, all_types[i], y, NULL, p, N);
         codec_decode(all_types[i], p, z, N);
         assert_true(nmse(y, z, N) <= bound[i]);
     }
@@ -187,26 +187,26 @@ static void test_encode_edges(void **state)
         enum qtype t = all_types[i];
         if (!codec_can_encode(t)) continue;
         memset(x, 0, sizeof x);
-        codec_encode(t, x, NULL, p, N);
+        codec_encode(CPU_REF, t, x, NULL, p, N);
         codec_decode(t, p, y, N);
         for (int k = 0; k < N; k++) assert_true(y[k] == 0);
 
         for (int k = 0; k < N; k++) x[k] = 0.25f;
-        codec_encode(t, x, NULL, p, N);
+        codec_encode(CPU_REF, t, x, NULL, p, N);
         codec_decode(t, p, y, N);
         assert_true(nmse(x, y, N) < 1e-4);
 
         for (int k = 0; k < N; k++) x[k] = 1.0f + (float)(k % 16) / 16;
-        codec_encode(t, x, NULL, p, N);
+        codec_encode(CPU_REF, t, x, NULL, p, N);
         codec_decode(t, p, y, N);
         const bool coarse = info(t)->block_bytes * 8 < 9 * info(t)->block / 2;
         assert_true(nmse(x, y, N) < (coarse ? 5e-2 : 1e-2));
 
         static const float odd[] = {INFINITY, -INFINITY, NAN, 1e-44f, -1e-38f, 3e38f, -3e38f, 1};
         for (int k = 0; k < N; k++) x[k] = odd[(k * 5 + k / 8) % 8];
-        codec_encode(t, x, NULL, p, N); /* any value is right, a crash is not */
+        codec_encode(CPU_REF, t, x, NULL, p, N); /* any value is right, a crash is not */
         for (int k = 0; k < N; k++) x[k] = 1e-42f * (float)(k % 7);
-        codec_encode(t, x, NULL, p, N);
+        codec_encode(CPU_REF, t, x, NULL, p, N);
         codec_decode(t, p, y, N);
         for (int k = 0; k < N; k++) assert_true(fabsf(y[k]) < 1e-6f);
     }
@@ -332,7 +332,7 @@ static void test_act_edges(void **state)
 static void random_rows(enum qtype t, const float *src, int64_t n, uint8_t *rows)
 {
     if (codec_can_encode(t)) {
-        codec_encode(t, src, NULL, rows, n);
+        codec_encode(CPU_REF, t, src, NULL, rows, n);
         return;
     }
     struct rng r;

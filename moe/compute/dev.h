@@ -104,6 +104,13 @@ static inline uint64_t dev_state_bytes(const struct kv_slot *s, uint64_t *matric
 /* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs. */
 uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind);
 
+/* When OP_EXPERTS has run, its scratch begins with what down was multiplied with: n_ff floats per
+ * pair in expert-major order, so many bytes apart. */
+static inline uint64_t dev_experts_hidden_stride(int n_ff)
+{
+    return (sizeof(float) * (uint64_t)n_ff + 63) & ~(uint64_t)63;
+}
+
 /* The CPU device: kernels of one tier on a pool that it borrows. */
 enum status dev_cpu_open(struct pool *pool, enum cpu_tier tier, struct dev **out, struct err *e);
 const struct dev_api *dev_cpu_api(void);

@@ -519,10 +519,10 @@ uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind do
 static void experts_layout(struct experts *x, char *p)
 {
     const uint64_t n = (uint64_t)x->n_pairs;
-    x->ff_stride = round64(sizeof(float) * (uint64_t)x->n_ff);
+    x->ff_stride = dev_experts_hidden_stride(x->n_ff);
     x->prep_stride = round64(act_bytes(x->kind, x->n_ff));
     x->out_stride = round64(sizeof(float) * (uint64_t)x->n_embd);
-    x->gate = p;
+    x->gate = p; /* where watchers look for what down is multiplied with (dev.h) */
     x->up = x->gate + n * x->ff_stride;
     x->prep = x->up + n * x->ff_stride;
     x->out = x->prep + n * x->prep_stride;

@@ -308,6 +308,7 @@ void tessera_close(tessera_engine *e)
     tok_close(e->tok);
     gguf_close(e->file);
     obs_close(&e->obs);
+    watch_end(&e->watch);
     for (int i = 0; i < e->n_warnings; i++) free(e->warning[i]);
     free(e->kv_offset);
     free(e->buf);

@@ -128,16 +128,19 @@ static enum status run_steps(struct exec *x, struct err *err)
         const struct op *op = &m->op[i];
         if (atomic_exchange(&e->cancel, 0))
             return err_set(err, ERR_CANCELLED, "interrupted in layer %d", op->layer);
+        const bool watched = e->watch.fn != NULL;
+        if (watched) watch_op(e, op, op->rows == ROWS_OUT ? x->n_out : x->n_rows);
         if (op->code == OP_ROUTE) {
             run_route(x, op);
             i++;
         } else if (op->code == OP_EXPERTS) {
             run_experts(x, op);
+            if (watched && x->route.n_rows) watch_experts(e, op, &x->route);
             i++;
         } else {
             /* Everything up to the next control point is one submission. */
             int n = 1;
-            while (i + n < m->n_op && m->op[i + n].code != OP_ROUTE &&
+            while (!watched && i + n < m->n_op && m->op[i + n].code != OP_ROUTE &&
                    m->op[i + n].code != OP_EXPERTS)
                 n++;
             dev_fence f = e->api->submit(e->dev, op, n, &x->bind);

@@ -14,6 +14,7 @@ enum { PIECE_BYTES = 4 << 20, TASK_VALUES = 1 << 15 };
 struct job {
     struct convert *c;
     struct pool *pool;
+    enum cpu_tier tier;
     const struct convert_tensor *t;
     const struct st_tensor *src; /* of the matrix */
     uint64_t mat;                /* of that source */
@@ -138,7 +139,7 @@ static void encode_rows(void *arg, int task, int worker)
         }
         st_decode(j->src->type, p, x, n);
         if (j->scaled) apply_scales(j, at, t->col_step, x, n);
-        codec_encode(t->type, x, NULL, j->out + r * out_row, (int64_t)n);
+        codec_encode(j->tier, t->type, x, NULL, j->out + r * out_row, (int64_t)n);
     }
 }
 
@@ -238,7 +239,8 @@ enum status convert_write(struct convert *c, const char *out, struct pool *pool,
                           bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                           struct err *e)
 {
-    struct job j = {.c = c, .pool = pool, .progress = progress, .arg = arg};
+    struct job j = {.c = c, .pool = pool, .tier = cpu_tier_best(), .progress = progress,
+                    .arg = arg};
     enum status s = room_for_rows(&j, e);
     if (!s) s = gguf_writer_begin(c->w, out, e);
     for (uint32_t i = 0; i < c->n && !s; i++) {

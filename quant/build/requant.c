@@ -95,6 +95,7 @@ void requant_free(struct requant *r)
 
 struct piece {
     const struct requant_tensor *t;
+    enum cpu_tier tier;
     const float *importance; /* [n_mats][cols], NULL = none */
     uint64_t row;            /* of the tensor, where the piece begins */
     uint64_t n_rows;
@@ -116,7 +117,8 @@ static void encode_task(void *arg, int task, int worker)
                  (int64_t)((end - first) * cols));
     for (uint64_t r = first; r < end; r++) {
         const float *w = p->importance ? p->importance + (p->row + r) / t->dim[1] * cols : NULL;
-        codec_encode(to, p->x + r * cols, w, p->out + qtype_bytes(to, r * cols), (int64_t)cols);
+        codec_encode(p->tier, to, p->x + r * cols, w, p->out + qtype_bytes(to, r * cols),
+                     (int64_t)cols);
     }
 }
 
@@ -125,6 +127,7 @@ struct job {
     struct osfile *file; /* [shards] */
     struct gguf_writer *w;
     struct pool *pool;
+    enum cpu_tier tier;
     char *in, *out;      /* PIECE_WEIGHTS at their widest, or one row if that is longer */
     float *x;
     uint64_t room;
@@ -162,7 +165,7 @@ static enum status write_rows(struct job *j, const struct requant_tensor *t, con
             s = gguf_writer_data(j->w, j->in, bytes, e);
         } else if (!s) {
             const uint64_t task = cols < TASK_WEIGHTS ? TASK_WEIGHTS / cols : 1;
-            struct piece p = {t, w, row, n, task, j->in, j->out, j->x};
+            struct piece p = {t, j->tier, w, row, n, task, j->in, j->out, j->x};
             pool_run(j->pool, encode_task, &p, (int)((n + task - 1) / task));
             s = gguf_writer_data(j->w, j->out, qtype_bytes(t->type, n * cols), e);
         }
@@ -238,7 +241,7 @@ enum status requant_write(const struct requant *r, const char *out,
                           bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                           struct err *e)
 {
-    struct job j = {.r = r, .pool = pool, .progress = progress, .arg = arg};
+    struct job j = {.r = r, .pool = pool, .tier = cpu_tier_best(), .progress = progress, .arg = arg};
     enum status s = open_job(&j, e);
     if (!s) {
         put_header(&j, origin);
