@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "moe/load/tok.h"
 #include "quant/build/convert.h"
 
 static void print_table(const struct convert *c)
@@ -125,6 +126,13 @@ static bool parse_type(const char *word, enum convert_type *type)
     return false;
 }
 
+static bool is_pre(const char *name)
+{
+    for (int i = 0; tok_pre_at(i); i++)
+        if (!strcmp(tok_pre_at(i), name)) return true;
+    return false;
+}
+
 static void known_architectures(char *buf, size_t cap)
 {
     size_t n = 0;
@@ -161,6 +169,9 @@ int cmd_convert(int argc, char **argv)
     if (!parse_type(own.type, &o.type))
         return cli_usage("convert", "--outtype knows auto, f32, f16, bf16 and q8_0, not '%s'",
                          own.type);
+    if (own.pre && !is_pre(own.pre))
+        return cli_usage("convert", "--pre %s is not known; `tessera help support` lists the "
+                         "pre-tokenizers", own.pre);
     long n = a.threads > 0 ? a.threads : sysconf(_SC_NPROCESSORS_ONLN);
     struct err e;
     err_clear(&e);

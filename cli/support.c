@@ -1,6 +1,9 @@
 /* What this build can open, printed from the registries of the code itself: the README's table. */
+#include <string.h>
+
 #include "cli/cli.h"
 #include "models/arch.h"
+#include "models/hf.h"
 #include "moe/load/chat.h"
 #include "quant/mm.h"
 
@@ -20,5 +23,13 @@ int cli_print_support(void)
     for (int i = 0; chat_builtin_at(i); i++) printf("%s `%s`", i ? "," : "", chat_builtin_at(i));
     printf(" |\n| containers | GGUF version 2 and 3, split files |\n"
            "| KV cache | f16, q8_0 |\n");
+    printf("| checkpoints (`tessera convert`) | Hugging Face safetensors of");
+    for (int i = 0; hf_arch_at(i); i++)
+        for (const char *p = hf_arch_at(i)->classes; *p; p += *p == ' ') {
+            const size_t n = strcspn(p, " ");
+            printf("%s `%.*s`", i || p != hf_arch_at(i)->classes ? "," : "", (int)n, p);
+            p += n;
+        }
+    printf(" |\n");
     return CLI_OK;
 }

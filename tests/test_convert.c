@@ -602,7 +602,7 @@ static void test_variants(void **state)
     assert_true(s.n == 6 && !memcmp(s.s, "A name", 6));
     gguf_close(g);
     o.pre = "qwen9";
-    assert_int_equal(convert_with(o, 1, &e), ERR_USAGE);
+    assert_int_equal(convert_with(o, 1, &e), ERR_UNSUPPORTED);
     /* The same words, but merged as the merges say. */
     variant("llama3", "tokenizer.json", "\"ignore_merges\":true", "\"ignore_merges\":false");
     assert_int_equal(convert_with((struct convert_options){.dir = bad_dir}, 1, &e), OK);

@@ -562,17 +562,13 @@ static enum status choose_pre(struct hf_vocab *v, const char *pre, struct err *e
 {
     if (v->spm) {
         v->pre = "default";
-        return pre ? err_set(e, ERR_USAGE, "--pre is for byte-level tokenizers; %s has a "
-                             "SentencePiece-style one", v->dir) : OK;
+        return pre ? err_set(e, ERR_UNSUPPORTED, "%s has a SentencePiece-style tokenizer, for which "
+                             "--pre means nothing", v->dir) : OK;
     }
     if (pre) {
         const struct pre *known = pre_find(pre, strlen(pre));
         v->pre = known ? known->name : NULL;
-        return known ? OK
-                     : err_set(e, ERR_USAGE,
-                               "--pre %.40s is not known; `tessera help support` lists the "
-                               "pre-tokenizers",
-                               pre);
+        return known ? OK : err_set(e, ERR_UNSUPPORTED, "the pre-tokenizer %.40s is not known", pre);
     }
     char *path = path_of(v->dir, "tokenizer.json");
     if (!path) return no_memory(v, e);

@@ -181,7 +181,8 @@ static enum status check_ranges(const struct st *s, const struct osfile *f, uint
                                 uint64_t data, struct err *e)
 {
     uint64_t at = data;
-    qsort(s->tensor + first, (size_t)(s->n - first), sizeof *s->tensor, by_offset);
+    if (s->n > first)
+        qsort(s->tensor + first, (size_t)(s->n - first), sizeof *s->tensor, by_offset);
     for (uint64_t i = first; i < s->n; i++) {
         const struct st_tensor *t = &s->tensor[i];
         if (t->offset != at)
