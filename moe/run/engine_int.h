@@ -10,6 +10,7 @@
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
 #include "moe/run/obs.h"
+#include "moe/run/profile.h"
 #include "moe/tessera.h"
 #include "offload/part.h"
 
@@ -65,6 +66,7 @@ struct tessera_engine {
     uint32_t logits_stride;
     uint64_t n_steps;
     struct obs_ring obs;
+    struct profile *profile;         /* NULL = steps are not timed */
     atomic_int cancel;
 };
 
