@@ -1,6 +1,8 @@
 /* tessera bench: tokens per second, measured and printed as llama-bench does: pp N reads N random
- * tokens into an empty context, tg N generates N tokens one at a time; one warm-up, then -r runs.
- * Reads no prompt and samples nothing. */
+ * tokens into an empty context, tg N generates N tokens one at a time; one warm-up, then -r runs; with
+ * -d the context holds D tokens already ("@ dD").
+ * Reads no prompt and samples nothing.  --roofline adds one more run of each test, its steps timed
+ * one by one, beside what the memory and the integer units of this machine allow. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,18 +14,21 @@
 #include "moe/base/osfile.h"
 #include "moe/base/rng.h"
 #include "moe/load/gguf.h"
+#include "quant/mm.h"
 
 enum { REPS = 100, TESTS = 32, CTX_AUTO = 8192 /* what an absent -c gives at most */ };
 
 enum format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON, FORMAT_JSONL };
 
 struct bench_args {
-    const char *prompts, *gens, *format;
+    const char *prompts, *gens, *depths, *format;
     int reps;
+    bool roofline;
 };
 
 struct test {
     int n_prompt, n_gen; /* one of them is 0 */
+    int depth;           /* tokens before them */
     double s[REPS];      /* seconds of each run */
     double avg_s, dev_s, avg_ts, dev_ts;
     char when[32];
@@ -40,6 +45,8 @@ struct bench {
     struct rng rng;
     enum format format;
     int printed;
+    bool roofline;
+    double ram, peak; /* GB/s and 1e9 multiply-accumulates per second of all threads */
 };
 
 /* ---- measuring ---- */
@@ -71,10 +78,21 @@ static enum status run_gen(struct bench *b, int n, struct err *err)
     return s;
 }
 
+/* Leaves a context of depth tokens; recurrent states may lie further back and are brought up. */
+static enum status go_to_depth(struct bench *b, int depth, int32_t *ids, struct err *err)
+{
+    enum status s = OK;
+    if (tessera_session_n(b->session) > depth)
+        s = tessera_session_rollback(b->session, (struct tessera_mark){depth}, err);
+    const int n = tessera_session_n(b->session);
+    return s || n == depth ? s : run_prompt(b, ids, depth - n, err);
+}
+
+/* At the test's depth. */
 static enum status run_once(struct bench *b, const struct test *t, int32_t *ids, struct err *err)
 {
-    enum status s = tessera_session_rollback(b->session, (struct tessera_mark){0}, err);
-    if (!s && t->n_prompt) s = run_prompt(b, ids, t->n_prompt, err);
+    enum status s = OK;
+    if (t->n_prompt) s = run_prompt(b, ids, t->n_prompt, err);
     if (!s && t->n_gen) s = run_gen(b, t->n_gen, err);
     return s;
 }
@@ -94,8 +112,11 @@ static enum status run_test(struct bench *b, struct test *t, int32_t *ids, struc
     struct test warm = *t;
     double ts[REPS];
     if (warm.n_gen) warm.n_gen = 1;
-    enum status s = run_once(b, &warm, ids, err);
+    enum status s = tessera_session_rollback(b->session, (struct tessera_mark){0}, err);
+    if (!s) s = go_to_depth(b, t->depth, ids, err);
+    if (!s) s = run_once(b, &warm, ids, err);
     for (int r = 0; r < b->reps && !s; r++) {
+        if ((s = go_to_depth(b, t->depth, ids, err))) break;
         double start = os_seconds();
         s = run_once(b, t, ids, err);
         t->s[r] = os_seconds() - start;
@@ -108,6 +129,85 @@ static enum status run_test(struct bench *b, struct test *t, int32_t *ids, struc
     t->avg_ts = mean_dev(ts, b->reps, &t->dev_ts);
     if (gmtime_r(&now, &utc)) (void)strftime(t->when, sizeof t->when, "%Y-%m-%dT%H:%M:%SZ", &utc);
     return OK;
+}
+
+/* "tg64 @ d4096", as llama-bench says it. */
+static void test_name(const struct test *t, char *name, size_t cap)
+{
+    const int n = snprintf(name, cap, t->n_prompt ? "pp%d" : "tg%d", t->n_prompt + t->n_gen);
+    if (t->depth && n > 0) (void)snprintf(name + n, cap - (size_t)n, " @ d%d", t->depth);
+}
+
+/* ---- the roofline ---- */
+
+enum { ROOF_BYTES = 512 << 20 };
+
+static enum status measure_roof(struct bench *b, struct err *err)
+{
+    const int n = b->m.n_threads;
+    enum status s = machine_measure_ram(n, ROOF_BYTES, &b->ram, err);
+    return s ? s : mm_measure_peak(cpu_tier_best(), n, &b->peak, err);
+}
+
+/* The time that the bytes and the products of a step need at least. */
+static double least_seconds(const struct bench *b, const struct tessera_step_kind *k)
+{
+    const double bytes = b->ram > 0 ? (double)k->bytes / b->ram / 1e9 : 0;
+    const double macs = b->peak > 0 ? (double)k->macs / b->peak / 1e9 : 0;
+    return bytes > macs ? bytes : macs;
+}
+
+static void print_kind(const struct tessera_step_kind *k, double n_passes,
+                       double total, double least)
+{
+    const double s = k->seconds > 0 ? k->seconds : 1e-9;
+    printf("| %-11s | %-13s | %6.0f | %9.3f | %5.1f | %9.2f | %7.2f | %9.3f | %7.1f | %5.1f |\n",
+           k->step, k->name, (double)k->n_runs / n_passes, 1e3 * k->seconds / n_passes,
+           100 * k->seconds / total, (double)k->bytes / n_passes / 1e6, (double)k->bytes / s / 1e9,
+           (double)k->macs / n_passes / 1e9, (double)k->macs / s / 1e9, 100 * least / s);
+}
+
+/* Runs the test once more, timed by step, and prints where its time went per forward pass. */
+static enum status roofline(struct bench *b, const struct test *t, int32_t *ids, struct err *err)
+{
+    struct tessera_step_kind k, sum = {.step = "all", .name = ""};
+    double least = 0;
+    enum status s = b->ram > 0 ? OK : measure_roof(b, err);
+    if (!s) s = go_to_depth(b, t->depth, ids, err);
+    if (!s) s = tessera_profile(b->e, true, err);
+    if (s) return s;
+    const double start = os_seconds();
+    s = run_once(b, t, ids, err);
+    const double total = os_seconds() - start;
+    const double n = t->n_gen ? t->n_gen : (t->n_prompt + b->m.n_ubatch - 1) / b->m.n_ubatch;
+    if (!s) {
+        char name[48];
+        test_name(t, name, sizeof name);
+        printf("\n%s by step, per pass of %d: memory %.1f GB/s, products %.0f GMAC/s, "
+               "%d threads\n\n",
+               name,
+               t->n_gen ? 1 : t->n_prompt < b->m.n_ubatch ? t->n_prompt : b->m.n_ubatch, b->ram,
+               b->peak, b->m.n_threads);
+        printf("| step        | name          |   runs |        ms |     %% |        MB |    GB/s |"
+               "      GMAC |  GMAC/s | %% of limit |\n"
+               "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    }
+    for (int i = 0; !s && tessera_profile_at(b->e, i, &k); i++) {
+        print_kind(&k, n, total, least_seconds(b, &k));
+        sum.n_runs += k.n_runs;
+        sum.bytes += k.bytes;
+        sum.macs += k.macs;
+        sum.seconds += k.seconds;
+        least += least_seconds(b, &k);
+    }
+    k = (struct tessera_step_kind){.step = "between", .name = "", .seconds = total - sum.seconds};
+    sum.seconds = total;
+    if (!s) {
+        print_kind(&k, n, total, 0);
+        print_kind(&sum, n, total, least);
+    }
+    (void)tessera_profile(b->e, false, NULL);
+    return s;
 }
 
 /* ---- printing ---- */
@@ -126,7 +226,7 @@ static void print_md(const struct bench *b, const struct test *t)
                    mib < 1024 ? mib : mib / 1024);
     (void)snprintf(params, sizeof params, n < 1e9 ? "%.2f M" : "%.2f B",
                    n < 1e9 ? n / 1e6 : n / 1e9);
-    (void)snprintf(test, sizeof test, t->n_prompt ? "pp%d" : "tg%d", t->n_prompt + t->n_gen);
+    test_name(t, test, sizeof test);
     (void)snprintf(ts, sizeof ts, "%.2f ± %.2f", t->avg_ts, t->dev_ts);
     printf("| %-30s | %10s | %10s | %-10s | %7d | %15s | %21s |\n", b->type, size, params, "CPU",
            b->m.n_threads, test, ts); /* 21: the sign takes two bytes */
@@ -139,7 +239,7 @@ struct column {
     char value[512];
 };
 
-enum { COLUMNS = 20 };
+enum { COLUMNS = 21 };
 
 static void number(struct column *c, const char *name, double v, int digits)
 {
@@ -175,6 +275,7 @@ static int columns(const struct bench *b, const struct test *t, struct column c[
     text(&c[n++], "type_v", kv);
     number(&c[n++], "n_prompt", t->n_prompt, 0);
     number(&c[n++], "n_gen", t->n_gen, 0);
+    number(&c[n++], "n_depth", t->depth, 0);
     text(&c[n++], "test_time", t->when);
     number(&c[n++], "avg_ns", t->avg_s * 1e9, 0);
     number(&c[n++], "stddev_ns", t->dev_s * 1e9, 0);
@@ -255,23 +356,27 @@ static bool parse_sizes(const char *list, int32_t **n, int *count)
 /* Zeros say "not this test", as in llama-bench. */
 static int list_tests(const struct bench_args *own, struct test *t, int *n_tests)
 {
-    int32_t *pp = NULL, *tg = NULL;
-    int n_pp = 0, n_tg = 0, rc = CLI_GO_ON;
+    int32_t *pp = NULL, *tg = NULL, *depth = NULL;
+    int n_pp = 0, n_tg = 0, n_depth = 0, rc = CLI_GO_ON;
     *n_tests = 0;
     if (!parse_sizes(own->prompts, &pp, &n_pp))
         rc = cli_usage("bench", "-p wants numbers like 512 or 128,512, not '%s'", own->prompts);
     else if (!parse_sizes(own->gens, &tg, &n_tg))
         rc = cli_usage("bench", "-n wants numbers like 128 or 16,128, not '%s'", own->gens);
-    else if (n_pp + n_tg > TESTS)
+    else if (!parse_sizes(own->depths, &depth, &n_depth))
+        rc = cli_usage("bench", "-d wants numbers like 4096 or 0,4096, not '%s'", own->depths);
+    else if ((n_pp + n_tg) * n_depth > TESTS)
         rc = cli_usage("bench", "at most %d tests", TESTS);
-    for (int i = 0; i < n_pp + n_tg && rc == CLI_GO_ON; i++) {
-        int n = i < n_pp ? pp[i] : tg[i - n_pp];
-        if (n) t[(*n_tests)++] = (struct test){.n_prompt = i < n_pp ? n : 0,
-                                               .n_gen = i < n_pp ? 0 : n};
+    for (int i = 0; i < (n_pp + n_tg) * n_depth && rc == CLI_GO_ON; i++) {
+        const int at = i % (n_pp + n_tg), n = at < n_pp ? pp[at] : tg[at - n_pp];
+        if (n) t[(*n_tests)++] = (struct test){.n_prompt = at < n_pp ? n : 0,
+                                               .n_gen = at < n_pp ? 0 : n,
+                                               .depth = depth[i / (n_pp + n_tg)]};
     }
     if (rc == CLI_GO_ON && !*n_tests) rc = cli_usage("bench", "-p 0 -n 0 leaves no test");
     free(pp);
     free(tg);
+    free(depth);
     return rc;
 }
 
@@ -308,7 +413,7 @@ static int longest_test(const struct test *t, int n)
 {
     int longest = 1;
     for (int i = 0; i < n; i++) {
-        int rows = t[i].n_prompt + t[i].n_gen;
+        int rows = t[i].n_prompt + t[i].n_gen + t[i].depth;
         longest = rows > longest ? rows : longest;
     }
     return longest;
@@ -330,10 +435,12 @@ static enum status run_tests(struct bench *b, struct test *t, int n, struct err 
         s = run_test(b, &t[i], ids, err);
         if (s) break;
         print_test(b, &t[i]);
+        if (b->roofline && (s = roofline(b, &t[i], ids, err))) break;
+        if (b->roofline) b->printed = 0; /* a table of its own for the next one */
         if (!cli_out("", 0)) break;
     }
     if (b->format == FORMAT_JSON && b->printed) printf("\n]\n");
-    if (b->format == FORMAT_MD && b->printed) printf("\nbuild: tessera %s\n", TESSERA_VERSION);
+    if (b->format == FORMAT_MD && !s) printf("\nbuild: tessera %s\n", TESSERA_VERSION);
     free(ids);
     if (b->session) tessera_session_close(b->session);
     return s;
@@ -341,16 +448,20 @@ static enum status run_tests(struct bench *b, struct test *t, int n, struct err 
 
 int cmd_bench(int argc, char **argv)
 {
-    struct bench_args own = {.prompts = "512", .gens = "128", .format = "md", .reps = 5};
+    struct bench_args own = {.prompts = "512", .gens = "128", .depths = "0", .format = "md", .reps = 5};
     static const struct cli_flag flags[] = {
         {"-p --n-prompt", "N", "tokens of the prompt tests; 0 = none, 128,512 = two (default 512)",
          CLI_STR, offsetof(struct bench_args, prompts), 0, 0},
         {"-n --n-gen", "N", "tokens of the generation tests (default 128)", CLI_STR,
          offsetof(struct bench_args, gens), 0, 0},
+        {"-d --n-depth", "N", "tokens in the context before each test; 0,4096 = two (default 0)",
+         CLI_STR, offsetof(struct bench_args, depths), 0, 0},
         {"-r --repetitions", "N", "runs of each test (default 5)", CLI_INT,
          offsetof(struct bench_args, reps), 1, REPS},
         {"-o --output", "FORMAT", "md, csv, json or jsonl (default md)", CLI_STR,
          offsetof(struct bench_args, format), 0, 0},
+        {"--roofline", NULL, "one more run of each test, timed by step, beside the machine's limits",
+         CLI_TRUE, offsetof(struct bench_args, roofline), 0, 0},
         {0}};
     struct cli_args a = cli_defaults();
     struct cli_spec spec = {.name = "bench", .groups = CLI_MODEL, .own = flags, .own_base = &own,
@@ -362,10 +473,13 @@ int cmd_bench(int argc, char **argv)
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc == CLI_GO_ON && !parse_format(own.format, &b.format))
         rc = cli_usage("bench", "-o knows md, csv, json and jsonl, not '%s'", own.format);
+    if (rc == CLI_GO_ON && own.roofline && b.format != FORMAT_MD)
+        rc = cli_usage("bench", "--roofline prints tables: use -o md");
     if (rc == CLI_GO_ON) rc = list_tests(&own, tests, &n_tests);
     if (rc != CLI_GO_ON) return rc;
     err_clear(&err);
     b.reps = own.reps;
+    b.roofline = own.roofline;
     if (!a.ctx && longest_test(tests, n_tests) > CTX_AUTO) a.ctx = longest_test(tests, n_tests);
     if ((rc = cli_open_engine(&a, &b.e))) return rc;
     describe(&b, &a);
