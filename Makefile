@@ -17,7 +17,7 @@ LIBS    := $(shell pkg-config --libs $(PKGS)) -lm -ldl $(if $(SAN),,-ljemalloc)
 CFLAGS  += $(shell pkg-config --cflags $(PKGS))
 
 ARCH    := $(shell uname -m)
-ALL_SRC := $(wildcard moe/*/*.c routing/*.c offload/*.c quant/*.c quant/build/*.c models/*.c)
+ALL_SRC := $(wildcard moe/*/*.c routing/*.c routing/fit/*.c offload/*.c quant/*.c quant/build/*.c models/*.c)
 ifneq ($(ARCH),x86_64)
 ALL_SRC := $(filter-out %_avx2.c %_avx512.c,$(ALL_SRC))
 endif
