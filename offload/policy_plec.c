@@ -34,7 +34,7 @@ static void plec_predicted(struct policy *p, int32_t item)
 
 static void plec_passed(struct policy *p, int32_t item)
 {
-    policy_set_key(p, item, (double)p->events);
+    if (p->key[item] >= 0x1p42) policy_set_key(p, item, (double)p->events);
 }
 
 /* A wanted item is only given up for one that is wanted sooner. */
