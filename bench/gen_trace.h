@@ -38,7 +38,8 @@ enum {
 };
 
 #define GEN_TRACE_BASE 2.0f /* logit of the least chosen expert; the others have 0 */
-#define GEN_TRACE_GAP 1.0f
+#define GEN_TRACE_HIGH 16.0f /* the same with vectors: a small share of it is a gap easy to find */
+#define GEN_TRACE_GAP 0.5f
 #define GEN_TRACE_STEP 0.02f /* neighbouring slots differ by at least this much */
 #define GEN_TRACE_LOUD 32.0f
 
@@ -130,7 +131,8 @@ static bool gen_solve(const struct gen_carry *c, int layer, const uint16_t *expe
             int k = 0;
             while (k < t->n_used && expert[k] != i) k++;
             const float *u = v + (size_t)i * (size_t)m, now = gen_dot(m, u, x);
-            float move = k < t->n_used ? logit[k] - now : GEN_TRACE_BASE - GEN_TRACE_GAP - now;
+            float move = (k < t->n_used ? logit[k] : GEN_TRACE_BASE - GEN_TRACE_GAP) +
+                         (GEN_TRACE_HIGH - GEN_TRACE_BASE) - now;
             if (k == t->n_used && move > 0) continue;
             if (fabsf(move) > worst) worst = fabsf(move);
             /* The vectors have length 1; a little further than the border of an inequality. */
@@ -142,6 +144,22 @@ static bool gen_solve(const struct gen_carry *c, int layer, const uint16_t *expe
     return false;
 }
 
+/* The row whose route stands for this row's: its own, or where the layer did not route it (the last
+ * one of a prompt, in most engines) that of the next row with one; -1 when there is none. */
+static int32_t gen_routed_row(const struct trace *t, int32_t row, int layer)
+{
+    for (; row < t->n_rows; row++) {
+        const uint16_t *x = trace_experts(t, row, layer);
+        bool whole = true;
+        for (int k = 0; k < t->n_used; k++) {
+            whole = whole && x[k] != TRACE_NONE;
+            for (int i = 0; i < k; i++) whole = whole && x[i] != x[k];
+        }
+        if (whole) return row;
+    }
+    return -1;
+}
+
 static enum status gen_slices(struct gen_carry *c, struct err *e)
 {
     const struct trace *t = c->t;
@@ -149,15 +167,13 @@ static enum status gen_slices(struct gen_carry *c, struct err *e)
     for (int32_t r = 0; r < t->n_rows; r++) {
         float sum = (float)c->n_id;
         for (int l = 0; l < c->n_layer; l++) {
-            const uint16_t *x = trace_experts(t, r, l);
+            const int32_t from = gen_routed_row(t, r, l);
             float *to = c->slice + ((size_t)r * (size_t)c->n_layer + (size_t)l) * (size_t)c->n_slice;
-            for (int k = 0; k < t->n_used; k++)
-                for (int i = 0; i <= k; i++)
-                    if (x[k] == TRACE_NONE || (i < k && x[i] == x[k]))
-                        return err_set(e, ERR_USAGE, "row %d of the trace has no complete route in "
-                                       "layer %d", (int)r, l);
-            gen_logits(t, r, l, logit);
-            if (!gen_solve(c, l, x, logit, to))
+            if (from < 0)
+                return err_set(e, ERR_USAGE, "from row %d on the trace has no complete route in "
+                               "layer %d", (int)r, l);
+            gen_logits(t, from, l, logit);
+            if (!gen_solve(c, l, trace_experts(t, from, l), logit, to))
                 return err_set(e, ERR_USAGE, "%d columns are too few for the routes of %d layers: "
                                "give a larger --embd or fewer --layers", c->n_embd, c->n_layer);
             sum += gen_dot(c->n_slice, to, to);
@@ -181,7 +197,7 @@ static enum status gen_carry_make(struct gen_carry *c, const struct trace *t, in
     if (n_layer > t->n_layers)
         return err_set(e, ERR_USAGE, "the trace has %d layers, the model %d", t->n_layers, n_layer);
     c->n_id = n_embd / 4 < GEN_TRACE_ID ? n_embd / 4 : GEN_TRACE_ID;
-    const int room = (n_embd - c->n_id - n_embd / 8) / n_layer;
+    const int room = (n_embd - c->n_id - n_embd / 32) / n_layer; /* some is left to the layers */
     c->n_slice = room < t->n_experts ? room : t->n_experts;
     c->n_carry = c->n_id + n_layer * c->n_slice;
     if (c->n_slice < t->n_used)
