@@ -233,8 +233,12 @@ void policy_done(struct policy *p)
     const int32_t first = p->layer * p->n_experts;
     for (int32_t x = first; x < first + p->n_experts; x++) {
         if ((p->flags[x] & (ITEM_RESIDENT | ITEM_NOW)) != ITEM_RESIDENT) continue;
-        if (p->flags[x] & ITEM_GUESS && p->kind != POLICY_MIN) policy_set_key(p, x, KEY_FIRST);
-        else if (p->rule->passed) p->rule->passed(p, x);
+        if (!(p->flags[x] & ITEM_GUESS)) {
+            if (p->rule->passed) p->rule->passed(p, x);
+            continue;
+        }
+        p->flags[x] &= (uint8_t)~ITEM_GUESS; /* a wrong one */
+        if (p->kind != POLICY_MIN) policy_set_key(p, x, KEY_FIRST);
     }
     for (int i = 0; i < p->n_now; i++) {
         p->flags[p->now[i]] &= (uint8_t)~ITEM_NOW;

@@ -65,7 +65,7 @@ struct policy {
 enum {
     ITEM_RESIDENT = 1,
     ITEM_NOW = 2,  /* of the event under way */
-    ITEM_GUESS = 4 /* brought in speculatively and not used since */
+    ITEM_GUESS = 4 /* brought in speculatively; its turn has not come yet */
 };
 
 #define KEY_FIRST (-1e300) /* goes before everything that was ever wanted */
@@ -78,7 +78,7 @@ static inline int policy_layer_of(const struct policy *p, int32_t item)
 /* Brought in by a guess whose turn is still to come. */
 static inline bool policy_is_due(const struct policy *p, int32_t item)
 {
-    return p->flags[item] & ITEM_GUESS && p->key[item] > KEY_FIRST;
+    return p->flags[item] & ITEM_GUESS;
 }
 
 /* Changes a key and restores the heap. */
