@@ -181,7 +181,9 @@ static enum status run(const struct job *j, struct film *f, enum policy_kind kin
                    .frequency = f->frequency},
         .slots = slots, .disk_rate = j->disk, .ram_rate = j->ram, .prefetch = prefetch,
     };
-    if (f->kind != PREDICT_NONE) o.predictor = (struct replay_predictor){guess, f};
+    /* Guesses are judged by what lru misses. */
+    if (f->kind != PREDICT_NONE && (prefetch || kind == POLICY_LRU))
+        o.predictor = (struct replay_predictor){guess, f};
     film_rewind(f);
     return replay_run(&f->record, &o, out, e);
 }
