@@ -103,7 +103,7 @@ fuzz:
 	  mkdir -p build/fuzz/$$n && \
 	  clang $(CSTD) -U__x86_64__ -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
 	    $(shell pkg-config --cflags $(PKGS)) tests/fuzz_$$n.c \
-	    $(filter-out %_avx512.c %_avx2.c moe/run/% models/% quant/build/%,$(ALL_SRC)) \
+	    $(filter-out %_avx512.c %_avx2.c moe/run/% models/% quant/build/% routing/fit/%,$(ALL_SRC)) \
 	    -o build/fuzz/fuzz_$$n $(shell pkg-config --libs $(PKGS)) -lm && \
 	  build/fuzz/fuzz_$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
 	    build/fuzz/$$n tests/corpus/$$n || exit 1; done

@@ -121,6 +121,7 @@ static void test_refused(void **state)
     assert_null(t);
     assert_int_equal(trace_new(2, 8, 9, 0, &t, NULL), ERR_RANGE);
     assert_int_equal(trace_new(2, 70000, 9, 0, &t, NULL), ERR_RANGE);
+    assert_int_equal(trace_new(4000, 4000, 9, 0, &t, NULL), ERR_RANGE);
     assert_int_equal(trace_new(2, 8, 2, 0, &t, NULL), OK);
     assert_int_equal(trace_write(t, in_dir("empty.gguf"), NULL), ERR_RANGE);
     assert_int_equal(access(in_dir("empty.gguf"), F_OK), -1);
@@ -308,6 +309,9 @@ static void test_csv_refused(void **state)
         {HEAD COLUMNS "0,0,0,0,0,3,1,0,1\n0,0,2,0,0,3,1,0,1\n", "left out"},
         {HEAD COLUMNS "1,0,0,0,0,3,1,0,1\n0,0,0,0,0,3,1,0,1\n", "back"},
         {HEAD COLUMNS "0,0,5,0,0,3,1,0,1\n0,0,4,0,0,3,1,0,1\n", "back"},
+        {"# route_trace v1\n# model=m n_layer=100 n_expert=100 n_expert_used=50\n" COLUMNS
+         "0,0,0,0,0,3,1,0,1\n", "too short"},
+        {"# route_trace v1\n# model=m n_layer=4096 n_expert=4096 n_expert_used=2\n", "in all"},
         {HEAD COLUMNS "0,0,9999999999999999999,0,0,3,1,0,1\n0,0,0,0,0,3,1,0,1\n", "back"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

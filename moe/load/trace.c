@@ -18,10 +18,12 @@ enum status trace_new(int n_layers, int n_experts, int n_used, unsigned with, st
 {
     *out = NULL;
     if (n_layers < 1 || n_layers > TRACE_LAYERS || n_experts < 1 || n_experts > TRACE_EXPERTS ||
-        n_used < 1 || n_used > TRACE_USED || n_used > n_experts)
+        n_used < 1 || n_used > TRACE_USED || n_used > n_experts ||
+        n_layers > TRACE_ITEMS / n_experts)
         return err_set(e, ERR_RANGE,
-                       "a trace of %d layers with %d of %d experts: at most %d, %d and %d", n_layers,
-                       n_used, n_experts, TRACE_LAYERS, TRACE_USED, TRACE_EXPERTS);
+                       "a trace of %d layers with %d of %d experts: at most %d, %d and %d, and %d "
+                       "experts in all", n_layers, n_used, n_experts, TRACE_LAYERS, TRACE_USED,
+                       TRACE_EXPERTS, TRACE_ITEMS);
     struct trace *t = calloc(1, sizeof *t);
     if (!t) return err_set(e, ERR_MEMORY, "no memory for a trace");
     t->n_layers = n_layers;

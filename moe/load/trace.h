@@ -27,7 +27,8 @@
 
 enum {
     TRACE_NONE = 0xffff, /* expert of a slot that was not routed */
-    TRACE_LAYERS = 4096, TRACE_EXPERTS = 65535, TRACE_USED = 1024
+    TRACE_LAYERS = 4096, TRACE_EXPERTS = 4096, TRACE_USED = 1024,
+    TRACE_ITEMS = 1 << 20 /* layers times experts */
 };
 
 enum trace_tier { TRACE_DISK, TRACE_RAM, TRACE_DEVICE };

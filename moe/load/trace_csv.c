@@ -17,7 +17,7 @@
 
 struct text {
     const char *path, *at, *end; /* a line is at most END characters and copied before it is read */
-    uint64_t line;
+    uint64_t line, size; /* size: of the text */
     struct err *e;
 };
 
@@ -111,6 +111,9 @@ static int32_t row_of(struct text *x, struct trace *t, struct turn *now, const i
     if (step < now->first_step || row > t->n_rows || row > INT32_MAX / 2)
         return (void)bad(x, "steps go back, or one is left out"), -1;
     if (row < t->n_rows) return (int32_t)row;
+    /* A place takes a line: a shape that the text could never fill is not given memory. */
+    if ((uint64_t)(row + 1) * (uint64_t)t->n_layers * (uint64_t)t->n_used > x->size)
+        return (void)bad(x, "the table is too short for the model it names"), -1;
     if (trace_append(t, 1, x->e)) return -1;
     const bool same = row > now->first_row && !phase && !now->decoding;
     t->session[row] = (int32_t)turn;
@@ -164,7 +167,7 @@ enum status trace_read_csv(const char *path, const char *text, uint64_t n, struc
         err_clear(&local);
         e = &local;
     }
-    struct text x = {path, text, text + n, 0, e};
+    struct text x = {path, text, text + n, 0, n, e};
     struct trace *t = NULL;
     *out = NULL;
     enum status s = read_head(&x, &t);
