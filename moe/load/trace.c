@@ -435,9 +435,9 @@ static enum status read_container(struct reader *r)
     struct gguf_str type;
     uint64_t layers, experts, used, vocab, hash;
     enum status s;
-    if ((s = gguf_get_str(r->g, "general.type", &type, r->e))) return s;
-    if (type.n != sizeof TYPE - 1 || memcmp(type.s, TYPE, type.n))
-        return err_set(r->e, ERR_FORMAT, "%s is not a trace (general.type)", r->path);
+    if (gguf_get_str(r->g, "general.type", &type, NULL) || type.n != sizeof TYPE - 1 ||
+        memcmp(type.s, TYPE, type.n))
+        return err_set(r->e, ERR_FORMAT, "%s is not a trace: `tessera trace` records one", r->path);
     if (gguf_n_shards(r->g) != 1) return bad(r, "a trace is one file");
     if ((s = gguf_get_u64(r->g, "tessera.trace.n_layers", &layers, r->e)) ||
         (s = gguf_get_u64(r->g, "tessera.trace.n_experts", &experts, r->e)) ||

@@ -94,10 +94,10 @@ static enum status read_shape(const struct gguf *g, struct predictor *p, struct 
     struct gguf_str type;
     uint64_t layers, experts, used;
     enum status s;
-    if ((s = gguf_get_str(g, "general.type", &type, e))) return s;
-    if (type.n != sizeof TYPE - 1 || memcmp(type.s, TYPE, type.n))
-        return err_set(e, ERR_FORMAT, "%s is not a predictor (general.type): `tessera trace "
-                       "--train` makes one", path);
+    if (gguf_get_str(g, "general.type", &type, NULL) || type.n != sizeof TYPE - 1 ||
+        memcmp(type.s, TYPE, type.n))
+        return err_set(e, ERR_FORMAT, "%s is not a predictor: `tessera trace --train` makes one",
+                       path);
     if ((s = gguf_get_u64(g, "tessera.model.hash", &p->model_hash, e)) ||
         (s = gguf_get_u64(g, "tessera.predictor.n_layers", &layers, e)) ||
         (s = gguf_get_u64(g, "tessera.predictor.n_experts", &experts, e)) ||
