@@ -43,7 +43,7 @@ int predict_gate(const struct predict_gate *g, const struct elem_kernels *el, co
         for (int k = 0; k < g->n_embd; k++) sum += w[k] * x[k];
         score[i] = sum;
     }
-    route_token_choice(&wide, el, g->bias, score, pick, expert, prob);
+    route_token_choice(&wide, el, g->bias, NULL, score, pick, expert, prob);
     return wide.n_used;
 }
 

@@ -121,7 +121,7 @@ static void test_gate(void **state)
             for (int k = 0; k < D; k++) sum += (double)gate[i * D + k] * (double)x[k];
             score[i] = (float)sum;
         }
-        route_token_choice(&p.route, el, p.bias, score, pick, chosen, w);
+        route_token_choice(&p.route, el, p.bias, NULL, score, pick, chosen, w);
         for (int k = 0; k < 4; k++) assert_int_equal(id[k], chosen[k]);
         /* more than it uses: the first ones stay */
         const int n = predict_gate(&p, el, hidden, x, score, pick, 9, id, prob);
