@@ -271,6 +271,143 @@ static void test_predictions(void **state)
     film_free(&f);
 }
 
+/* ---- predictive caching against its words ---- */
+
+/* A cache as sets.  Slots are granted to the predicted experts in execution order; a wrong guess goes
+ * first, then what was used longest ago, then what is predicted for the farthest turn. */
+struct words {
+    const struct film *f;
+    int slots, n;
+    bool in[ITEMS];
+    int64_t due[ITEMS];     /* turn at which it is predicted to be used, 0 = not predicted */
+    int64_t unwanted[ITEMS]; /* event at which it turned out to be a wrong guess, 0 = it did not */
+    bool ahead[ITEMS];      /* read ahead for a turn that has not come */
+    int64_t used[ITEMS];    /* event of its last use */
+    int64_t event;
+    int64_t hits, ahead_reads;
+};
+
+/* Smaller goes first. */
+static double rank_of(const struct words *w, int32_t x)
+{
+    if (w->due[x]) return 1e12 - (double)w->due[x];
+    if (w->unwanted[x] < 0) return -1e12; /* read for nothing */
+    if (w->unwanted[x]) return (double)w->unwanted[x];
+    return 1e6 + (double)w->used[x];
+}
+
+static int32_t first_to_go(const struct words *w, int layer_now)
+{
+    int32_t best = -1;
+    int far = 0;
+    for (int32_t x = 0; x < ITEMS; x++) {
+        int d = (x / EXPERTS - layer_now + LAYERS) % LAYERS;
+        if (!d) d = LAYERS;
+        if (!w->in[x]) continue;
+        if (best >= 0 && (rank_of(w, x) > rank_of(w, best) ||
+                          (!(rank_of(w, x) < rank_of(w, best)) && d <= far))) continue;
+        best = x;
+        far = d;
+    }
+    return best;
+}
+
+static void fetch_ahead(struct words *w, int layer_now, const int32_t guess[][USED])
+{
+    for (int d = 1; d <= LAYERS; d++) {
+        const int l = (layer_now + d) % LAYERS;
+        if (layer_now >= 0 && l <= layer_now) continue; /* had its turn */
+        for (int k = 0; k < USED; k++) {
+            const int32_t x = l * EXPERTS + guess[l][k];
+            if (w->in[x] || !w->due[x]) continue;
+            if (w->n == w->slots) {
+                const int32_t v = first_to_go(w, layer_now);
+                if (!(rank_of(w, x) > rank_of(w, v))) break;
+                w->in[v] = w->ahead[v] = false;
+                w->n--;
+            }
+            w->in[x] = w->ahead[x] = true;
+            w->unwanted[x] = 0;
+            w->n++;
+            w->ahead_reads++;
+        }
+    }
+}
+
+static void run_words(struct words *w, uint32_t wrong)
+{
+    const struct film *f = w->f;
+    struct seer s = {f, wrong, {{1, 2, 3, 4}}};
+    for (int step = 0; step < f->v.n_steps; step++) {
+        int32_t guess[LAYERS][USED];
+        float prob[USED];
+        for (int l = 0; l < LAYERS; l++) {
+            (void)see(&s, step, l, USED, guess[l], prob);
+            for (int k = 0; k < USED; k++)
+                w->due[l * EXPERTS + guess[l][k]] = 1 + step * LAYERS + l;
+        }
+        fetch_ahead(w, -1, guess);
+        for (int l = 0; l < LAYERS; l++) {
+            const uint16_t *chosen = trace_experts(f->t, step, l);
+            bool now[ITEMS] = {false};
+            w->event++;
+            for (int k = 0; k < USED; k++) now[l * EXPERTS + chosen[k]] = true;
+            for (int32_t x = 0; x < ITEMS; x++) {
+                if (!now[x]) continue;
+                w->hits += w->in[x];
+                w->used[x] = w->event;
+                w->due[x] = w->unwanted[x] = 0;
+                w->ahead[x] = false;
+            }
+            for (int32_t x = 0; x < ITEMS; x++) {
+                if (!now[x] || w->in[x]) continue;
+                if (w->n == w->slots) {
+                    bool kept[ITEMS];
+                    memcpy(kept, w->in, sizeof kept);
+                    for (int32_t y = 0; y < ITEMS; y++) w->in[y] = w->in[y] && !now[y];
+                    const int32_t v = first_to_go(w, l);
+                    memcpy(w->in, kept, sizeof kept);
+                    w->in[v] = w->ahead[v] = false;
+                    w->n--;
+                }
+                w->in[x] = true;
+                w->n++;
+            }
+            for (int32_t x = l * EXPERTS; x < (l + 1) * EXPERTS; x++) {
+                if (w->due[x] && w->in[x]) w->unwanted[x] = w->ahead[x] ? -1 : w->event;
+                w->due[x] = 0;
+                w->ahead[x] = false;
+            }
+            fetch_ahead(w, l, guess);
+        }
+    }
+}
+
+static void test_plec(void **state)
+{
+    (void)state;
+    struct film f;
+    film_make(&f, walk(8, 1));
+    for (int slots = USED; slots <= ITEMS; slots += 3) {
+        for (uint32_t wrong = 0; wrong < 4; wrong++) {
+            static struct words w;
+            struct seer s = {&f, wrong, {{1, 2, 3, 4}}};
+            memset(&w, 0, sizeof w);
+            w.f = &f;
+            w.slots = slots;
+            run_words(&w, wrong);
+            const struct replay_result got = run(&f, (struct replay_options){
+                .policy = {.kind = POLICY_PLEC}, .slots = slots, .predictor = {see, &s},
+                .prefetch = USED});
+            if (got.hits != w.hits || got.ahead != w.ahead_reads)
+                fail_msg("%d slots, one in %u wrong: %d hits, %d read ahead; in words %d and %d",
+                         slots, (unsigned)wrong, (int)got.hits, (int)got.ahead, (int)w.hits,
+                         (int)w.ahead_reads);
+        }
+    }
+    film_free(&f);
+}
+
 /* Recall, where it can be counted by hand: the predictor names the token's first expert only. */
 static int name_one(void *arg, int32_t step, int layer, int max, int32_t *expert, float *prob)
 {
@@ -431,7 +568,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_brute_force), cmocka_unit_test(test_predictions),
-        cmocka_unit_test(test_recall),      cmocka_unit_test(test_selective),
+        cmocka_unit_test(test_plec),        cmocka_unit_test(test_recall),
+        cmocka_unit_test(test_selective),
         cmocka_unit_test(test_clock),       cmocka_unit_test(test_refused),
         cmocka_unit_test(test_real),
     };
