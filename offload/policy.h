@@ -83,9 +83,10 @@ size_t policy_memory(const struct policy_options *o);
 
 /* The clock goes on by n_rows tokens; a layer that was not ended is. */
 void policy_step(struct policy *p, int n_rows);
-/* The router of a layer has chosen: n distinct experts, no more than there are slots for (a larger
- * union, as a long prompt makes, is routed in pieces, each its own event).  count[i] = tokens
- * of the step that use expert[i], NULL = 1. */
+/* The router of a layer has chosen these distinct experts [n]; count[i] = tokens of the step that use
+ * expert[i], NULL = 1.  When a long prompt chooses more than there are slots, either call it in
+ * pieces, each its own event, or, when policy_victim() has none, take back the slot of one that has
+ * run: policy_removed() takes items of the event too. */
 void policy_route(struct policy *p, int layer, const int32_t *expert, const int32_t *count, int n);
 void policy_done(struct policy *p);
 

@@ -3,8 +3,8 @@
  *
  * Counting is atomic per event (one layer of one step): all experts of the event are looked up
  * before any of them is brought in, and none of them evicts another; replaying expert by expert
- * instead flatters LRU.  A prompt warms the cache and is counted apart.  A union larger than a
- * quarter of the slots, as prompts make, goes through in pieces, as in the engine.
+ * instead flatters LRU.  A prompt warms the cache and is counted apart; its union goes through in
+ * pieces of at most a quarter of the slots.
  *
  * With rates the clock is modelled: one lane computes (bytes used / ram_rate), one reads
  * (bytes / disk_rate, demand before speculation, what has begun is not interrupted); experts that
