@@ -7,7 +7,9 @@
  * Comparing items compares their s: no ageing, ever.  s is a double: t = 2^40 tokens leave it a
  * resolution of 2^-15.  It is kept for absent items too (ghosts), which is what makes a returning
  * item beat a newcomer, and keeps the hit ratio above zero when the slots are fewer than one token
- * uses.  In a step of n rows, c uses of an item count as if spread evenly over the rows. */
+ * uses.  In a step of n rows, c uses of an item count as if spread evenly over the rows.  A predicted
+ * probability of use at the next turn is comparable with the rate that a score promises, so until
+ * that turn the larger of both is the key. */
 #include <math.h>
 
 #include "offload/policy_int.h"
@@ -64,13 +66,31 @@ static void lrfu_used(struct policy *p, int32_t item, int count)
     policy_set_key(p, item, p->score[item]);
 }
 
-/* Uses per token that the past promises. */
-static double lrfu_rate(const struct policy *p, int32_t item)
+/* A key as uses per token, and back. */
+static double lrfu_rate(const struct policy *p, double key)
 {
-    return exp2(p->score[item] - p->tokens / p->half_life) * (1 - exp2(-1 / p->half_life));
+    return exp2(key - p->tokens / p->half_life) * (1 - exp2(-1 / p->half_life));
+}
+
+static double lrfu_key(const struct policy *p, double rate)
+{
+    return p->tokens / p->half_life + log2(rate / (1 - exp2(-1 / p->half_life)));
+}
+
+/* Until its turn an item is worth what the past promises or what the prediction does. */
+static void lrfu_predicted(struct policy *p, int32_t item)
+{
+    const double key = lrfu_key(p, (double)p->prob[item]);
+    policy_set_key(p, item, key > p->score[item] ? key : p->score[item]);
 }
 
 static void lrfu_added(struct policy *p, int32_t item)
+{
+    if (p->prob[item] > 0) lrfu_predicted(p, item);
+    else policy_set_key(p, item, p->score[item]);
+}
+
+static void lrfu_passed(struct policy *p, int32_t item)
 {
     policy_set_key(p, item, p->score[item]);
 }
@@ -80,16 +100,16 @@ static bool lrfu_admits(const struct policy *p, int32_t item, int32_t victim)
     return p->score[item] >= p->key[victim] + p->margin;
 }
 
-/* One guess never pushes out another that is due, nor what the past makes likelier. */
+/* One guess never pushes out another that is due, nor what is likelier to be used. */
 static bool lrfu_displaces(const struct policy *p, int32_t item, int32_t victim)
 {
     if (policy_is_due(p, victim)) return false;
-    return p->key[victim] <= KEY_FIRST || (double)p->prob[item] > lrfu_rate(p, victim);
+    return p->key[victim] <= KEY_FIRST || (double)p->prob[item] > lrfu_rate(p, p->key[victim]);
 }
 
 const struct policy_rule policy_rule_lrfu = {
-    .open = lrfu_open, .used = lrfu_used, .added = lrfu_added, .admits = lrfu_admits,
-    .displaces = lrfu_displaces,
+    .open = lrfu_open, .used = lrfu_used, .added = lrfu_added, .predicted = lrfu_predicted,
+    .passed = lrfu_passed, .admits = lrfu_admits, .displaces = lrfu_displaces,
 };
 
 /* ---- a frequency table ---- */

@@ -416,6 +416,41 @@ static void test_plec(void **state)
     policy_close(p);
 }
 
+/* What is predicted stays although it is coldest, until its turn has passed it by. */
+static void test_foresight(void **state)
+{
+    (void)state;
+    struct policy_options o = {.kind = POLICY_LRFU, .n_layers = 2, .n_experts = 8};
+    struct policy *p;
+    const int32_t cold = 0, warm = 1, other = 5;
+    const float sure = 0.9f, hardly = 0.001f;
+    assert_true(policy_open(&o, &p, NULL) == OK);
+    policy_step(p, 1);
+    policy_route(p, 0, &cold, NULL, 1);
+    policy_added(p, 0, false);
+    for (int i = 0; i < 5; i++) {
+        policy_step(p, 1);
+        policy_route(p, 0, &warm, NULL, 1);
+        if (!i) policy_added(p, 1, false);
+    }
+    policy_step(p, 1);
+    assert_int_equal(policy_victim(p, -1), 0);
+    policy_predict(p, 0, &cold, &hardly, 1); /* less than its own past promises: no change */
+    assert_int_equal(policy_victim(p, -1), 0);
+    policy_predict(p, 0, &cold, &sure, 1);
+    assert_int_equal(policy_victim(p, -1), 1);
+    int32_t v;
+    policy_predict(p, 1, &other, &sure, 1); /* worth the warm one, not what is surely wanted */
+    assert_int_equal(policy_prefetch(p, NULL, &v), 8 + 5);
+    assert_int_equal(v, 1);
+    policy_predict(p, 1, &other, &hardly, 1);
+    assert_int_equal(policy_prefetch(p, NULL, &v), -1);
+    policy_route(p, 0, &warm, NULL, 1);
+    policy_done(p);
+    assert_int_equal(policy_victim(p, -1), 0);
+    policy_close(p);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -440,7 +475,7 @@ int main(void)
         cmocka_unit_test(test_brute_force), cmocka_unit_test(test_min_is_optimal),
         cmocka_unit_test(test_invariants),  cmocka_unit_test(test_no_victim),
         cmocka_unit_test(test_admission),   cmocka_unit_test(test_plec),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_foresight), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
