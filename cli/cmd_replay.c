@@ -181,7 +181,6 @@ static enum status run(const struct job *j, struct film *f, enum policy_kind kin
                    .frequency = f->frequency},
         .slots = slots, .disk_rate = j->disk, .ram_rate = j->ram, .prefetch = prefetch,
     };
-    /* Guesses are judged by what lru misses. */
     if (f->kind != PREDICT_NONE && (prefetch || kind == POLICY_LRU))
         o.predictor = (struct replay_predictor){guess, f};
     film_rewind(f);
@@ -225,15 +224,23 @@ static void print_json(struct job *j, const struct film *f, const char *path, en
            policy_name(kind), predictor_names[f->kind], z->label, slots, r->tokens, r->uses,
            r->hits, r->compulsory, r->reads, r->uploads, r->use_bytes, r->hit_bytes, r->read_bytes,
            r->ahead, r->useful, r->ahead_bytes, r->wasted_bytes, r->prompt_bytes);
-    if (r->asked)
-        printf(", \"recall\": %.4f, \"recall_2k\": %.4f, \"recall_on_misses\": %.4f, "
-               "\"recall_2k_on_misses\": %.4f",
-               ratio(r->named, r->asked) / 100, ratio(r->named_twice, r->asked) / 100,
-               ratio(r->missed_named, r->missed) / 100,
-               ratio(r->missed_named_twice, r->missed) / 100);
     if (j->disk > 0)
         printf(", \"modelled_seconds\": %.6f, \"modelled_stall\": %.6f", r->seconds, r->stall);
     printf("}");
+    j->first = false;
+}
+
+/* How good the guesses were; slots and misses are those of an lru that reads nothing ahead. */
+static void print_json_judge(struct job *j, const struct film *f, const char *path,
+                             const struct size *z, int slots, const struct replay_result *r)
+{
+    printf("%s\n {\"trace\": ", j->first ? "[" : ",");
+    escape_json(stdout, path, strlen(path));
+    printf(", \"predictor\": \"%s\", \"size\": \"%s\", \"slots\": %d, \"recall\": %.4f, "
+           "\"recall_2k\": %.4f, \"recall_on_misses\": %.4f, \"recall_2k_on_misses\": %.4f}",
+           predictor_names[f->kind], z->label, slots, ratio(r->named, r->asked) / 100,
+           ratio(r->named_twice, r->asked) / 100, ratio(r->missed_named, r->missed) / 100,
+           ratio(r->missed_named_twice, r->missed) / 100);
     j->first = false;
 }
 
@@ -277,6 +284,7 @@ static double stall(const struct replay_result *r) { return 1e3 * r->stall / (do
 
 struct table {
     struct replay_result r[POLICY_N][SIZES];
+    struct replay_result judge[SIZES]; /* lru that reads nothing ahead: its misses judge guesses */
     bool fits[SIZES];
 };
 
@@ -308,10 +316,10 @@ static void print_tables(const struct job *j, const struct film *f, const struct
     printf("\n%s predictor, %% of the experts that it named before the token, among the k and the 2k "
            "likeliest;\non misses: of lru\n", predictor_names[f->kind]);
     head(j, "");
-    line(j, "of all, k", t->r[POLICY_LRU], t->fits, recall);
-    line(j, "of all, 2k", t->r[POLICY_LRU], t->fits, recall_2k);
-    line(j, "on misses, k", t->r[POLICY_LRU], t->fits, on_misses);
-    line(j, "on misses, 2k", t->r[POLICY_LRU], t->fits, on_misses_2k);
+    line(j, "of all, k", t->judge, t->fits, recall);
+    line(j, "of all, 2k", t->judge, t->fits, recall_2k);
+    line(j, "on misses, k", t->judge, t->fits, on_misses);
+    line(j, "on misses, 2k", t->judge, t->fits, on_misses_2k);
 }
 
 static void print_title(const struct film *f, const char *path)
@@ -341,13 +349,15 @@ static enum status replay_trace(struct job *j, const char *path, struct err *e)
         const int slots = slots_of(&f, &j->size[i]);
         tab->fits[i] = slots >= t->n_used;
         for (int p = 0; p < POLICY_N && tab->fits[i] && !s; p++) {
-            /* Belady bounds every table and LRU is what misses are judged by. */
-            if (!j->wanted[p] && p != POLICY_MIN && p != POLICY_LRU) continue;
+            if (!j->wanted[p] && p != POLICY_MIN) continue; /* it bounds every table */
             s = run(j, &f, (enum policy_kind)p, slots, ahead(j, &f, (enum policy_kind)p),
                     &tab->r[p][i], e);
             if (!s && j->a->json && j->wanted[p])
                 print_json(j, &f, path, (enum policy_kind)p, &j->size[i], slots, &tab->r[p][i]);
         }
+        if (s || !tab->fits[i] || f.kind == PREDICT_NONE) continue;
+        s = run(j, &f, POLICY_LRU, slots, 0, &tab->judge[i], e);
+        if (!s && j->a->json) print_json_judge(j, &f, path, &j->size[i], slots, &tab->judge[i]);
     }
     if (!s && !j->a->json) {
         print_title(&f, path);

@@ -62,6 +62,8 @@ if command -v python3 >/dev/null; then
     ok "no JSON" "$(python3 -c "
 import json
 r = json.load(open('$DIR/out'))
+assert all(x['recall'] <= x['recall_2k'] for x in r if 'recall' in x)
+r = [x for x in r if 'policy' in x]
 best = {x['size']: x['hits'] for x in r if x['policy'] == 'min' and x['trace'].endswith('/t.gguf')}
 print(all(0 <= x['hits'] <= x['uses'] and x['reads'] + x['hits'] == x['uses'] for x in r) and
       all(x['hits'] <= best[x['size']] for x in r if x['trace'].endswith('/t.gguf') and not x['ahead']))")" = True
