@@ -202,7 +202,11 @@ static int slots_of(const struct film *f, const struct size *z)
     return n;
 }
 
-static double ratio(int64_t part, int64_t all) { return all ? 100.0 * (double)part / (double)all : 0; }
+static double ratio(int64_t part, int64_t all)
+{
+    return all ? 100.0 * (double)part / (double)all : 0;
+}
+
 static double per_token(uint64_t bytes, const struct replay_result *r)
 {
     return (double)bytes / (double)r->tokens / (1 << 20);
@@ -264,10 +268,19 @@ static void line(const struct job *j, const char *name, const struct replay_resu
 }
 
 static double hit_ratio(const struct replay_result *r) { return ratio(r->hits, r->uses); }
-static double bound(const struct replay_result *r) { return ratio(r->uses - r->compulsory, r->uses); }
-static double moved(const struct replay_result *r) { return per_token(r->read_bytes + r->ahead_bytes, r); }
+static double bound(const struct replay_result *r)
+{
+    return ratio(r->uses - r->compulsory, r->uses);
+}
+static double moved(const struct replay_result *r)
+{
+    return per_token(r->read_bytes + r->ahead_bytes, r);
+}
 static double wasted(const struct replay_result *r) { return per_token(r->wasted_bytes, r); }
-static double useful(const struct replay_result *r) { return per_token(r->ahead_bytes - r->wasted_bytes, r); }
+static double useful(const struct replay_result *r)
+{
+    return per_token(r->ahead_bytes - r->wasted_bytes, r);
+}
 static double uploads(const struct replay_result *r)
 {
     return r->uses ? per_token(r->use_bytes, r) * (double)r->uploads / (double)r->uses : 0;
@@ -290,8 +303,11 @@ struct table {
 
 static void print_tables(const struct job *j, const struct film *f, const struct table *t)
 {
-    static const struct { const char *title; double (*what)(const struct replay_result *r); int when; }
-    tables[] = {
+    static const struct {
+        const char *title;
+        double (*what)(const struct replay_result *r);
+        int when; /* 1 with --selective, 2 of policies that read ahead, 3 with a machine */
+    } tables[] = {
         {"hit ratio, %", hit_ratio, 0}, {"read, MiB/token", moved, 0},
         {"admitted, MiB/token", uploads, 1}, {"read ahead, useful", useful, 2},
         {"read ahead, wasted", wasted, 2}, {"modelled ms/token", ms, 3},

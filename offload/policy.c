@@ -15,9 +15,12 @@ static const struct {
     const char *name;
     const struct policy_rule *rule;
 } kinds[POLICY_N] = {
-    [POLICY_LRU] = {"lru", &policy_rule_lru},          [POLICY_LFU] = {"lfu", &policy_rule_lfu},
-    [POLICY_LRFU] = {"lrfu", &policy_rule_lrfu},       [POLICY_STATIC] = {"static", &policy_rule_static},
-    [POLICY_PLEC] = {"plec", &policy_rule_plec},       [POLICY_MIN] = {"min", &policy_rule_min},
+    [POLICY_LRU] = {"lru", &policy_rule_lru},
+    [POLICY_LFU] = {"lfu", &policy_rule_lfu},
+    [POLICY_LRFU] = {"lrfu", &policy_rule_lrfu},
+    [POLICY_STATIC] = {"static", &policy_rule_static},
+    [POLICY_PLEC] = {"plec", &policy_rule_plec},
+    [POLICY_MIN] = {"min", &policy_rule_min},
 };
 
 const char *policy_name(enum policy_kind kind)

@@ -29,8 +29,8 @@ struct replay_record {
 };
 
 /* Guesses for one layer of a step before it runs: up to `max` experts, likeliest first, to expert
- * and prob; returns how many.  Decode steps only, each once, in order, layer by layer.  It may look at the record before the step (and, as an oracle, at
- * the step itself). */
+ * and prob; returns how many.  Decode steps only, each once, in order, layer by layer.  It may look
+ * at the record before the step (and, as an oracle, at the step itself). */
 struct replay_predictor {
     int (*predict)(void *arg, int32_t step, int layer, int max, int32_t *expert, float *prob);
     void *arg;
@@ -41,7 +41,7 @@ struct replay_options {
                                         the record's */
     int slots;                       /* experts that fit; at least those of a decode event */
     struct replay_predictor predictor; /* predict NULL = none */
-    int prefetch;                    /* guesses per layer that are acted on; 0: they are judged only */
+    int prefetch;                    /* guesses per layer that are acted on; 0: only judged */
     double disk_rate, ram_rate;      /* bytes per second; 0 = no clock */
 };
 

@@ -34,7 +34,8 @@ static struct trace *random_trace(int layers, int experts, int used, int rows)
                 while (i < k && x[i] != x[k]) i++;
                 k += i == k;
             }
-            for (int k = 0; k < used; k++) sum += w[k] = (k ? w[k - 1] : 1) * rng_range(&g, 0.5f, 0.98f);
+            for (int k = 0; k < used; k++)
+                sum += w[k] = (k ? w[k - 1] : 1) * rng_range(&g, 0.5f, 0.98f);
             for (int k = 0; k < used; k++) w[k] /= sum;
         }
     }
@@ -116,7 +117,11 @@ static void replay_model(const struct trace *t, const char *path)
 static void test_routes(void **state)
 {
     (void)state;
-    static const struct { int layers, experts, used, rows, embd; enum qtype type; bool tight; } cases[] = {
+    static const struct {
+        int layers, experts, used, rows, embd;
+        enum qtype type;
+        bool tight;
+    } cases[] = {
         {2, 8, 2, 60, 64, QTYPE_F32, false},    {2, 8, 2, 150, 128, QTYPE_Q8_0, false},
         {4, 16, 4, 100, 256, QTYPE_Q4_0, false}, {3, 32, 6, 100, 256, QTYPE_Q4_K, false},
         {6, 64, 4, 80, 256, QTYPE_Q8_0, true},  {5, 40, 3, 80, 256, QTYPE_Q6_K, true},
@@ -124,7 +129,8 @@ static void test_routes(void **state)
     char path[128];
     (void)snprintf(path, sizeof path, "%s/m.gguf", dir);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct trace *t = random_trace(cases[i].layers, cases[i].experts, cases[i].used, cases[i].rows);
+        struct trace *t =
+            random_trace(cases[i].layers, cases[i].experts, cases[i].used, cases[i].rows);
         struct gen_spec g = gen_tiny("qwen3moe", cases[i].type);
         struct gen_carry c;
         struct err e;

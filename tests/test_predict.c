@@ -265,7 +265,8 @@ static void test_fit(void **state)
     const double seen = recall_of(&p, check);
     if (seen < 0.9) fail_msg("recall on unseen text is %.3f", seen);
     /* frequencies: each expert of a half is used by about an eighth of the tokens */
-    for (int i = 0; i < LAYERS * EXPERTS; i++) assert_true(p.frequency[i] > 0.05f && p.frequency[i] < 0.25f);
+    for (int i = 0; i < LAYERS * EXPERTS; i++)
+        assert_true(p.frequency[i] > 0.05f && p.frequency[i] < 0.25f);
     /* the same again gives the same */
     told = (struct told){0};
     assert_int_equal(fit_path(&one, 1, &o, &q, NULL), OK);

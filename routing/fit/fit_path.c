@@ -349,7 +349,7 @@ static void initialise(struct fit *f, uint64_t seed)
     struct rng g;
     double rows = 0;
     rng_seed(&g, seed);
-    for (float *w = mine(f, m->embed); w < f->w + (m->tap - f->w); w++) *w = rng_range(&g, -0.5f, 0.5f);
+    for (float *w = mine(f, m->embed); w < mine(f, m->tap); w++) *w = rng_range(&g, -0.5f, 0.5f);
     for (int k = 0; k < m->n_dim; k++) {
         mine(f, m->tap)[k] = 1;
         for (int i = 0; i < PATH_SLOW; i++) mine(f, m->slow_tap)[i * m->n_dim + k] = 0.5f;
@@ -358,7 +358,8 @@ static void initialise(struct fit *f, uint64_t seed)
     const float spread = 1.5f / sqrtf((float)m->n_dim);
     for (int i = 0; i < m->n_hidden * m->n_dim; i++)
         mine(f, m->hidden)[i] = rng_range(&g, -spread, spread);
-    for (int i = 0; i < m->n_hidden * f->n_out; i++) mine(f, m->out)[i] = rng_range(&g, -0.05f, 0.05f);
+    for (int i = 0; i < m->n_hidden * f->n_out; i++)
+        mine(f, m->out)[i] = rng_range(&g, -0.05f, 0.05f);
     for (int i = 0; i < f->n_traces; i++) {
         const struct trace *t = f->traces[i];
         rows += t->n_rows;
