@@ -539,7 +539,7 @@ static enum status gen_carried(struct gguf_writer *w, struct gen_pools *p, struc
         else if (!strncmp(t->name, "output", 6)) gen_carry_output(c, i, x);
         else gen_carry_gate(c, layer, i, x);
         if (t->type == QTYPE_F32) memcpy(row, x, row_bytes);
-        else codec_encode(t->type, x, NULL, row, (int64_t)t->dim[0]);
+        else codec_encode(CPU_REF, t->type, x, NULL, row, (int64_t)t->dim[0]);
         s = gguf_writer_data(w, row, row_bytes, e);
     }
     free(x);
