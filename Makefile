@@ -17,7 +17,8 @@ LIBS    := $(shell pkg-config --libs $(PKGS)) -lm -ldl $(if $(SAN),,-ljemalloc)
 CFLAGS  += $(shell pkg-config --cflags $(PKGS))
 
 ARCH    := $(shell uname -m)
-ALL_SRC := $(wildcard moe/*/*.c routing/*.c offload/*.c quant/*.c quant/build/*.c models/*.c)
+ALL_SRC := $(wildcard moe/*/*.c routing/*.c routing/fit/*.c offload/*.c quant/*.c quant/build/*.c \
+             models/*.c)
 ifneq ($(ARCH),x86_64)
 ALL_SRC := $(filter-out %_avx2.c %_avx512.c %_amx.c,$(ALL_SRC))
 endif
@@ -103,7 +104,8 @@ fuzz:
 	  mkdir -p build/fuzz/$$n && \
 	  clang $(CSTD) -U__x86_64__ -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
 	    $(shell pkg-config --cflags $(PKGS)) tests/fuzz_$$n.c \
-	    $(filter-out %_avx512.c %_avx2.c %_amx.c moe/run/% models/% quant/build/%,$(ALL_SRC)) \
+	    $(filter-out %_avx512.c %_avx2.c %_amx.c moe/run/% models/% quant/build/% \
+	      routing/fit/%,$(ALL_SRC)) \
 	    -o build/fuzz/fuzz_$$n $(shell pkg-config --libs $(PKGS)) -lm && \
 	  build/fuzz/fuzz_$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
 	    build/fuzz/$$n tests/corpus/$$n || exit 1; done

@@ -5,7 +5,8 @@
  * codes and a scale such that the weights have the standard deviation 1/sqrt(columns), which keeps
  * activations finite.  A tensor of up to GEN_POOL bytes is drawn block by block; a larger one is
  * cut from a pool of that many random bytes at random block offsets, so that rows differ and the
- * disk is the limit.  One seed gives one file, byte for byte.
+ * disk is the limit.  One seed gives one file, byte for byte.  With a trace the routers are not
+ * random but replay it: bench/gen_trace.h.
  *
  * Header only (static functions), because tests and benches link one source each.  Never used by
  * the runtime. */
@@ -16,10 +17,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/gen_trace.h"
 #include "moe/base/err.h"
 #include "moe/base/f16.h"
 #include "moe/base/rng.h"
 #include "moe/load/gguf.h"
+#include "quant/codec.h"
 #include "quant/qtype.h"
 
 #define GEN_SQRT12 3.4641016f
@@ -42,6 +45,7 @@ struct gen_spec {
     bool byte_vocab;   /* else: a small tokenizer of our own, bytes and letters, with ChatML */
     const char *chat;  /* its chat template; NULL = ChatML's, "" = none */
     int n_vocab;
+    const struct trace *trace; /* qwen3moe: the routers replay it; brings its own tokens, "[0]" ... */
     uint64_t seed;
 };
 
@@ -209,6 +213,7 @@ struct gen_model {
     int n_tensors;
     struct gen_tensor *tensor; /* [GEN_TENSORS] */
     bool fell_back;            /* a tensor's columns do not fit its type: it is Q8_0 or F16 */
+    struct gen_carry carry;    /* of spec.trace */
 };
 
 /* llama-quantize gives the first and last eighth and every third layer between more bits. */
@@ -267,7 +272,8 @@ static void gen_matrix(struct gen_model *m, const char *name, int layer, int in,
 static void gen_norm(struct gen_model *m, const char *name, int layer, int n)
 {
     gen_add(m, name, layer, (struct gen_tensor){.type = QTYPE_F32, .n_dims = 1,
-                                                .dim = {(uint64_t)n}, .sigma = 0.1f, .mean = 1});
+                                                .dim = {(uint64_t)n}, .mean = 1,
+                                                .sigma = m->spec.trace ? 0 : 0.1f});
 }
 
 static void gen_layer(struct gen_model *m, int l)
@@ -301,7 +307,12 @@ static void gen_tensors(struct gen_model *m)
 {
     const struct gen_spec *g = &m->spec;
     gen_norm(m, "output_norm", -1, g->n_embd);
-    gen_matrix(m, "token_embd", -1, g->n_embd, g->n_vocab, 0);
+    if (g->trace)
+        gen_add(m, "token_embd", -1,
+                (struct gen_tensor){.type = QTYPE_F32, .n_dims = 2,
+                                    .dim = {(uint64_t)g->n_embd, (uint64_t)g->n_vocab}});
+    else
+        gen_matrix(m, "token_embd", -1, g->n_embd, g->n_vocab, 0);
     if (!g->tied) gen_matrix(m, "output", -1, g->n_embd, g->n_vocab, 0);
     for (int l = 0; l < g->n_layer; l++) gen_layer(m, l);
 }
@@ -331,6 +342,10 @@ static enum status gen_check(const struct gen_spec *g, struct err *e)
         return err_set(e, ERR_USAGE, "olmoe needs as many KV heads as heads, filling embd");
     if (g->n_layer > (GEN_TENSORS - 3) / 13)
         return err_set(e, ERR_USAGE, "too many layers");
+    if (g->trace && (strcmp(g->arch, "qwen3moe") || g->tied || g->n_embd < 64 ||
+                     g->n_expert != g->trace->n_experts || g->n_expert_used != g->trace->n_used))
+        return err_set(e, ERR_USAGE, "a trace takes qwen3moe with its own %d of %d experts, an output "
+                       "matrix and at least 64 columns", g->trace->n_used, g->trace->n_experts);
     return OK;
 }
 
@@ -406,6 +421,42 @@ static void gen_byte_vocab(struct gguf_writer *w, const char *chat)
     if (!chat || *chat) gguf_put_str(w, "tokenizer.chat_template", chat ? chat : chatml);
 }
 
+/* "[0]" "[1]" ... one per row of the trace, after specials and bytes; user-defined, so that every
+ * engine reads a prompt "[0]" as that one token. */
+static enum status gen_trace_vocab(struct gguf_writer *w, int n, struct err *e)
+{
+    static const char *const specials[] = {"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"};
+    struct gguf_str *tokens = calloc((size_t)n, sizeof *tokens);
+    char (*text)[16] = calloc((size_t)n, sizeof *text);
+    float *scores = calloc((size_t)n, sizeof *scores);
+    int32_t *types = calloc((size_t)n, sizeof *types);
+    enum status s = tokens && text && scores && types ? OK : ERR_MEMORY;
+    for (int i = 0; i < n && !s; i++) {
+        if (i < GEN_SPECIALS) (void)snprintf(text[i], sizeof text[i], "%s", specials[i]);
+        else if (i < GEN_TRACE_FIRST)
+            (void)snprintf(text[i], sizeof text[i], "<0x%02X>", (unsigned)(i - GEN_SPECIALS));
+        else (void)snprintf(text[i], sizeof text[i], "[%d]", i - GEN_TRACE_FIRST);
+        tokens[i] = (struct gguf_str){text[i], strlen(text[i])};
+        types[i] = !i ? 2 : i < GEN_SPECIALS ? 3 : i < GEN_TRACE_FIRST ? 6 : 4;
+    }
+    if (!s) {
+        gguf_put_str(w, "tokenizer.ggml.model", "llama");
+        gguf_put_strs(w, "tokenizer.ggml.tokens", tokens, (uint64_t)n);
+        gguf_put_array(w, "tokenizer.ggml.scores", GGUF_F32, scores, (uint64_t)n);
+        gguf_put_array(w, "tokenizer.ggml.token_type", GGUF_I32, types, (uint64_t)n);
+        gguf_put_u32(w, "tokenizer.ggml.bos_token_id", 1);
+        gguf_put_u32(w, "tokenizer.ggml.eos_token_id", 2);
+        gguf_put_u32(w, "tokenizer.ggml.unknown_token_id", 0);
+        gguf_put_bool(w, "tokenizer.ggml.add_bos_token", false);
+        gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", false);
+    }
+    free(tokens);
+    free(text);
+    free(scores);
+    free(types);
+    return s ? err_set(e, s, "no memory for a vocabulary") : OK;
+}
+
 static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const struct gguf *vocab)
 {
     char k[96];
@@ -430,8 +481,8 @@ static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const stru
     }
     if (!strcmp(g->arch, "qwen3moe"))
         gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);
-    if (!vocab && g->byte_vocab) gen_byte_vocab(w, g->chat);
-    if (!vocab && !g->byte_vocab) gguf_put_str(w, "tokenizer.ggml.model", "no_vocab");
+    if (!vocab && g->byte_vocab && !g->trace) gen_byte_vocab(w, g->chat);
+    if (!vocab && !g->byte_vocab && !g->trace) gguf_put_str(w, "tokenizer.ggml.model", "no_vocab");
     for (uint64_t i = 0; vocab && i < gguf_n_kv(vocab); i++) {
         const struct gguf_kv *kv = gguf_kv_at(vocab, i);
         if (kv->key.n > 10 && !memcmp(kv->key.s, "tokenizer.", 10)) gguf_put_kv(w, kv);
@@ -483,17 +534,18 @@ static const struct gen_pool *gen_pool_of(struct gen_pools *p, const struct gen_
     return q;
 }
 
-static enum status gen_data(struct gguf_writer *w, struct gen_pools *p, const struct gen_tensor *t,
-                            unsigned char *small, struct err *e)
+static enum status gen_random(struct gguf_writer *w, struct gen_pools *p,
+                              const struct gen_tensor *t, uint64_t bytes, unsigned char *small,
+                              struct err *e)
 {
-    if (t->bytes <= GEN_POOL) {
-        gen_fill(&p->rng, t, small, t->bytes);
-        return gguf_writer_data(w, small, t->bytes, e);
+    if (bytes <= GEN_POOL) {
+        gen_fill(&p->rng, t, small, bytes);
+        return gguf_writer_data(w, small, bytes, e);
     }
     const struct gen_pool *q = gen_pool_of(p, t);
     if (!q) return err_set(e, ERR_MEMORY, "no memory for random weights");
     uint64_t step = (uint64_t)qtype_info(t->type)->block_bytes, n_blocks = GEN_POOL / step;
-    for (uint64_t left = t->bytes; left;) {
+    for (uint64_t left = bytes; left;) {
         uint64_t at = rng_u64(&p->rng) % n_blocks * step;
         uint64_t n = n_blocks * step - at;
         if (n > left) n = left;
@@ -502,6 +554,60 @@ static enum status gen_data(struct gguf_writer *w, struct gen_pools *p, const st
         left -= n;
     }
     return OK;
+}
+
+/* A matrix that the trace decides, row by row. */
+static enum status gen_carried(struct gguf_writer *w, struct gen_pools *p, struct gen_model *m,
+                               const struct gen_tensor *t, struct err *e)
+{
+    const struct gen_carry *c = &m->carry;
+    const size_t row_bytes = (size_t)qtype_bytes(t->type, t->dim[0]);
+    float *x = malloc(sizeof *x * (size_t)t->dim[0]);
+    unsigned char *row = malloc(row_bytes);
+    int layer = 0;
+    enum status s = x && row ? OK : err_set(e, ERR_MEMORY, "no memory for a row");
+    (void)sscanf(t->name, "blk.%d.", &layer);
+    for (int i = 0; i < (int)t->dim[1] && !s; i++) {
+        if (!strncmp(t->name, "token_embd", 10)) gen_carry_embed(c, i, &p->rng, x);
+        else if (!strncmp(t->name, "output", 6)) gen_carry_output(c, i, x);
+        else gen_carry_gate(c, layer, i, x);
+        if (t->type == QTYPE_F32) memcpy(row, x, row_bytes);
+        else codec_encode(CPU_REF, t->type, x, NULL, row, (int64_t)t->dim[0]);
+        s = gguf_writer_data(w, row, row_bytes, e);
+    }
+    free(x);
+    free(row);
+    return s;
+}
+
+/* Random matrices whose first rows, the carrier's, are zero: zero bytes are in every format here. */
+static enum status gen_around(struct gguf_writer *w, struct gen_pools *p, struct gen_model *m,
+                              const struct gen_tensor *t, unsigned char *small, struct err *e)
+{
+    static const unsigned char zeros[4096];
+    const uint64_t row = qtype_bytes(t->type, t->dim[0]), keep = (uint64_t)m->carry.n_carry * row;
+    enum status s = OK;
+    for (uint64_t i = 0; i < (t->n_dims == 3 ? t->dim[2] : 1) && !s; i++) {
+        for (uint64_t left = keep; left && !s;) {
+            const uint64_t n = left < sizeof zeros ? left : sizeof zeros;
+            s = gguf_writer_data(w, zeros, n, e);
+            left -= n;
+        }
+        if (!s) s = gen_random(w, p, t, t->dim[1] * row - keep, small, e);
+    }
+    return s;
+}
+
+static enum status gen_data(struct gguf_writer *w, struct gen_pools *p, struct gen_model *m,
+                            const struct gen_tensor *t, unsigned char *small, struct err *e)
+{
+    if (m->spec.trace) {
+        if (!strcmp(t->name, "token_embd.weight") || !strcmp(t->name, "output.weight") ||
+            strstr(t->name, ".ffn_gate_inp.")) return gen_carried(w, p, m, t, e);
+        if (strstr(t->name, ".attn_output.") || strstr(t->name, ".ffn_down_exps."))
+            return gen_around(w, p, m, t, small, e);
+    }
+    return gen_random(w, p, t, t->bytes, small, e);
 }
 
 static enum status gen_write_all(struct gguf_writer *w, struct gen_model *m, const char *path,
@@ -516,7 +622,7 @@ static enum status gen_write_all(struct gguf_writer *w, struct gen_model *m, con
     }
     if (!s) s = gguf_writer_begin(w, path, e);
     if (!s) rng_seed(&pools->rng, m->spec.seed);
-    for (int i = 0; i < m->n_tensors && !s; i++) s = gen_data(w, pools, &m->tensor[i], small, e);
+    for (int i = 0; i < m->n_tensors && !s; i++) s = gen_data(w, pools, m, &m->tensor[i], small, e);
     if (!s) s = gguf_writer_end(w, e);
     for (int i = 0; pools && i < pools->n; i++) free(pools->pool[i].data);
     free(pools);
@@ -542,7 +648,10 @@ static enum status gen_write(const struct gen_spec *spec, const char *path, bool
             s = err_set(e, ERR_MISSING, "%s has no tokenizer.ggml.tokens", spec->vocab);
     }
     if (!vocab && spec->byte_vocab) m.spec.n_vocab = GEN_BYTE_VOCAB;
+    if (spec->trace) m.spec.n_vocab = GEN_TRACE_FIRST + spec->trace->n_rows;
     if (!s) s = gen_check(&m.spec, e);
+    if (!s && spec->trace)
+        s = gen_carry_make(&m.carry, spec->trace, spec->n_embd, spec->n_layer, spec->seed, e);
     if (!s) {
         m.tensor = calloc(GEN_TENSORS, sizeof *m.tensor);
         w = gguf_writer_new();
@@ -551,11 +660,13 @@ static enum status gen_write(const struct gen_spec *spec, const char *path, bool
     if (!s) {
         gen_tensors(&m);
         gen_keys(w, &m.spec, vocab);
-        s = gen_write_all(w, &m, path, e);
+        if (spec->trace) s = gen_trace_vocab(w, m.spec.n_vocab, e);
+        if (!s) s = gen_write_all(w, &m, path, e);
     }
     if (fell_back) *fell_back = m.fell_back;
     if (w) gguf_writer_close(w);
     free(m.tensor);
+    gen_carry_free(&m.carry);
     if (vocab) gguf_close(vocab);
     return s;
 }

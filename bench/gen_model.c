@@ -23,6 +23,8 @@ static int usage(FILE *to)
         "  --chat TEXT      its chat template; an empty one = none\n"
         "  --n-vocab N      without a tokenizer: how many ids\n"
         "  --tied           no output matrix: the embedding serves as one\n"
+        "  --trace FILE     qwen3moe whose routers replay this trace of `tessera trace` (or CSV):\n"
+        "                   layers, experts and used are the trace's; tokens [0] [1] ... its rows\n"
         "  --name TEXT --seed N\n"
         "  --tiny           start from a few kilobytes instead of the 8-layer model\n",
         to);
@@ -78,16 +80,33 @@ int main(int argc, char **argv)
     struct gen_spec g = gen_defaults();
     const char *out = NULL;
     const char *arch = g.arch;
+    const char *trace_path = NULL;
+    struct trace *trace = NULL;
+    struct err e;
     bool tiny = false;
+    err_clear(&e);
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--help")) return usage(stdout);
         if (!strcmp(argv[i], "--tiny")) tiny = true;
         if (!strcmp(argv[i], "--arch") && i + 1 < argc) arch = argv[i + 1];
+        if (!strcmp(argv[i], "--trace") && i + 1 < argc) trace_path = argv[i + 1];
     }
     if (tiny) g = gen_tiny(arch, QTYPE_F32); /* then the options change what they name */
+    if (trace_path && trace_read(trace_path, NULL, &trace, &e)) {
+        (void)fprintf(stderr, "gen_model: %s\n", e.msg);
+        return 1;
+    }
+    if (trace) {
+        g.trace = trace;
+        g.n_layer = trace->n_layers;
+        g.n_expert = trace->n_experts;
+        g.n_expert_used = trace->n_used;
+    }
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--tiny")) continue;
-        if (!strcmp(argv[i], "--tied")) {
+        if (!strcmp(argv[i], "--trace") && i + 1 < argc) {
+            i++;
+        } else if (!strcmp(argv[i], "--tied")) {
             g.tied = true;
         } else if (!strcmp(argv[i], "--byte-vocab")) {
             g.byte_vocab = true;
@@ -101,11 +120,10 @@ int main(int argc, char **argv)
         }
     }
     if (!out) return usage(stderr);
-    struct err e;
-    err_clear(&e);
     bool fell_back = false;
     double t = os_seconds();
     enum status s = gen_write(&g, out, &fell_back, &e);
+    trace_free(trace);
     if (s) {
         (void)fprintf(stderr, "gen_model: %s\n", e.msg);
         return s == ERR_USAGE ? 2 : 1;

@@ -64,6 +64,8 @@ int cmd_bench(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
 int cmd_convert(int argc, char **argv);
+int cmd_trace(int argc, char **argv);
+int cmd_replay(int argc, char **argv);
 
 /* The row of a command, NULL when there is none. */
 const struct cli_command *cli_command(const char *name);

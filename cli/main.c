@@ -27,6 +27,9 @@ static const struct cli_command *commands(void)
         {"bench", "-m F [-p 512] [-n 128] [-r 5]", "tokens per second", cmd_bench},
         {"quantize", "IN OUT TYPE", "another weight format", cmd_quantize},
         {"convert", "DIR OUT", "a Hugging Face folder to a GGUF file", cmd_convert},
+        {"trace", "-m F -p TEXT | -f FILE -o OUT", "which experts a text uses, as a file", cmd_trace},
+        {"replay", "TRACE... [--slots 5%,10%]", "cache policies and predictors on recorded routes",
+         cmd_replay},
         {"doctor", "[-o FILE]", "what this machine has, how fast it is, what is slow", cmd_doctor},
         {NULL, NULL, NULL, NULL}};
     return table;

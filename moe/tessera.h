@@ -36,6 +36,7 @@ typedef struct tessera_session tessera_session;
 typedef struct tessera_generator tessera_generator;
 struct tok;  /* moe/load/tok.h */
 struct gguf; /* moe/load/gguf.h */
+struct obs;  /* moe/run/obs.h */
 
 /* ---- engine ---- */
 
@@ -70,6 +71,7 @@ struct tessera_model {
     int n_ctx, n_threads, n_ubatch;     /* as opened */
     const char *cpu;                    /* instruction tier in use */
     const char *type_label;             /* most common weight type by bytes, "Q8_0" */
+    uint64_t hash;                      /* of the header: what side files are tied to */
 };
 struct tessera_model tessera_model(const tessera_engine *e);
 const struct tok *tessera_tok(const tessera_engine *e);   /* NULL: none; why: see below */
@@ -171,6 +173,11 @@ typedef void tessera_watch_fn(void *arg, const struct tessera_watched *w);
  * activations; everything is borrowed for the call.  Slower and larger than a plain step; results
  * are the same bits.  fn NULL ends it.  ERR_BUDGET, ERR_MEMORY: nobody watches then. */
 enum status tessera_watch(tessera_engine *e, tessera_watch_fn *fn, void *arg, struct err *err);
+
+/* Shows every routed row of every step to fn while the step runs: layer by layer, rows in order, on
+ * the caller's thread; a step that fails may have shown some.  fn must not call the engine.  NULL
+ * ends it. */
+void tessera_observe(tessera_engine *e, void (*fn)(void *arg, const struct obs *o), void *arg);
 
 /* ---- generator ---- */
 

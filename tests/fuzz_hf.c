@@ -4,13 +4,10 @@
  * tokenizer.json.  It must be refused with a message, or give a writable header.  Everything else
  * of the folder is good and lies in memory.
  *
- * Built with -DFUZZER and -fsanitize=fuzzer it is a libFuzzer target; otherwise main replays the
- * files (or all files of the folders) given as arguments, tests/corpus/hf without any, and
- * `--seeds FOLDER` writes inputs to begin with. */
-#include <dirent.h>
+ * Built with -DFUZZER and -fsanitize=fuzzer it is a libFuzzer target; otherwise fuzz_main.h replays
+ * files, and `--seeds FOLDER` writes inputs to begin with. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 
 #include "moe/load/hf_vocab.h"
 #include "moe/load/safetensors.h"
@@ -149,52 +146,7 @@ static int write_seeds(const char *folder)
     save(folder, "generation", GENERATION, generation, sizeof generation - 1);
     return 0;
 }
-
-static int replay(const char *path);
-
-static int replay_folder(const char *path)
-{
-    DIR *d = opendir(path);
-    int bad = !d, n = 0;
-    for (struct dirent *f; d && (f = readdir(d));) {
-        char file[1024];
-        if (f->d_name[0] == '.') continue;
-        snprintf(file, sizeof file, "%s/%s", path, f->d_name);
-        bad |= replay(file);
-        n++;
-    }
-    if (d) closedir(d);
-    printf("%s: %d inputs\n", path, n);
-    return bad;
-}
-
-/* 0 unless the file cannot be read; a failed check aborts. */
-static int replay(const char *path)
-{
-    struct stat st;
-    struct osfile f;
-    struct err e;
-    if (!stat(path, &st) && S_ISDIR(st.st_mode)) return replay_folder(path);
-    err_clear(&e);
-    uint8_t *p = NULL;
-    enum status s = osfile_open(&f, path, 0, NULL, &e);
-    if (!s) {
-        p = malloc(f.size ? (size_t)f.size : 1);
-        s = p ? osfile_read(&f, p, (size_t)f.size, 0, &e) : ERR_MEMORY;
-        if (!s) (void)LLVMFuzzerTestOneInput(p, (size_t)f.size);
-        osfile_close(&f);
-    }
-    free(p);
-    if (s) fprintf(stderr, "%s: %s\n", path, s == ERR_MEMORY ? "no memory" : e.msg);
-    return s != OK;
-}
-
-int main(int argc, char **argv)
-{
-    if (argc == 3 && !strcmp(argv[1], "--seeds")) return write_seeds(argv[2]);
-    int bad = 0;
-    if (argc < 2) bad = replay("tests/corpus/hf");
-    for (int i = 1; i < argc; i++) bad |= replay(argv[i]);
-    return bad;
-}
+#define FUZZ_SEEDS write_seeds
 #endif
+
+#include "tests/fuzz_main.h"

@@ -2,13 +2,11 @@
  * its variables (without it, a small conversation).  Checked: it ends within tight limits, errors
  * have a code and a message, runs cover the text without gaps, and a second render says the same.
  *
- * Built with -DFUZZER and -fsanitize=fuzzer it is a libFuzzer target; otherwise main replays the
- * files (or all files of the folders) given as arguments, tests/corpus/jinja without any. */
-#include <dirent.h>
+ * Built with -DFUZZER and -fsanitize=fuzzer it is a libFuzzer target; otherwise fuzz_main.h replays
+ * files. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "moe/load/jinja.h"
 
@@ -101,46 +99,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     return 0;
 }
 
-#ifndef FUZZER
-static int replay(const char *path);
-
-static int replay_folder(const char *path)
-{
-    DIR *d = opendir(path);
-    int bad = !d, n = 0;
-    for (struct dirent *f; d && (f = readdir(d));) {
-        char file[1024];
-        if (f->d_name[0] == '.') continue;
-        snprintf(file, sizeof file, "%s/%s", path, f->d_name);
-        bad |= replay(file);
-        n++;
-    }
-    if (d) closedir(d);
-    printf("%s: %d inputs\n", path, n);
-    return bad;
-}
-
-/* 0 unless the file cannot be read; a failed check aborts. */
-static int replay(const char *path)
-{
-    struct stat st;
-    if (stat(path, &st)) return fprintf(stderr, "%s: not there\n", path), 1;
-    if (S_ISDIR(st.st_mode)) return replay_folder(path);
-    FILE *f = fopen(path, "rb");
-    uint8_t *p = malloc((size_t)st.st_size + 1);
-    bool ok = f && p && fread(p, 1, (size_t)st.st_size, f) == (size_t)st.st_size;
-    if (ok) (void)LLVMFuzzerTestOneInput(p, (size_t)st.st_size);
-    else fprintf(stderr, "%s: cannot be read\n", path);
-    if (f) fclose(f);
-    free(p);
-    return !ok;
-}
-
-int main(int argc, char **argv)
-{
-    int bad = 0;
-    if (argc < 2) bad = replay("tests/corpus/jinja");
-    for (int i = 1; i < argc; i++) bad |= replay(argv[i]);
-    return bad;
-}
-#endif
+#include "tests/fuzz_main.h"

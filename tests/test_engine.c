@@ -375,16 +375,57 @@ static void test_explain(void **state)
     tessera_close(e);
 }
 
-/* What the router chose is observed, in order, once per layer and row. */
+struct looked {
+    int n;
+    uint64_t sum; /* of what was seen, to compare with the ring */
+};
+
+static uint64_t obs_hash(const struct obs *o)
+{
+    uint64_t h = (uint64_t)(o->pos * 31 + o->layer * 7 + o->token);
+    for (int k = 0; k < o->n_used; k++) {
+        uint32_t w;
+        memcpy(&w, &o->weight[k], sizeof w);
+        h = h * 1000003u + (uint64_t)o->expert[k] * 97u + w;
+    }
+    return h;
+}
+
+static void look(void *arg, const struct obs *o)
+{
+    struct looked *l = arg;
+    l->n++;
+    l->sum += obs_hash(o);
+}
+
+/* What the router chose is observed, in order, once per layer and row, weights included; who looks
+ * on sees the same records while the step runs. */
 static void test_observations(void **state)
 {
     (void)state;
     tessera_engine *e = open_tiny("qwen3moe", QTYPE_F16);
     tessera_session *s = session(e);
+    struct looked looked = {0};
+    uint64_t sum = 0;
     int32_t ids[N];
     tokens(ids, 10, 6);
+    tessera_observe(e, look, &looked);
     feed(e, s, NULL, ids, 10, 1, 1, NULL);
+    tessera_observe(e, NULL, NULL);
+    feed(e, s, NULL, ids, 1, 1, 1, NULL);
     struct obs o;
+    assert_int_equal(looked.n, 10 * 2);
+    for (uint64_t i = 0; i < 20; i++) {
+        assert_true(obs_get(&e->obs, i, &o));
+        sum += obs_hash(&o);
+        assert_true(o.weight[0] >= o.weight[1] && o.weight[1] > 0);
+        assert_true(fabsf(o.weight[0] + o.weight[1] - 1) < 1e-5f);
+    }
+    assert_true(sum == looked.sum);
+    tessera_session_close(s);
+    s = session(e);
+    e->obs.n_written = 0;
+    feed(e, s, NULL, ids, 10, 1, 1, NULL);
     assert_int_equal(e->obs.n_written, 10 * 2);
     for (uint64_t i = 0; i < e->obs.n_written; i++) {
         assert_true(obs_get(&e->obs, i, &o));

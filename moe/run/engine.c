@@ -348,6 +348,7 @@ struct tessera_model tessera_model(const tessera_engine *e)
         .n_expert_used = e->hp.n_expert_used, .file_bytes = gguf_file_bytes(e->file),
         .weight_bytes = e->parts.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
         .n_ubatch = e->opt.n_ubatch, .cpu = cpu_tier_name(e->tier), .type_label = common_type(e),
+        .hash = e->identity,
     };
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];

@@ -75,7 +75,8 @@ static void observe(struct exec *x)
         obs_put(&x->e->obs, &(struct obs){
             .step = x->e->n_steps, .layer = x->route_op->layer, .session = x->serial[at],
             .pos = x->e->row[at].pos, .token = x->e->row[at].id,
-            .expert = x->ctl.id + r * p->n_used,
+            .n_used = p->n_used, .expert = x->ctl.id + r * p->n_used,
+            .weight = x->ctl.w + r * p->n_used,
         });
     }
 }

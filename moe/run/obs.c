@@ -1,8 +1,10 @@
-/* See obs.h. */
+/* See obs.h; tessera_observe is the engine's side of it. */
 #include "moe/run/obs.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "moe/run/engine_int.h"
 
 enum { RECORDS = 1 << 14, HEAD = 6 };
 
@@ -14,12 +16,14 @@ enum status obs_open(struct obs_ring *r, int n_used, struct err *e)
     r->cap = n_used ? RECORDS : 0;
     if (!r->cap) return OK;
     r->word = calloc((size_t)r->cap * (size_t)r->stride, sizeof *r->word);
-    return r->word ? OK : err_set(e, ERR_MEMORY, "no memory for the observation ring");
+    r->weight = calloc((size_t)r->cap * (size_t)n_used, sizeof *r->weight);
+    return r->word && r->weight ? OK : err_set(e, ERR_MEMORY, "no memory for the observation ring");
 }
 
 void obs_close(struct obs_ring *r)
 {
     free(r->word);
+    free(r->weight);
     memset(r, 0, sizeof *r);
 }
 
@@ -33,7 +37,10 @@ void obs_put(struct obs_ring *r, const struct obs *o)
     w[4] = o->pos;
     w[5] = o->token;
     memcpy(w + HEAD, o->expert, sizeof *w * (size_t)r->n_used);
+    memcpy(r->weight + (size_t)(r->n_written % (uint64_t)r->cap) * (size_t)r->n_used, o->weight,
+           sizeof *o->weight * (size_t)r->n_used);
     r->n_written++;
+    if (r->sink) r->sink(r->sink_arg, o);
 }
 
 int obs_get(const struct obs_ring *r, uint64_t i, struct obs *o)
@@ -44,6 +51,13 @@ int obs_get(const struct obs_ring *r, uint64_t i, struct obs *o)
         .step = (uint32_t)w[0] | (uint64_t)(uint32_t)w[1] << 32,
         .layer = w[2], .session = w[3], .pos = w[4], .token = w[5],
         .n_used = r->n_used, .expert = w + HEAD,
+        .weight = r->weight + (size_t)(i % (uint64_t)r->cap) * (size_t)r->n_used,
     };
     return 1;
+}
+
+void tessera_observe(tessera_engine *e, void (*fn)(void *arg, const struct obs *o), void *arg)
+{
+    e->obs.sink = fn;
+    e->obs.sink_arg = arg;
 }

@@ -1,6 +1,6 @@
 /* Observations of past steps: an append-only ring of what the router chose, the input of
  * predictors, residency policies and traces.  Fixed records, allocated once; the newest overwrite
- * the oldest.  Executor thread only. */
+ * the oldest, so whoever needs them all looks on (tessera_observe).  Executor thread only. */
 #ifndef MOE_RUN_OBS_H
 #define MOE_RUN_OBS_H
 
@@ -14,11 +14,15 @@ struct obs {
     int32_t session;     /* serial number of the session */
     int32_t pos, token;
     int32_t n_used;
-    const int32_t *expert; /* [n_used] in router-slot order; borrowed from the ring */
+    const int32_t *expert; /* [n_used] in router-slot order; borrowed, as the weights are */
+    const float *weight;   /* [n_used] */
 };
 
 struct obs_ring {
     int32_t *word;       /* [cap][stride] */
+    float *weight;       /* [cap][n_used] */
+    void (*sink)(void *arg, const struct obs *o); /* sees every record as it is put; or NULL */
+    void *sink_arg;
     int stride, cap, n_used;
     uint64_t n_written;  /* records ever */
 };

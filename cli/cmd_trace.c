@@ -1,0 +1,300 @@
+/* tessera trace: records which experts a model chooses for a text, or fits a predictor to records
+ * (routing/fit/).  The engine shows every route while the step runs (tessera_observe), so the length
+ * of a text is bounded by memory alone. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "moe/load/gguf.h"
+#include "moe/load/tok.h"
+#include "moe/load/trace.h"
+#include "moe/run/obs.h"
+#include "moe/run/sampler.h"
+#include "routing/fit/fit_path.h"
+
+struct trace_args {
+    const char *ids;
+    int decode, passes;
+    bool one_by_one, special, train;
+    float temp;
+    int64_t seed;
+};
+
+struct recorder {
+    tessera_engine *e;
+    tessera_session *session;
+    struct trace *t;
+    int32_t index[TRACE_LAYERS];   /* of a model's layer among those with experts, -1 = none */
+    int32_t first_row, first_pos;  /* of the step being run */
+    int32_t n_steps, n_sessions;
+    struct sampler sampler;
+    int32_t *ids;                  /* [n] the text */
+    int n, bos;                    /* bos: tokens at its start that every window begins with */
+};
+
+/* ---- the model's experts ---- */
+
+/* Sums the bytes of "blk.N.*_exps.weight" by layer; ERR_MISSING for a model without experts. */
+static enum status describe(struct recorder *r, struct err *err)
+{
+    const struct gguf *g = tessera_gguf(r->e);
+    const struct tessera_model m = tessera_model(r->e);
+    uint64_t bytes[TRACE_LAYERS] = {0};
+    int n_layers = 0;
+    for (uint64_t i = 0; i < gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, i);
+        char name[128];
+        int layer;
+        (void)snprintf(name, sizeof name, "%.*s", (int)(t->name.n < 120 ? t->name.n : 120),
+                       t->name.s);
+        if (sscanf(name, "blk.%d.", &layer) != 1 || layer < 0 || layer >= TRACE_LAYERS ||
+            !strstr(name, "_exps.weight")) continue;
+        bytes[layer] += t->bytes / (uint64_t)(m.n_expert > 0 ? m.n_expert : 1);
+    }
+    for (int l = 0; l < TRACE_LAYERS; l++) r->index[l] = bytes[l] ? n_layers++ : -1;
+    if (m.n_expert < 1 || !n_layers)
+        return err_set(err, ERR_MISSING, "this model has no experts: there are no routes to record");
+    enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, TRACE_WITH_WEIGHTS, &r->t, err);
+    if (s) return s;
+    for (int l = 0; l < TRACE_LAYERS; l++) {
+        if (r->index[l] < 0) continue;
+        r->t->layer[r->index[l]] = l;
+        r->t->expert_bytes[r->index[l]] = bytes[l];
+    }
+    r->t->n_vocab = m.n_vocab;
+    r->t->model_hash = m.hash;
+    (void)snprintf(r->t->name, sizeof r->t->name, "%s", m.name);
+    (void)snprintf(r->t->arch, sizeof r->t->arch, "%s", m.arch);
+    return OK;
+}
+
+/* ---- recording ---- */
+
+static void see(void *arg, const struct obs *o)
+{
+    struct recorder *r = arg;
+    const int32_t row = r->first_row + o->pos - r->first_pos;
+    if (o->layer < 0 || o->layer >= TRACE_LAYERS || r->index[o->layer] < 0) return;
+    uint16_t *x = trace_experts(r->t, row, r->index[o->layer]);
+    float *w = r->t->weight + trace_at(r->t, row, r->index[o->layer]);
+    for (int k = 0; k < r->t->n_used && k < o->n_used; k++) {
+        x[k] = (uint16_t)o->expert[k];
+        w[k] = o->weight[k];
+    }
+}
+
+/* One forward pass, recorded; logits of its last row to *logits. */
+static enum status step(struct recorder *r, const int32_t *ids, int n, const float **logits,
+                        struct err *err)
+{
+    struct trace *t = r->t;
+    const int32_t row = t->n_rows;
+    enum status s = trace_append(t, n, err);
+    if (s) return s;
+    r->first_row = row;
+    r->first_pos = tessera_session_n(r->session);
+    for (int i = 0; i < n; i++) {
+        t->step[row + i] = r->n_steps;
+        t->session[row + i] = r->n_sessions;
+        t->pos[row + i] = r->first_pos + i;
+        t->token[row + i] = ids[i];
+    }
+    /* All rows, so that the last layer routes all of them too. */
+    const struct tessera_input in = {.session = r->session, .ids = ids, .n = n,
+                                     .logits = TESSERA_LOGITS_ALL};
+    s = tessera_step(r->e, &in, 1, err);
+    r->n_steps++;
+    if (!s) *logits = tessera_logits(r->e, 0, n - 1);
+    return s;
+}
+
+/* ids [n], then `decode` generated tokens, on a timeline of their own. */
+static enum status record_window(struct recorder *r, const int32_t *ids, int n, int piece,
+                                 int decode, struct err *err)
+{
+    const float *logits = NULL;
+    enum status s = tessera_session_open(r->e, 0, &r->session, err);
+    for (int at = 0, rows; at < n && !s; at += rows) {
+        rows = n - at < piece ? n - at : piece;
+        s = step(r, ids + at, rows, &logits, err);
+    }
+    for (int i = 0; i < decode && !s; i++) {
+        const int32_t id = sampler_draw(&r->sampler, logits, tessera_session_ids(r->session),
+                                        tessera_session_n(r->session));
+        s = step(r, &id, 1, &logits, err);
+    }
+    tessera_session_close(r->session);
+    r->session = NULL;
+    r->n_sessions++;
+    return s;
+}
+
+/* The text in windows of the context; each begins as the text does. */
+static enum status record_text(struct recorder *r, const struct trace_args *own, int ubatch,
+                               struct err *err)
+{
+    const struct tessera_model m = tessera_model(r->e);
+    const int room = m.n_ctx - own->decode - r->bos, text = r->n - r->bos;
+    if (room < 1)
+        return err_set(err, ERR_FULL, "--decode %d leaves no room for a prompt in a context of %d",
+                       own->decode, m.n_ctx);
+    int32_t *window = malloc(sizeof *window * (size_t)m.n_ctx);
+    if (!window) return err_set(err, ERR_MEMORY, "no memory for a window of the text");
+    enum status s = OK;
+    memcpy(window, r->ids, sizeof *window * (size_t)r->bos);
+    for (int at = 0; at < (text ? text : 1) && !s; at += room) {
+        const int n = text - at < room ? text - at : room;
+        memcpy(window + r->bos, r->ids + r->bos + at, sizeof *window * (size_t)n);
+        s = record_window(r, window, r->bos + n, own->one_by_one ? 1 : ubatch, own->decode, err);
+    }
+    free(window);
+    return s;
+}
+
+static enum status read_text(struct recorder *r, const struct cli_args *a,
+                             const struct trace_args *own, struct err *err)
+{
+    char *text = NULL, why[160];
+    size_t n = 0;
+    if (own->ids) {
+        if (!cli_parse_ids(own->ids, &r->ids, &r->n, why, sizeof why))
+            return err_set(err, ERR_USAGE, "--ids: %s", why);
+        for (int i = 0; i < r->n; i++)
+            if (r->ids[i] < 0 || r->ids[i] >= tessera_model(r->e).n_vocab)
+                return err_set(err, ERR_RANGE, "id %d is outside the vocabulary", r->ids[i]);
+        return OK;
+    }
+    if (!tessera_tok(r->e))
+        return err_set(err, ERR_MISSING, "%s: use --ids instead of text", tessera_tok_error(r->e));
+    enum status s = cli_read_prompt(a, &text, &n, err);
+    const unsigned flags = TOK_BOS | (own->special ? TOK_SPECIAL : 0);
+    if (!s) s = cli_encode(tessera_tok(r->e), text, n, flags, &r->ids, &r->n, err);
+    free(text);
+    if (!s && !r->n) s = err_set(err, ERR_RANGE, "the text has no tokens");
+    if (!s) r->bos = r->ids[0] == tok_bos(tessera_tok(r->e));
+    return s;
+}
+
+static void report(const struct recorder *r, const char *path)
+{
+    fprintf(stderr, "%s: %" PRId32 " tokens in %" PRId32 " steps, %d layers, %d of %d experts\n",
+            path, r->t->n_rows, r->n_steps, r->t->n_layers, r->t->n_used, r->t->n_experts);
+}
+
+static int record(const struct cli_args *a, const struct trace_args *own)
+{
+    struct recorder *r = calloc(1, sizeof *r);
+    struct err err;
+    int rc = CLI_OK;
+    err_clear(&err);
+    if (!r) return cli_fail(&(struct err){.code = ERR_MEMORY});
+    if ((rc = cli_open_engine(a, &r->e))) {
+        free(r);
+        return rc;
+    }
+    struct tessera_sampling set = tessera_sampling_defaults();
+    set.temp = own->temp;
+    set.seed = (uint64_t)own->seed;
+    enum status s = describe(r, &err);
+    if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
+    if (!s) s = read_text(r, a, own, &err);
+    cli_interrupt_target(r->e);
+    tessera_observe(r->e, see, r);
+    if (!s) s = record_text(r, own, tessera_model(r->e).n_ubatch, &err);
+    tessera_observe(r->e, NULL, NULL);
+    cli_interrupt_target(NULL);
+    if (!s) s = trace_write(r->t, a->output, &err);
+    if (!s) report(r, a->output);
+    rc = s ? cli_fail(&err) : CLI_OK;
+    sampler_close(&r->sampler);
+    tessera_close(r->e);
+    trace_free(r->t);
+    free(r->ids);
+    free(r);
+    return rc;
+}
+
+/* ---- fitting ---- */
+
+static bool progress(void *arg, int pass, double loss, double recall)
+{
+    const int *passes = arg;
+    fprintf(stderr, "pass %d of %d: loss %.4f, recall %.1f %%\n", pass + 1, *passes, loss,
+            100 * recall);
+    return !cli_interrupted();
+}
+
+static int train(const struct cli_args *a, const struct trace_args *own)
+{
+    const struct trace *t[CLI_POS] = {NULL};
+    struct predictor p = {.data = NULL};
+    struct err err;
+    enum status s = OK;
+    int passes = own->passes;
+    err_clear(&err);
+    for (int i = 0; i < a->n_pos && !s; i++) {
+        struct trace *one;
+        s = trace_read(a->pos[i], NULL, &one, &err);
+        if (!s) t[i] = one;
+    }
+    cli_catch_interrupts();
+    const struct fit_path_options o = {.passes = passes, .seed = (uint64_t)own->seed,
+                                       .progress = progress, .arg = &passes};
+    if (!s) s = fit_path(t, a->n_pos, &o, &p, &err);
+    if (!s) s = predictor_write(&p, t[0]->name, a->output, &err);
+    predictor_free(&p);
+    for (int i = 0; i < a->n_pos; i++) trace_free((struct trace *)(uintptr_t)t[i]);
+    return s ? cli_fail(&err) : CLI_OK;
+}
+
+/* ---- the command line ---- */
+
+static int check(const struct cli_args *a, const struct trace_args *own)
+{
+    if (!a->output) return cli_usage("trace", "-o FILE is missing: where the record goes");
+    if (own->train) {
+        if (!a->n_pos) return cli_usage("trace", "--train wants the traces to learn from");
+        return a->model ? cli_usage("trace", "--train reads traces, no model") : CLI_GO_ON;
+    }
+    if (a->n_pos) return cli_usage("trace", "'%s' belongs to no flag", a->pos[0]);
+    if (!a->model) return cli_usage("trace", "which model? -m FILE.gguf");
+    if (!own->ids + !a->prompt + !a->file != 2)
+        return cli_usage("trace", "give the text with one of -p, -f and --ids");
+    return CLI_GO_ON;
+}
+
+int cmd_trace(int argc, char **argv)
+{
+    struct trace_args own = {.passes = 8, .seed = 1};
+    static const struct cli_flag flags[] = {
+        {"--decode", "N", "tokens generated after the text, or after each window of it (default 0)",
+         CLI_INT, offsetof(struct trace_args, decode), 0, 1 << 24},
+        {"--one-by-one", NULL, "read the text one token at a time, as if it were generated",
+         CLI_TRUE, offsetof(struct trace_args, one_by_one), 0, 0},
+        {"--temp", "X", "temperature of generation (default 0: the likeliest token)", CLI_F32,
+         offsetof(struct trace_args, temp), 0, 100},
+        {"-s --seed", "N", "of generation or fitting (default 1)", CLI_I64,
+         offsetof(struct trace_args, seed), 0, 9e15},
+        {"--ids", "1,2,3", "the text as token ids", CLI_STR, offsetof(struct trace_args, ids), 0, 0},
+        {"--special", NULL, "read <|im_end|> and the like in the text as special tokens", CLI_TRUE,
+         offsetof(struct trace_args, special), 0, 0},
+        {"--train", NULL, "fit a predictor to the traces named and write it to -o", CLI_TRUE,
+         offsetof(struct trace_args, train), 0, 0},
+        {"--passes", "N", "over the traces when fitting (default 8)", CLI_INT,
+         offsetof(struct trace_args, passes), 1, 1000},
+        {0}};
+    struct cli_args a = cli_defaults();
+    a.raw_text = true;
+    struct cli_spec spec = {
+        .name = "trace", .groups = CLI_MODEL | CLI_PROMPT | CLI_OUTPUT, .own = flags,
+        .own_base = &own, .max_pos = CLI_POS, .model_optional = true,
+        .footer = "A text longer than the context is recorded in windows of it, each a timeline of "
+                  "its own.\n`tessera replay` reads the record; `tessera trace --train TRACE... -o "
+                  "PRED` learns from it\nwhich experts a text will want.\n"};
+    int rc = cli_parse(&spec, argc, argv, &a);
+    if (rc == CLI_GO_ON) rc = check(&a, &own);
+    if (rc != CLI_GO_ON) return rc;
+    return own.train ? train(&a, &own) : record(&a, &own);
+}

@@ -1,0 +1,506 @@
+/* See trace.h.  The CSV form is trace_csv.c's. */
+#include "moe/load/trace.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/base/f16.h"
+#include "moe/load/gguf.h"
+
+static const char TYPE[] = "tessera.trace";
+enum { T_F16 = 1, T_I8 = 24, T_I16 = 25, T_I32 = 26 }; /* GGUF's tensor types */
+enum { BLOCK = 1 << 14 };                              /* values converted at a time */
+
+/* ---- in memory ---- */
+
+enum status trace_new(int n_layers, int n_experts, int n_used, unsigned with, struct trace **out,
+                      struct err *e)
+{
+    *out = NULL;
+    if (n_layers < 1 || n_layers > TRACE_LAYERS || n_experts < 1 || n_experts > TRACE_EXPERTS ||
+        n_used < 1 || n_used > TRACE_USED || n_used > n_experts ||
+        n_layers > TRACE_ITEMS / n_experts)
+        return err_set(e, ERR_RANGE,
+                       "a trace of %d layers with %d of %d experts: at most %d, %d and %d, and %d "
+                       "experts in all", n_layers, n_used, n_experts, TRACE_LAYERS, TRACE_USED,
+                       TRACE_EXPERTS, TRACE_ITEMS);
+    struct trace *t = calloc(1, sizeof *t);
+    if (!t) return err_set(e, ERR_MEMORY, "no memory for a trace");
+    t->n_layers = n_layers;
+    t->n_experts = n_experts;
+    t->n_used = n_used;
+    t->layer = calloc((size_t)n_layers, sizeof *t->layer);
+    t->expert_bytes = calloc((size_t)n_layers, sizeof *t->expert_bytes);
+    /* One place each, so that what is present shows from the start. */
+    t->weight = with & TRACE_WITH_WEIGHTS ? malloc(1) : NULL;
+    t->tier = with & TRACE_WITH_TIERS ? malloc(1) : NULL;
+    t->wait = with & TRACE_WITH_WAITS ? malloc(1) : NULL;
+    if (!t->layer || !t->expert_bytes || (with & TRACE_WITH_WEIGHTS && !t->weight) ||
+        (with & TRACE_WITH_TIERS && !t->tier) || (with & TRACE_WITH_WAITS && !t->wait)) {
+        trace_free(t);
+        return err_set(e, ERR_MEMORY, "no memory for a trace");
+    }
+    for (int l = 0; l < n_layers; l++) t->layer[l] = l;
+    *out = t;
+    return OK;
+}
+
+void trace_free(struct trace *t)
+{
+    if (!t) return;
+    free(t->layer);
+    free(t->expert_bytes);
+    free(t->step);
+    free(t->session);
+    free(t->pos);
+    free(t->token);
+    free(t->expert);
+    free(t->weight);
+    free(t->tier);
+    free(t->wait);
+    free(t);
+}
+
+static bool grow(void *at, size_t n, size_t size)
+{
+    void **p = at;
+    void *q = n > SIZE_MAX / size ? NULL : realloc(*p, n * size);
+    if (q) *p = q;
+    return q != NULL;
+}
+
+enum status trace_append(struct trace *t, int32_t n, struct err *e)
+{
+    const size_t per_row = (size_t)t->n_layers * (size_t)t->n_used;
+    ASSERT(n >= 0);
+    if (n > INT32_MAX / 2 - t->n_rows) return err_set(e, ERR_MEMORY, "a trace of too many rows");
+    const int32_t need = t->n_rows + n;
+    if (need > t->cap) {
+        const int32_t cap = need > 2 * t->cap ? need : 2 * t->cap;
+        const size_t rows = (size_t)cap;
+        if (!grow(&t->step, rows, sizeof *t->step) ||
+            !grow(&t->session, rows, sizeof *t->session) ||
+            !grow(&t->pos, rows, sizeof *t->pos) || !grow(&t->token, rows, sizeof *t->token) ||
+            !grow(&t->expert, rows * per_row, sizeof *t->expert) ||
+            (t->weight && !grow(&t->weight, rows * per_row, sizeof *t->weight)) ||
+            (t->tier && !grow(&t->tier, rows * per_row, sizeof *t->tier)) ||
+            (t->wait && !grow(&t->wait, rows * (size_t)t->n_layers, sizeof *t->wait)))
+            return err_set(e, ERR_MEMORY, "no memory for a trace of %d tokens", need);
+        t->cap = cap;
+    }
+    const size_t at = (size_t)t->n_rows, some = (size_t)n;
+    memset(t->step + at, 0, some * sizeof *t->step);
+    memset(t->session + at, 0, some * sizeof *t->session);
+    memset(t->pos + at, 0, some * sizeof *t->pos);
+    memset(t->token + at, 0xff, some * sizeof *t->token);
+    memset(t->expert + at * per_row, 0xff, some * per_row * sizeof *t->expert);
+    if (t->weight) memset(t->weight + at * per_row, 0, some * per_row * sizeof *t->weight);
+    if (t->tier) memset(t->tier + at * per_row, 0, some * per_row);
+    if (t->wait)
+        memset(t->wait + at * (size_t)t->n_layers, 0,
+               some * (size_t)t->n_layers * sizeof *t->wait);
+    t->n_rows = need;
+    return OK;
+}
+
+/* A session's rows of one step follow each other. */
+int32_t trace_step_end(const struct trace *t, int32_t row, bool *prompt)
+{
+    int32_t end = row + 1;
+    *prompt = false;
+    for (; end < t->n_rows && t->step[end] == t->step[row]; end++)
+        *prompt = *prompt || t->session[end] == t->session[end - 1];
+    return end;
+}
+
+void trace_events_free(struct trace_events *v)
+{
+    free(v->row);
+    free(v->event);
+    free(v->prompt);
+    free(v->layer);
+    free(v->first);
+    free(v->item);
+    free(v->count);
+    memset(v, 0, sizeof *v);
+}
+
+/* One layer of one step; count [n_experts] is scratch, zero before and after. */
+static void add_event(const struct trace *t, int layer, int32_t row, int32_t end, int32_t *count,
+                      struct trace_events *v)
+{
+    uint32_t n = v->first[v->n_events];
+    for (int32_t r = row; r < end; r++) {
+        const uint16_t *x = trace_experts(t, r, layer);
+        for (int k = 0; k < t->n_used; k++)
+            if (x[k] != TRACE_NONE) count[x[k]]++;
+    }
+    for (int x = 0; x < t->n_experts; x++) {
+        if (!count[x]) continue;
+        v->item[n] = layer * t->n_experts + x;
+        v->count[n++] = count[x];
+        count[x] = 0;
+    }
+    if (n == v->first[v->n_events]) return;
+    v->layer[v->n_events++] = layer;
+    v->first[v->n_events] = n;
+}
+
+enum status trace_events_make(const struct trace *t, struct trace_events *out, struct err *e)
+{
+    struct trace_events v = {0};
+    bool prompt;
+    size_t n_items = 0;
+    for (int32_t r = 0, end; r < t->n_rows; r = end, v.n_steps++) {
+        end = trace_step_end(t, r, &prompt);
+        const size_t all = (size_t)(end - r) * (size_t)t->n_used, most = (size_t)t->n_experts;
+        n_items += (size_t)t->n_layers * (all < most ? all : most);
+    }
+    const size_t n_events = (size_t)v.n_steps * (size_t)t->n_layers;
+    int32_t *count = calloc((size_t)t->n_experts, sizeof *count);
+    if (n_items < UINT32_MAX && n_events < INT32_MAX) {
+        v.row = calloc((size_t)v.n_steps + 1, sizeof *v.row);
+        v.event = calloc((size_t)v.n_steps + 1, sizeof *v.event);
+        v.prompt = calloc((size_t)v.n_steps + 1, 1);
+        v.layer = calloc(n_events + 1, sizeof *v.layer);
+        v.first = calloc(n_events + 1, sizeof *v.first);
+        v.item = calloc(n_items + 1, sizeof *v.item);
+        v.count = calloc(n_items + 1, sizeof *v.count);
+    }
+    if (!count || !v.row || !v.event || !v.prompt || !v.layer || !v.first || !v.item ||
+        !v.count) {
+        free(count);
+        trace_events_free(&v);
+        return err_set(e, ERR_MEMORY, "no memory for the events of a trace");
+    }
+    for (int32_t r = 0, i = 0, end; r < t->n_rows; r = end, i++) {
+        end = trace_step_end(t, r, &prompt);
+        v.row[i] = r;
+        v.event[i] = v.n_events;
+        v.prompt[i] = prompt;
+        for (int l = 0; l < t->n_layers; l++) add_event(t, l, r, end, count, &v);
+    }
+    v.row[v.n_steps] = t->n_rows;
+    v.event[v.n_steps] = v.n_events;
+    free(count);
+    *out = v;
+    return OK;
+}
+
+/* ---- writing ---- */
+
+static enum status put_experts(const struct trace *t, struct gguf_writer *w, struct err *e)
+{
+    const size_t n = (size_t)t->n_rows * (size_t)t->n_layers * (size_t)t->n_used;
+    const int bytes = t->n_experts <= 255 ? 1 : 2;
+    uint8_t block[2 * BLOCK];
+    enum status s = OK;
+    for (size_t i = 0; i < n && !s;) {
+        size_t k = 0, m = n - i < BLOCK ? n - i : BLOCK;
+        for (; m > 0; m--, i++) {
+            block[k++] = (uint8_t)t->expert[i];
+            if (bytes == 2) block[k++] = (uint8_t)(t->expert[i] >> 8);
+        }
+        s = gguf_writer_data(w, block, k, e);
+    }
+    return s;
+}
+
+static enum status put_words(struct gguf_writer *w, const void *data, size_t n, struct err *e)
+{
+    uint8_t block[4 * BLOCK];
+    const uint32_t *v = data;
+    enum status s = OK;
+    for (size_t i = 0; i < n && !s;) {
+        size_t k = 0, m = n - i < BLOCK ? n - i : BLOCK;
+        for (; m > 0; m--, i++)
+            for (int b = 0; b < 4; b++) block[k++] = (uint8_t)(v[i] >> 8 * b);
+        s = gguf_writer_data(w, block, k, e);
+    }
+    return s;
+}
+
+static enum status put_weights(const struct trace *t, struct gguf_writer *w, struct err *e)
+{
+    const size_t n = (size_t)t->n_rows * (size_t)t->n_layers * (size_t)t->n_used;
+    uint8_t block[2 * BLOCK];
+    enum status s = OK;
+    for (size_t i = 0; i < n && !s;) {
+        size_t k = 0, m = n - i < BLOCK ? n - i : BLOCK;
+        for (; m > 0; m--, i++) {
+            const uint16_t h = f16_from_f32(t->weight[i]);
+            block[k++] = (uint8_t)h;
+            block[k++] = (uint8_t)(h >> 8);
+        }
+        s = gguf_writer_data(w, block, k, e);
+    }
+    return s;
+}
+
+enum status trace_write(const struct trace *t, const char *path, struct err *e)
+{
+    if (!t->n_rows) return err_set(e, ERR_RANGE, "there is nothing to write to %s", path);
+    struct gguf_writer *w = gguf_writer_new();
+    if (!w) return err_set(e, ERR_MEMORY, "no memory to write %s", path);
+    const uint64_t rows = (uint64_t)t->n_rows, layers = (uint64_t)t->n_layers;
+    const uint64_t dim[3] = {(uint64_t)t->n_used, layers, rows}, per = dim[0] * dim[1] * rows;
+    const uint64_t wait_dim[2] = {layers, rows};
+    const uint64_t expert_bytes = t->n_experts <= 255 ? 1 : 2;
+    const struct { const char *name; const int32_t *data; } words[] = {
+        {"steps", t->step}, {"sessions", t->session}, {"positions", t->pos}, {"tokens", t->token}};
+    enum { N_WORDS = sizeof words / sizeof *words };
+    gguf_put_str(w, "general.type", TYPE);
+    gguf_put_u64(w, "tessera.model.hash", t->model_hash);
+    gguf_put_str(w, "tessera.model.name", t->name);
+    gguf_put_str(w, "tessera.trace.model_arch", t->arch);
+    gguf_put_u32(w, "tessera.trace.n_layers", (uint32_t)t->n_layers);
+    gguf_put_u32(w, "tessera.trace.n_experts", (uint32_t)t->n_experts);
+    gguf_put_u32(w, "tessera.trace.n_used", (uint32_t)t->n_used);
+    gguf_put_u32(w, "tessera.trace.n_vocab", (uint32_t)t->n_vocab);
+    gguf_put_array(w, "tessera.trace.layers", GGUF_I32, t->layer, layers);
+    gguf_put_array(w, "tessera.trace.expert_bytes", GGUF_U64, t->expert_bytes, layers);
+    for (int i = 0; i < N_WORDS; i++)
+        gguf_put_tensor(w, words[i].name, T_I32, 1, &rows, rows * 4);
+    gguf_put_tensor(w, "experts", expert_bytes == 1 ? T_I8 : T_I16, 3, dim, per * expert_bytes);
+    if (t->weight) gguf_put_tensor(w, "weights", T_F16, 3, dim, per * 2);
+    if (t->tier) gguf_put_tensor(w, "tiers", T_I8, 3, dim, per);
+    if (t->wait) gguf_put_tensor(w, "waits", T_I32, 2, wait_dim, layers * rows * 4);
+    enum status s = gguf_writer_begin(w, path, e);
+    for (int i = 0; i < N_WORDS && !s; i++) s = put_words(w, words[i].data, (size_t)rows, e);
+    if (!s) s = put_experts(t, w, e);
+    if (!s && t->weight) s = put_weights(t, w, e);
+    if (!s && t->tier) s = gguf_writer_data(w, t->tier, per, e);
+    if (!s && t->wait) s = put_words(w, t->wait, (size_t)(layers * rows), e);
+    if (!s) s = gguf_writer_end(w, e);
+    gguf_writer_close(w);
+    return s;
+}
+
+/* ---- reading ---- */
+
+struct reader {
+    const char *path;
+    const struct gguf *g;
+    struct osfile file;
+    struct trace *t;
+    struct err *e;
+};
+
+static enum status bad(struct reader *r, const char *what)
+{
+    return err_set(r->e, ERR_FORMAT, "%s is no good trace: %s", r->path, what);
+}
+
+/* A tensor of the expected type and shape whose bytes are all in the file; NULL otherwise. */
+static const struct gguf_tensor *tensor(struct reader *r, const char *name, uint32_t type,
+                                        int n_dims, const uint64_t *dim, uint64_t size)
+{
+    const struct gguf_tensor *x = gguf_find_tensor(r->g, name);
+    uint64_t bytes = size;
+    bool good = x && x->type == type && x->n_dims == n_dims;
+    for (int i = 0; i < n_dims && good; i++) {
+        good = x->dim[i] == dim[i];
+        bytes *= dim[i];
+    }
+    if (!good)
+        (void)err_set(r->e, ERR_SHAPE, "%s: tensor %s is missing or has another type or shape",
+                      r->path, name);
+    else if (x->offset > r->file.size || bytes > r->file.size - x->offset)
+        (void)err_set_at(r->e, ERR_FORMAT, x->offset, "%s: tensor %s ends beyond the file", r->path,
+                         name);
+    else
+        return x;
+    return NULL;
+}
+
+/* Reads n little-endian values of `size` bytes in blocks; put(arg, i, value) stores them. */
+static enum status values(struct reader *r, const struct gguf_tensor *x, uint64_t n, int size,
+                          void (*put)(struct trace *t, uint64_t i, uint32_t v))
+{
+    uint8_t block[4 * BLOCK];
+    for (uint64_t i = 0; i < n;) {
+        const uint64_t m = n - i < BLOCK ? n - i : BLOCK;
+        enum status s = osfile_read(&r->file, block, (size_t)m * (size_t)size,
+                                    x->offset + i * (uint64_t)size, r->e);
+        if (s) return s;
+        for (uint64_t k = 0; k < m; k++, i++) {
+            uint32_t v = 0;
+            for (int b = size; b-- > 0;) v = v << 8 | block[k * (uint64_t)size + (uint64_t)b];
+            put(r->t, i, v);
+        }
+    }
+    return OK;
+}
+
+static void put_step(struct trace *t, uint64_t i, uint32_t v) { t->step[i] = (int32_t)v; }
+static void put_session(struct trace *t, uint64_t i, uint32_t v) { t->session[i] = (int32_t)v; }
+static void put_pos(struct trace *t, uint64_t i, uint32_t v) { t->pos[i] = (int32_t)v; }
+static void put_token(struct trace *t, uint64_t i, uint32_t v) { t->token[i] = (int32_t)v; }
+static void put_expert(struct trace *t, uint64_t i, uint32_t v)
+{
+    t->expert[i] = t->n_experts <= 255 && v == 255 ? TRACE_NONE : (uint16_t)v;
+}
+static void put_weight(struct trace *t, uint64_t i, uint32_t v)
+{
+    t->weight[i] = f16_to_f32((uint16_t)v);
+}
+static void put_tier(struct trace *t, uint64_t i, uint32_t v) { t->tier[i] = (uint8_t)v; }
+static void put_wait(struct trace *t, uint64_t i, uint32_t v) { t->wait[i] = v; }
+
+/* ids, steps and positions must be what the rest of the tree takes for granted. */
+static enum status check_rows(struct reader *r)
+{
+    const struct trace *t = r->t;
+    for (int32_t i = 0; i < t->n_rows; i++) {
+        if (t->step[i] < 0 || (i && t->step[i] < t->step[i - 1])) return bad(r, "steps go back");
+        if (t->session[i] < 0 || t->pos[i] < 0) return bad(r, "a session or position is negative");
+        if (t->token[i] < -1 || (t->n_vocab && t->token[i] >= t->n_vocab))
+            return bad(r, "a token is outside the vocabulary");
+    }
+    const size_t n = trace_at(t, t->n_rows, 0);
+    for (size_t i = 0; i < n; i++) {
+        if (t->expert[i] != TRACE_NONE && t->expert[i] >= t->n_experts)
+            return bad(r, "an expert has too high a number");
+        if (t->weight && !(t->weight[i] >= -65504.0f && t->weight[i] <= 65504.0f))
+            return bad(r, "a weight is no number");
+        if (t->tier && t->tier[i] > TRACE_DEVICE) return bad(r, "an unknown tier");
+    }
+    return OK;
+}
+
+static enum status read_rows(struct reader *r, const uint64_t dim[3])
+{
+    struct trace *t = r->t;
+    const uint64_t rows = dim[2], per = dim[0] * dim[1] * rows, wait_dim[2] = {dim[1], rows};
+    const bool narrow = t->n_experts <= 255;
+    const struct {
+        const char *name;
+        void (*put)(struct trace *t, uint64_t i, uint32_t v);
+    } words[] = {{"steps", put_step}, {"sessions", put_session}, {"positions", put_pos},
+                 {"tokens", put_token}};
+    const struct gguf_tensor *x;
+    enum status s = OK;
+    for (size_t i = 0; i < sizeof words / sizeof *words && !s; i++) {
+        if (!(x = tensor(r, words[i].name, T_I32, 1, &rows, 4))) return r->e->code;
+        s = values(r, x, rows, 4, words[i].put);
+    }
+    if (s) return s;
+    if (!(x = tensor(r, "experts", narrow ? T_I8 : T_I16, 3, dim, narrow ? 1 : 2)))
+        return r->e->code;
+    if ((s = values(r, x, per, narrow ? 1 : 2, put_expert))) return s;
+    if (t->weight) {
+        if (!(x = tensor(r, "weights", T_F16, 3, dim, 2))) return r->e->code;
+        if ((s = values(r, x, per, 2, put_weight))) return s;
+    }
+    if (t->tier) {
+        if (!(x = tensor(r, "tiers", T_I8, 3, dim, 1))) return r->e->code;
+        if ((s = values(r, x, per, 1, put_tier))) return s;
+    }
+    if (t->wait) {
+        if (!(x = tensor(r, "waits", T_I32, 2, wait_dim, 4))) return r->e->code;
+        if ((s = values(r, x, dim[1] * rows, 4, put_wait))) return s;
+    }
+    return check_rows(r);
+}
+
+static void copy_str(const struct gguf *g, const char *key, char *to, size_t cap)
+{
+    struct gguf_str s;
+    if (!gguf_find(g, key) || gguf_get_str(g, key, &s, NULL)) return;
+    size_t n = s.n < cap - 1 ? (size_t)s.n : cap - 1;
+    memcpy(to, s.s, n);
+    to[n] = 0;
+}
+
+/* Per-layer facts; both arrays have one element per layer. */
+static enum status read_layers(struct reader *r)
+{
+    const struct gguf_kv *layers = gguf_find(r->g, "tessera.trace.layers"),
+                         *bytes = gguf_find(r->g, "tessera.trace.expert_bytes");
+    if (!layers || layers->value.type != GGUF_ARRAY || layers->value.elem != GGUF_I32 || !bytes ||
+        bytes->value.type != GGUF_ARRAY || bytes->value.elem != GGUF_U64 ||
+        layers->value.n != (uint64_t)r->t->n_layers || bytes->value.n != (uint64_t)r->t->n_layers)
+        return bad(r, "tessera.trace.layers or expert_bytes does not suit the number of layers");
+    for (int l = 0; l < r->t->n_layers; l++) {
+        r->t->layer[l] = (int32_t)gguf_elem_i64(&layers->value, (uint64_t)l);
+        r->t->expert_bytes[l] = gguf_elem_u64(&bytes->value, (uint64_t)l);
+        if (r->t->layer[l] < 0 || r->t->expert_bytes[l] > (uint64_t)1 << 48)
+            return bad(r, "a layer's number or size makes no sense");
+    }
+    return OK;
+}
+
+static enum status read_container(struct reader *r)
+{
+    struct gguf_str type;
+    uint64_t layers, experts, used, vocab, hash;
+    enum status s;
+    if (gguf_get_str(r->g, "general.type", &type, NULL) || type.n != sizeof TYPE - 1 ||
+        memcmp(type.s, TYPE, type.n))
+        return err_set(r->e, ERR_FORMAT, "%s is not a trace: `tessera trace` records one", r->path);
+    if (gguf_n_shards(r->g) != 1) return bad(r, "a trace is one file");
+    if ((s = gguf_get_u64(r->g, "tessera.trace.n_layers", &layers, r->e)) ||
+        (s = gguf_get_u64(r->g, "tessera.trace.n_experts", &experts, r->e)) ||
+        (s = gguf_get_u64(r->g, "tessera.trace.n_used", &used, r->e)) ||
+        (s = gguf_get_u64_or(r->g, "tessera.trace.n_vocab", 0, &vocab, r->e)) ||
+        (s = gguf_get_u64_or(r->g, "tessera.model.hash", 0, &hash, r->e)))
+        return s;
+    if (layers > TRACE_LAYERS || experts > TRACE_EXPERTS || used > TRACE_USED || vocab > INT32_MAX)
+        return bad(r, "too many layers, experts or tokens");
+    const struct gguf_tensor *x = gguf_find_tensor(r->g, "experts");
+    const uint64_t rows = x && x->n_dims == 3 ? x->dim[2] : 0;
+    const uint64_t dim[3] = {used, layers, rows};
+    if (!rows || rows > INT32_MAX / 2) return bad(r, "it has no rows");
+    /* Before anything is allocated: are those bytes there at all? */
+    if (!tensor(r, "experts", experts <= 255 ? T_I8 : T_I16, 3, dim, experts <= 255 ? 1 : 2))
+        return r->e->code;
+    unsigned with = (gguf_find_tensor(r->g, "weights") ? TRACE_WITH_WEIGHTS : 0) |
+                    (gguf_find_tensor(r->g, "tiers") ? TRACE_WITH_TIERS : 0) |
+                    (gguf_find_tensor(r->g, "waits") ? TRACE_WITH_WAITS : 0);
+    if ((s = trace_new((int)layers, (int)experts, (int)used, with, &r->t, r->e))) return s;
+    r->t->n_vocab = (int)vocab;
+    r->t->model_hash = hash;
+    copy_str(r->g, "tessera.model.name", r->t->name, sizeof r->t->name);
+    copy_str(r->g, "tessera.trace.model_arch", r->t->arch, sizeof r->t->arch);
+    if ((s = read_layers(r)) || (s = trace_append(r->t, (int32_t)rows, r->e))) return s;
+    return read_rows(r, dim);
+}
+
+static enum status read_text(struct reader *r)
+{
+    char *text = r->file.size < SIZE_MAX ? malloc((size_t)r->file.size + 1) : NULL;
+    if (!text) return err_set(r->e, ERR_MEMORY, "no memory to read %s", r->path);
+    enum status s = osfile_read(&r->file, text, (size_t)r->file.size, 0, r->e);
+    if (!s) s = trace_read_csv(r->path, text, r->file.size, &r->t, r->e);
+    free(text);
+    return s;
+}
+
+enum status trace_read(const char *path, const struct osfile_ops *ops, struct trace **out,
+                       struct err *e)
+{
+    struct err local;
+    if (!e) {
+        err_clear(&local);
+        e = &local;
+    }
+    struct reader r = {.path = path, .e = e};
+    struct gguf *g = NULL;
+    char head[4] = {0};
+    *out = NULL;
+    enum status s = osfile_open(&r.file, path, 0, ops, e);
+    if (s) return s;
+    if (r.file.size >= sizeof head) s = osfile_read(&r.file, head, sizeof head, 0, e);
+    if (!s && memcmp(head, "# ro", sizeof head)) {
+        s = gguf_open(path, ops, &g, e);
+        r.g = g;
+        if (!s) s = read_container(&r);
+        gguf_close(g);
+    } else if (!s) {
+        s = read_text(&r);
+    }
+    osfile_close(&r.file);
+    if (s) trace_free(r.t);
+    else *out = r.t;
+    return s;
+}

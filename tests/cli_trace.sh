@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# trace and replay from outside: recording, fitting, what-ifs, a model that replays a record, errors.
+. "$(dirname "$0")/clilib.sh"
+begin
+input ''
+T=$DIR/t.gguf
+
+# ---- recording ----
+t trace -m "$M" -p 'the cat and the hat' -o "$T" --decode 20
+expect 0 'tokens in 21 steps, 2 layers, 2 of 8 experts'
+ok "something on stdout" ! -s "$DIR/out"
+cp "$T" "$DIR/again.gguf"
+t trace -m "$M" -p 'the cat and the hat' -o "$T" --decode 20
+expect 0
+ok "two runs differ" "$(cmp "$T" "$DIR/again.gguf" && echo same)" = same
+t trace -m "$M" --ids 265,266,267 -o "$DIR/one.gguf" --one-by-one
+expect 0 '3 tokens in 3 steps'
+t trace -m "$DIR/notok.gguf" --ids 1,2,3 -o "$DIR/notok-trace.gguf" --decode 4
+expect 0 '7 tokens in 5 steps'
+for i in $(seq 200); do echo "the hat in the inn and a rat, $i"; done >"$DIR/text"
+t trace -m "$M" -f "$DIR/text" -o "$DIR/long-trace.gguf" -c 128 -ub 64
+expect 0
+t info "$T"
+expect 0
+ok "no type in info" "$(grep -c 'tessera.trace' "$DIR/out")" -gt 3
+
+t trace -m "$M" -p x
+refuse 2 '-o FILE is missing'
+t trace -m "$M" -o "$DIR/x"
+refuse 2 'one of -p, -f and --ids'
+t trace -p x -o "$DIR/x"
+refuse 2 'which model'
+t trace -m "$M" -p x -o "$DIR/x" stray
+refuse 2 'stray'
+t trace -m "$M" --ids 999999 -o "$DIR/x"
+refuse 1 'outside the vocabulary'
+t trace -m "$DIR/notok.gguf" -p x -o "$DIR/x"
+refuse 1 'use --ids'
+t trace -m "$M" -p x -o "$DIR/x" -c 32 --decode 40
+refuse 1 'leaves no room'
+"$GEN" "$DIR/dense.gguf" --tiny --arch llama --experts 0 2>/dev/null
+t trace -m "$DIR/dense.gguf" --ids 1 -o "$DIR/x"
+refuse 1 'no experts'
+ok "something was left behind" ! -e "$DIR/x"
+
+# ---- replay ----
+t replay "$T" --slots 25%,50%,100%
+expect 0
+for p in lru lfu lrfu static 'plec + previous' min 'nothing read twice'; do
+    ok "no $p in the table" "$(grep -c "^$p " "$DIR/out")" -ge 1
+done
+t replay "$T" --policy lru,min --slots 4,8 --predictor oracle --ahead 2
+expect 0
+ok "an unwanted policy" "$(grep -c '^lfu' "$DIR/out")" = 0
+ok "an oracle that is wrong" "$(grep '^of all, k' "$DIR/out" | grep -c '100.0 *100.0')" = 1
+t replay "$T" --slots 1
+expect 0
+ok "a size that does not fit is a dash" "$(grep '^lru' "$DIR/out" | head -1 | grep -c -- '-$')" = 1
+t replay "$T" "$DIR/one.gguf" --json
+expect 0
+if command -v python3 >/dev/null; then
+    ok "no JSON" "$(python3 -c "
+import json
+r = json.load(open('$DIR/out'))
+assert all(x['recall'] <= x['recall_2k'] for x in r if 'recall' in x)
+r = [x for x in r if 'policy' in x]
+best = {x['size']: x['hits'] for x in r if x['policy'] == 'min' and x['trace'].endswith('/t.gguf')}
+print(all(0 <= x['hits'] <= x['uses'] and x['reads'] + x['hits'] == x['uses'] for x in r) and
+      all(x['hits'] <= best[x['size']] for x in r if x['trace'].endswith('/t.gguf') and not x['ahead']))")" = True
+fi
+t replay "$T" --selective --margin 2
+expect 0
+ok "no uploads" "$(grep -c '^admitted' "$DIR/out")" = 1
+printf 'ram_read_n_gb_s 10\ndisk_random_gb_s 1\n' >"$DIR/machine"
+t replay "$T" --machine "$DIR/machine"
+expect 0
+ok "no modelled times" "$(grep -c '^modelled' "$DIR/out")" = 1
+
+t replay
+refuse 2 'something is missing'
+t replay "$T" --slots 5x
+refuse 2 'neither a share nor a number'
+t replay "$T" --slots 0%
+refuse 2 'no share'
+t replay "$T" --policy mru
+refuse 2 "unknown policy 'mru'"
+t replay "$DIR/none"
+refuse 1 'No such file'
+t replay "$M"
+refuse 1 'not a trace'
+t replay "$T" --predictor "$M"
+refuse 1 'not a predictor'
+: >"$DIR/nothing"
+t replay "$T" --machine "$DIR/nothing"
+refuse 1 'no measured'
+
+# ---- fitting ----
+t trace --train "$DIR/long-trace.gguf" -o "$DIR/p.gguf" --passes 2
+expect 0 'pass 2 of 2'
+t replay "$T" --predictor "$DIR/p.gguf"
+expect 0
+ok "no path predictor" "$(grep -c '^plec + path' "$DIR/out")" -ge 2
+t replay "$DIR/notok-trace.gguf" --predictor "$DIR/p.gguf"
+refuse 1 'another model'
+t trace --train "$DIR/long-trace.gguf" "$DIR/notok-trace.gguf" -o "$DIR/x"
+refuse 1 'another model'
+t trace --train -o "$DIR/x"
+refuse 2 'the traces to learn from'
+t trace --train -m "$M" "$T" -o "$DIR/x"
+refuse 2 'no model'
+ok "something was left behind" ! -e "$DIR/x"
+
+# ---- a model that replays the record ----
+"$GEN" "$DIR/carry.gguf" --tiny --embd 128 --trace "$T" 2>/dev/null || fail "gen_model --trace"
+t run -m "$DIR/carry.gguf" -p '[3]' -n 8 --temp 0
+expect 0
+ok "it does not walk through the trace" "$(cat "$DIR/out")" = '[4][5][6][7][8][9][10][11]'
+# row 0 has id 261; everything from the start, one token at a time, must route as the record
+n=$(("$("$BIN" replay "$T" --slots 8 --policy lru --json | sed -n 's/.*"tokens": \([0-9]*\).*/\1/p')"))
+t trace -m "$DIR/carry.gguf" --ids 261 --decode $((n + 5)) -o "$DIR/carried.gguf"
+expect 0
+"$GEN" "$DIR/bad.gguf" --tiny --trace "$DIR/text" 2>/dev/null && fail "a text as a trace"
+"$GEN" "$DIR/bad.gguf" --tiny --embd 128 --experts 16 --trace "$T" 2>/dev/null && fail "another shape"
+ok "something was left behind" ! -e "$DIR/bad.gguf"
+finish
