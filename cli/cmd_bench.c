@@ -1,6 +1,7 @@
 /* tessera bench: tokens per second, measured and printed as llama-bench does: pp N reads N random
  * tokens into an empty context, tg N generates N tokens one at a time; one warm-up, then -r runs.
- * Reads no prompt and samples nothing. */
+ * Reads no prompt and samples nothing.  --roofline adds one more run of each test, its steps timed
+ * one by one, beside what the memory and the integer units of this machine allow. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include "moe/base/osfile.h"
 #include "moe/base/rng.h"
 #include "moe/load/gguf.h"
+#include "quant/mm.h"
 
 enum { REPS = 100, TESTS = 32, CTX_AUTO = 8192 /* what an absent -c gives at most */ };
 
@@ -20,6 +22,7 @@ enum format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON, FORMAT_JSONL };
 struct bench_args {
     const char *prompts, *gens, *format;
     int reps;
+    bool roofline;
 };
 
 struct test {
@@ -40,6 +43,8 @@ struct bench {
     struct rng rng;
     enum format format;
     int printed;
+    bool roofline;
+    double ram, peak; /* GB/s and 1e9 multiply-accumulates per second of all threads */
 };
 
 /* ---- measuring ---- */
@@ -108,6 +113,75 @@ static enum status run_test(struct bench *b, struct test *t, int32_t *ids, struc
     t->avg_ts = mean_dev(ts, b->reps, &t->dev_ts);
     if (gmtime_r(&now, &utc)) (void)strftime(t->when, sizeof t->when, "%Y-%m-%dT%H:%M:%SZ", &utc);
     return OK;
+}
+
+/* ---- the roofline ---- */
+
+enum { ROOF_BYTES = 512 << 20 };
+
+static enum status measure_roof(struct bench *b, struct err *err)
+{
+    const int n = b->m.n_threads;
+    enum status s = machine_measure_ram(n, ROOF_BYTES, &b->ram, err);
+    return s ? s : mm_measure_peak(cpu_tier_best(), n, &b->peak, err);
+}
+
+/* The time that the bytes and the products of a step need at least. */
+static double least_seconds(const struct bench *b, const struct tessera_step_kind *k)
+{
+    const double bytes = b->ram > 0 ? (double)k->bytes / b->ram / 1e9 : 0;
+    const double macs = b->peak > 0 ? (double)k->macs / b->peak / 1e9 : 0;
+    return bytes > macs ? bytes : macs;
+}
+
+static void print_kind(const struct tessera_step_kind *k, double n_passes,
+                       double total, double least)
+{
+    const double s = k->seconds > 0 ? k->seconds : 1e-9;
+    printf("| %-11s | %-13s | %6.0f | %9.3f | %5.1f | %9.2f | %7.2f | %9.3f | %7.1f | %5.1f |\n",
+           k->step, k->name, (double)k->n_runs / n_passes, 1e3 * k->seconds / n_passes,
+           100 * k->seconds / total, (double)k->bytes / n_passes / 1e6, (double)k->bytes / s / 1e9,
+           (double)k->macs / n_passes / 1e9, (double)k->macs / s / 1e9, 100 * least / s);
+}
+
+/* Runs the test once more, timed by step, and prints where its time went per forward pass. */
+static enum status roofline(struct bench *b, const struct test *t, int32_t *ids, struct err *err)
+{
+    struct tessera_step_kind k, sum = {.step = "all", .name = ""};
+    double least = 0;
+    enum status s = b->ram > 0 ? OK : measure_roof(b, err);
+    if (!s) s = tessera_profile(b->e, true, err);
+    if (s) return s;
+    const double start = os_seconds();
+    s = run_once(b, t, ids, err);
+    const double total = os_seconds() - start;
+    const double n = t->n_gen ? t->n_gen : (t->n_prompt + b->m.n_ubatch - 1) / b->m.n_ubatch;
+    if (!s) {
+        printf("\n%s%d by step, per pass of %d: memory %.1f GB/s, products %.0f GMAC/s, "
+               "%d threads\n\n",
+               t->n_gen ? "tg" : "pp", t->n_prompt + t->n_gen,
+               t->n_gen ? 1 : t->n_prompt < b->m.n_ubatch ? t->n_prompt : b->m.n_ubatch, b->ram,
+               b->peak, b->m.n_threads);
+        printf("| step        | name          |   runs |        ms |     %% |        MB |    GB/s |"
+               "      GMAC |  GMAC/s | %% of limit |\n"
+               "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    }
+    for (int i = 0; !s && tessera_profile_at(b->e, i, &k); i++) {
+        print_kind(&k, n, total, least_seconds(b, &k));
+        sum.n_runs += k.n_runs;
+        sum.bytes += k.bytes;
+        sum.macs += k.macs;
+        sum.seconds += k.seconds;
+        least += least_seconds(b, &k);
+    }
+    k = (struct tessera_step_kind){.step = "between", .name = "", .seconds = total - sum.seconds};
+    sum.seconds = total;
+    if (!s) {
+        print_kind(&k, n, total, 0);
+        print_kind(&sum, n, total, least);
+    }
+    (void)tessera_profile(b->e, false, NULL);
+    return s;
 }
 
 /* ---- printing ---- */
@@ -330,10 +404,12 @@ static enum status run_tests(struct bench *b, struct test *t, int n, struct err 
         s = run_test(b, &t[i], ids, err);
         if (s) break;
         print_test(b, &t[i]);
+        if (b->roofline && (s = roofline(b, &t[i], ids, err))) break;
+        if (b->roofline) b->printed = 0; /* a table of its own for the next one */
         if (!cli_out("", 0)) break;
     }
     if (b->format == FORMAT_JSON && b->printed) printf("\n]\n");
-    if (b->format == FORMAT_MD && b->printed) printf("\nbuild: tessera %s\n", TESSERA_VERSION);
+    if (b->format == FORMAT_MD && !s) printf("\nbuild: tessera %s\n", TESSERA_VERSION);
     free(ids);
     if (b->session) tessera_session_close(b->session);
     return s;
@@ -351,6 +427,8 @@ int cmd_bench(int argc, char **argv)
          offsetof(struct bench_args, reps), 1, REPS},
         {"-o --output", "FORMAT", "md, csv, json or jsonl (default md)", CLI_STR,
          offsetof(struct bench_args, format), 0, 0},
+        {"--roofline", NULL, "one more run of each test, timed by step, beside the machine's limits",
+         CLI_TRUE, offsetof(struct bench_args, roofline), 0, 0},
         {0}};
     struct cli_args a = cli_defaults();
     struct cli_spec spec = {.name = "bench", .groups = CLI_MODEL, .own = flags, .own_base = &own,
@@ -362,10 +440,13 @@ int cmd_bench(int argc, char **argv)
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc == CLI_GO_ON && !parse_format(own.format, &b.format))
         rc = cli_usage("bench", "-o knows md, csv, json and jsonl, not '%s'", own.format);
+    if (rc == CLI_GO_ON && own.roofline && b.format != FORMAT_MD)
+        rc = cli_usage("bench", "--roofline prints tables: use -o md");
     if (rc == CLI_GO_ON) rc = list_tests(&own, tests, &n_tests);
     if (rc != CLI_GO_ON) return rc;
     err_clear(&err);
     b.reps = own.reps;
+    b.roofline = own.roofline;
     if (!a.ctx && longest_test(tests, n_tests) > CTX_AUTO) a.ctx = longest_test(tests, n_tests);
     if ((rc = cli_open_engine(&a, &b.e))) return rc;
     describe(&b, &a);

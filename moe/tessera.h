@@ -88,6 +88,20 @@ struct tessera_memory tessera_memory(const tessera_engine *e);
  * lanes, parts, buffers and bytes.  json: one JSON object instead of text. */
 enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err);
 
+/* What the steps of one name did since profiling was switched on, all layers together. */
+struct tessera_step_kind {
+    const char *step, *name;  /* "matmul", "attn_q"; borrowed from the engine */
+    uint64_t n_runs;
+    uint64_t bytes;           /* weights, keys and values that had to be read at least once */
+    uint64_t macs;            /* multiply-accumulates of products and attention */
+    double seconds;
+};
+
+/* Switches the timing of every step on (from zero) or off; it costs about a microsecond per step. */
+enum status tessera_profile(tessera_engine *e, bool on, struct err *err);
+/* The i-th kind of step in the order of the pass; false past the end, or when switched off. */
+bool tessera_profile_at(const tessera_engine *e, int i, struct tessera_step_kind *kind);
+
 /* Makes the step that is running, or the next one, stop soon with ERR_CANCELLED; opening a generator
  * forgets a cancel that no step has met. */
 void tessera_cancel(tessera_engine *e);

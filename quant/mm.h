@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "moe/base/cpu.h"
+#include "moe/base/err.h"
 #include "quant/qtype.h"
 
 enum { TILE_ROWS = 16 };
@@ -49,9 +50,17 @@ struct mm_kernels {
      * NULL for a type without kernels.  Index: enum qtype. */
     void (*mm[QTYPE_ID_END])(int n_cols, int n_tiles, const void *w, int n_rows,
                              const void *const *x, float *const *y);
+
+    /* n times what the tier's integer dot product can do at best: as many independent ones as hide
+     * its latency, on registers.  Returns the multiply-accumulates done; NULL in plain C. */
+    uint64_t (*peak)(int n);
 };
 
 /* The kernels of a tier: reference first, then overwritten tier by tier.  Valid forever. */
 const struct mm_kernels *mm_kernels(enum cpu_tier tier);
+
+/* The ceiling of integer products: 1e9 multiply-accumulates per second that n_threads reach
+ * together with `peak`, best of some passes; 0 in plain C.  Takes a quarter of a second. */
+enum status mm_measure_peak(enum cpu_tier tier, int n_threads, double *gmac_per_s, struct err *e);
 
 #endif

@@ -176,7 +176,31 @@ static void act_q8_256(int n_cols, const float *x, void *out)
     memset((char *)out + used, 0, act_bytes(ACT_Q8_256, n_cols) - used);
 }
 
+/* ---- the ceiling: bytes to words to dwords, as without VNNI ---------------------------------- */
+
+static uint64_t peak(int n)
+{
+    enum { CHAINS = 6 };
+    __m256i s[CHAINS], w = _mm256_set1_epi8(3), x = _mm256_set1_epi8(5);
+    const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 6
+    for (int i = 0; i < CHAINS; i++) s[i] = _mm256_setzero_si256();
+    for (int k = 0; k < n; k++) {
+#pragma GCC unroll 6
+        for (int i = 0; i < CHAINS; i++) {
+            __asm__ volatile("" : "+x"(w), "+x"(s[i])); /* every step is done, and none for two */
+            __m256i two = _mm256_maddubs_epi16(w, x);
+            s[i] = _mm256_add_epi32(s[i], _mm256_madd_epi16(two, ones));
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 1; i < CHAINS; i++) s[0] = _mm256_xor_si256(s[0], s[i]);
+    __asm__ volatile("" : : "x"(s[0]));
+    return (uint64_t)n * CHAINS * 32;
+}
+
 const struct mm_kernels mm_kernels_avx2 = {
+    .peak = peak,
     .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32, [ACT_Q8_256] = act_q8_256},
     .mm = {[QTYPE_F32] = mm_f32,
            [QTYPE_F16] = mm_f16,

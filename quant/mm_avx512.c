@@ -199,7 +199,29 @@ static void act_q8_256(int n_cols, const float *x, void *out)
     memset(base + used, 0, act_bytes(ACT_Q8_256, n_cols) - used);
 }
 
+/* ---- the ceiling --------------------------------------------------------------------------- */
+
+static uint64_t peak(int n)
+{
+    const __m512i w = _mm512_set1_epi8(3), x = _mm512_set1_epi8(5);
+    __m512i s[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) s[i] = zero();
+    for (int k = 0; k < n; k++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            __asm__ volatile("" : "+v"(s[i])); /* every step is done, and none for two */
+            s[i] = _mm512_dpbusd_epi32(s[i], w, x);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 1; i < 16; i++) s[0] = _mm512_xor_si512(s[0], s[i]);
+    __asm__ volatile("" : : "v"(s[0]));
+    return (uint64_t)n * 16 * 64;
+}
+
 const struct mm_kernels mm_kernels_avx512 = {
+    .peak = peak,
     .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32, [ACT_Q8_256] = act_q8_256},
     .mm = {[QTYPE_F32] = mm_f32,
            [QTYPE_F16] = mm_f16,

@@ -392,7 +392,7 @@ void machine_disk_of(const struct machine *m, const char *path, char name[32])
 
 /* ---- measuring memory ---- */
 
-enum { RAM_TASK = 1 << 20, RAM_PASSES = 5 };
+enum { RAM_TASK = 4 << 20, RAM_PASSES = 5, RAM_AHEAD = 4096 };
 
 struct ram_job {
     const unsigned char *data;
@@ -406,13 +406,17 @@ static void ram_task(void *arg, int task, int worker)
     const unsigned char *p = j->data + (size_t)task * j->task_bytes;
     (void)worker;
 #if defined(__SSE2__)
+    /* Two streams, asked for ahead: one that leaves it to the hardware is up to a third slower. */
     __m128i a = _mm_setzero_si128(), b = a, c = a, d = a;
-    for (size_t i = 0; i < j->task_bytes; i += 64) {
-        a = _mm_xor_si128(a, _mm_load_si128((const __m128i *)(p + i)));
-        b = _mm_xor_si128(b, _mm_load_si128((const __m128i *)(p + i + 16)));
-        c = _mm_xor_si128(c, _mm_load_si128((const __m128i *)(p + i + 32)));
-        d = _mm_xor_si128(d, _mm_load_si128((const __m128i *)(p + i + 48)));
-    }
+    const size_t half = j->task_bytes / 2;
+    for (size_t i = 0; i < half; i += 64)
+        for (const unsigned char *q = p + i; q <= p + i + half; q += half) {
+            _mm_prefetch((const char *)q + RAM_AHEAD, _MM_HINT_T0);
+            a = _mm_xor_si128(a, _mm_load_si128((const __m128i *)q));
+            b = _mm_xor_si128(b, _mm_load_si128((const __m128i *)(q + 16)));
+            c = _mm_xor_si128(c, _mm_load_si128((const __m128i *)(q + 32)));
+            d = _mm_xor_si128(d, _mm_load_si128((const __m128i *)(q + 48)));
+        }
     a = _mm_xor_si128(_mm_xor_si128(a, b), _mm_xor_si128(c, d));
     uint64_t sum = (uint64_t)_mm_cvtsi128_si64(a);
 #else

@@ -309,6 +309,7 @@ void tessera_close(tessera_engine *e)
     gguf_close(e->file);
     obs_close(&e->obs);
     watch_end(&e->watch);
+    profile_close(e->profile);
     for (int i = 0; i < e->n_warnings; i++) free(e->warning[i]);
     free(e->kv_offset);
     free(e->buf);
@@ -398,6 +399,20 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
     (json ? plan_json : plan_text)(to, &s, prefill, decode);
     if (ferror(to)) return err_set(err, ERR_IO, "cannot write the plan");
     return OK;
+}
+
+enum status tessera_profile(tessera_engine *e, bool on, struct err *err)
+{
+    profile_close(e->profile);
+    e->profile = NULL;
+    return on ? profile_open(&e->model, &e->profile, err) : OK;
+}
+
+bool tessera_profile_at(const tessera_engine *e, int i, struct tessera_step_kind *kind)
+{
+    if (!e->profile || i < 0 || i >= e->profile->n_kinds) return false;
+    *kind = e->profile->kind[i];
+    return true;
 }
 
 void tessera_cancel(tessera_engine *e) { atomic_store(&e->cancel, 1); }

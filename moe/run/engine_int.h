@@ -11,6 +11,7 @@
 #include "moe/plan/plan.h"
 #include "moe/run/obs.h"
 #include "moe/run/watch.h"
+#include "moe/run/profile.h"
 #include "moe/tessera.h"
 #include "offload/part.h"
 
@@ -67,6 +68,7 @@ struct tessera_engine {
     uint64_t n_steps;
     struct obs_ring obs;
     struct watch watch;
+    struct profile *profile;         /* NULL = steps are not timed */
     atomic_int cancel;
 };
 

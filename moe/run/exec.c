@@ -5,6 +5,7 @@
  * what was observed.  It decides nothing and allocates nothing.  Executor thread only. */
 #include <string.h>
 
+#include "moe/base/osfile.h"
 #include "moe/run/engine_int.h"
 #include "routing/route.h"
 
@@ -120,12 +121,44 @@ static void run_experts(struct exec *x, const struct op *op)
             part_unpin(&e->parts, e->weights.at[op->weight[k]].first_part + x->route.expert[a]);
 }
 
+/* ---- timing, when it is switched on ---- */
+
+/* What attention reads at least once: the keys and values that the last row of each session sees. */
+static void attention_work(const struct exec *x, const struct op *op, struct profile_ran *r)
+{
+    const int dk = op->p.attn.dk, dv = op->p.attn.dv, stored = op->p.attn.latent ? 0 : dv;
+    const uint64_t page = attn_head_bytes(x->bind.kv_type, dk, stored);
+    const struct dev_row *row = x->e->row;
+    for (int i = 0; i < r->n_rows; i++) {
+        const int at = op->rows == ROWS_OUT ? x->e->out_row[i] : i;
+        const int next = op->rows == ROWS_OUT ? x->e->out_row[i + 1 < r->n_rows ? i + 1 : i] : i + 1;
+        uint64_t seen = (uint64_t)row[at].pos + 1;
+        if (op->p.attn.window > 0 && seen > (uint64_t)op->p.attn.window)
+            seen = (uint64_t)op->p.attn.window;
+        r->kv_macs += seen * (uint64_t)op->p.attn.n_q_heads * (uint64_t)(dk + dv);
+        if (i + 1 == r->n_rows || row[next].session != row[at].session)
+            r->kv_bytes += seen * page / KV_PAGE * (uint64_t)op->p.attn.n_kv_heads;
+    }
+}
+
+static void profile_op(const struct exec *x, int i, double start)
+{
+    const struct op *op = &x->e->model.op[i];
+    struct profile_ran r = {.n_rows = op->rows == ROWS_OUT ? x->n_out : x->n_rows,
+                            .n_active = x->route.n_active, .seconds = os_seconds() - start};
+    if (!r.n_rows) return;
+    if (op->code == OP_ATTENTION) attention_work(x, op, &r);
+    profile_add(x->e->profile, &x->e->model, i, &r);
+}
+
 static enum status run_steps(struct exec *x, struct err *err)
 {
     struct tessera_engine *e = x->e;
     const struct build *m = &e->model;
     for (int i = 0; i < m->n_op;) {
         const struct op *op = &m->op[i];
+        const int first = i;
+        const double start = e->profile ? os_seconds() : 0;
         if (atomic_exchange(&e->cancel, 0))
             return err_set(err, ERR_CANCELLED, "interrupted in layer %d", op->layer);
         const bool watched = e->watch.fn != NULL;
@@ -140,13 +173,14 @@ static enum status run_steps(struct exec *x, struct err *err)
         } else {
             /* Everything up to the next control point is one submission. */
             int n = 1;
-            while (!watched && i + n < m->n_op && m->op[i + n].code != OP_ROUTE &&
-                   m->op[i + n].code != OP_EXPERTS)
+            while (!watched && !e->profile && i + n < m->n_op &&
+                   m->op[i + n].code != OP_ROUTE && m->op[i + n].code != OP_EXPERTS)
                 n++;
             dev_fence f = e->api->submit(e->dev, op, n, &x->bind);
             e->api->wait(e->dev, f);
             i += n;
         }
+        if (e->profile) profile_op(x, first, start);
     }
     return OK;
 }
