@@ -32,7 +32,8 @@
 enum {
     FEW = 8,           /* rows whose sums stay in registers */
     GROUP = 32,        /* rows of a group: scratch is GROUP * 2 vectors of each kind */
-    AHEAD = 8192,      /* bytes that one stream of weights is prefetched before its use */
+    AHEAD = 8192,      /* bytes that one stream of weights is prefetched before its use, to L2 */
+    NEAR = 1024,       /* and from there to L1 */
     AHEAD_PAIR = 4096, /* the same for each of two streams */
 };
 
@@ -65,6 +66,14 @@ INLINE __m512i zero(void) { return _mm512_setzero_si512(); }
 INLINE void prefetch(const uint8_t *p, int n)
 {
     for (int i = 0; i < n; i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T0);
+}
+
+/* For a stream from DRAM, n bytes at p being used now.  In two steps: more lines can be on their way
+ * to L2 than to L1. */
+INLINE void prefetch_stream(const uint8_t *p, int n)
+{
+    for (int i = 0; i < n; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T1);
+    for (int i = 0; i < n; i += 64) _mm_prefetch((const char *)p + NEAR + i, _MM_HINT_T0);
 }
 
 /* acc + sum of four-byte products of w[0..n) with n dwords of activations. */
@@ -191,7 +200,7 @@ INLINE void few_32(enum qtype type, int C, int n_cols, int n_tiles, const uint8_
             const size_t at_d = (size_t)n_cols + 4 * (size_t)b;
             const size_t at_s = at_d + (size_t)n_cols / 32 * 4;
             __m512i w[8];
-            prefetch(p + AHEAD, block_bytes(type));
+            prefetch_stream(p, block_bytes(type));
             unpack_32(type, p, w);
             __m512 d = scale_32(type, p), m = load_halfs(p + min_at(type));
 #pragma GCC unroll 8
@@ -576,7 +585,7 @@ INLINE void few_256(enum qtype type, int C, int n_cols, int n_tiles, const uint8
                 for (int k = 0; k < phases(type); k++) {
                     const int u = i * phases(type) + k;
                     __m512i w[8];
-                    prefetch(p + AHEAD + bytes / 8 * u, bytes / 8);
+                    prefetch_stream(p + bytes / 8 * u, bytes / 8);
                     unpack_256(type, p, i, k, w);
 #pragma GCC unroll 8
                     for (int c = 0; c < C; c++)

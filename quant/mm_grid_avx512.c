@@ -281,7 +281,7 @@ INLINE void nvfp4_rows(int N, int n_cols, const uint8_t *p, const void *const *x
     for (int r = 0; r < N; r++) acc[r] = _mm512_setzero_ps();
     for (int b = 0; b < n_cols / 64; b++, p += TNV4_BYTES) {
         __m512 d[4];
-        prefetch(p + AHEAD, TNV4_BYTES);
+        prefetch_stream(p, TNV4_BYTES);
         nvfp4_scales(p, d);
 #pragma GCC unroll 4
         for (int s = 0; s < 4; s++) {

@@ -44,6 +44,14 @@ struct pool {
     int n_tasks;
 };
 
+/* The i-th turn of waiting for a task that runs: it ends within microseconds, unless its thread has
+ * lost its core; then spinning on would keep the core from it. */
+static void relax(int i)
+{
+    if (i < SPINS) cpu_relax();
+    else sched_yield();
+}
+
 static uint32_t region_of(uint64_t word) { return (uint32_t)(word >> 32); }
 
 /* Runs tasks of one region until none is left. */
@@ -154,10 +162,10 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg, int n_tasks)
     p->arg = arg;
     p->n_tasks = n_tasks;
     work(p, open_region(p, n_tasks), 0);
-    /* The last tasks end within microseconds, unless their thread has lost its core: then spinning
-     * on would keep the core from it. */
-    for (int i = 0; atomic_load(&p->active); i++) {
-        if (i < SPINS) cpu_relax();
-        else sched_yield();
-    }
+    for (int i = 0; atomic_load(&p->active); i++) relax(i);
+}
+
+void pool_wait(_Atomic int32_t *word, int32_t value)
+{
+    for (int i = 0; atomic_load_explicit(word, memory_order_acquire) != value; i++) relax(i);
 }

@@ -42,11 +42,13 @@ struct dev_row {
 };
 
 /* Routed work, both ways: row r's slot s is pair r*n_used + s; expert-major order lists, for every
- * expert that is used, its pairs. */
+ * expert that is used, its pairs.  Experts may be computed in several submissions, begin .. end - 1
+ * of the list each, in order; the one with the last of them sums up. */
 struct dev_route {
     int n_rows, n_used, n_active;   /* n_active: experts with at least one pair */
+    int begin, end;
     const float *w;                 /* [n_rows][n_used] */
-    const int32_t *expert;          /* [n_active] expert ids, rising */
+    const int32_t *expert;          /* [n_active] expert ids */
     const int32_t *first;           /* [n_active + 1] into pair[] */
     const int32_t *pair;            /* [n_rows * n_used] */
     const void *const *gate, *const *up, *const *down; /* [n_active] pinned tiles */

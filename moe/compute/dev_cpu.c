@@ -7,8 +7,7 @@
  * DESIGN.  A product is cut into tasks of some neighbouring tiles times at most ROW_BLOCK rows.
  * Tasks that share tiles are neighbours, so in prefill a group of tiles stays in L2 while the rows
  * pass over it; in decode a task is a stretch of some hundred KiB that is read once, in order.
- * Experts run expert-major: gate and up of one group of tiles in the same task, then the
- * activations are prepared, then down, then each row sums its slots in router order. */
+ * Experts run expert-major (see there), then each row sums its slots in router order. */
 #include "moe/compute/dev.h"
 #include "moe/compute/recur.h"
 
@@ -31,6 +30,7 @@ enum {
     TASK_BYTES_FEW = 1 << 20,
     TASK_BYTES_MANY = 96 << 10,
     FEW_ROWS = 16,
+    TAIL_PARTS = 4,        /* the last tasks of few rows are so many times shorter */
 };
 
 struct dev {
@@ -48,7 +48,8 @@ struct job {
     const struct dev_bind *b;
     int n_rows;
     /* products */
-    int group[OP_IO];     /* tiles per task */
+    int group[OP_IO];     /* tiles per task, fewer from tile tail_at on */
+    int tail_at[OP_IO], tail_group[OP_IO];
     int n_groups[OP_IO];
     int n_row_blocks;
     struct experts *ex;
@@ -345,8 +346,10 @@ static void matmul_task(void *arg, int task, int worker)
     int g = task / j->n_row_blocks, i = 0;
     while (g >= j->n_groups[i]) g -= j->n_groups[i++];
     const struct dev_weight *w = &b->weight[op->weight[i]];
-    const int t0 = g * j->group[i];
-    const int nt = n_tiles(w) - t0 < j->group[i] ? n_tiles(w) - t0 : j->group[i];
+    const int n_big = j->tail_at[i] / j->group[i];
+    const int t0 = g < n_big ? g * j->group[i] : j->tail_at[i] + (g - n_big) * j->tail_group[i];
+    const int most = g < n_big ? j->group[i] : j->tail_group[i];
+    const int nt = n_tiles(w) - t0 < most ? n_tiles(w) - t0 : most;
     const int r0 = block * ROW_BLOCK;
     const int nr = j->n_rows - r0 < ROW_BLOCK ? j->n_rows - r0 : ROW_BLOCK;
     const void *x[ROW_BLOCK];
@@ -359,14 +362,23 @@ static void matmul_task(void *arg, int task, int worker)
     j->d->mm->mm[w->type](w->n_cols, nt, data, nr, x, y);
 }
 
+/* Few rows: the end of the matrix, at most a quarter of it, is cut finer, so that the threads end
+ * together though their tasks are long. */
 static void run_matmul(struct job *j)
 {
+    const int n_threads = pool_size(j->d->pool);
     int n = 0;
     j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK);
     for (int i = 0; i < OP_IO && j->op->weight[i] >= 0; i++) {
         const struct dev_weight *w = &j->b->weight[j->op->weight[i]];
-        j->group[i] = tile_group(w, j->n_rows, 1, pool_size(j->d->pool));
-        j->n_groups[i] = ceil_div(n_tiles(w), j->group[i]);
+        const int group = tile_group(w, j->n_rows, 1, n_threads);
+        int tail = j->n_rows <= FEW_ROWS && n_threads > 1 ? n_tiles(w) / 4 : 0;
+        if (tail > n_threads * group) tail = n_threads * group;
+        j->group[i] = group;
+        j->tail_at[i] = (n_tiles(w) - tail) / group * group;
+        j->tail_group[i] = (ceil_div(group, TAIL_PARTS) + 1) & ~1;
+        j->n_groups[i] = j->tail_at[i] / group +
+                         ceil_div(n_tiles(w) - j->tail_at[i], j->tail_group[i]);
         n += j->n_groups[i];
     }
     pool_run(j->d->pool, matmul_task, j, n * j->n_row_blocks);
@@ -492,33 +504,44 @@ static void run_attention(struct job *j)
 
 /* ---- experts ---- */
 
-/* Scratch of OP_EXPERTS, all in expert-major pair order c = 0 .. n_pairs-1. */
+/* DESIGN.  One region for all of an expert's work, so that no thread waits at a barrier between
+ * gate, up and down.  Tasks come in blocks: U(a), gate and up of expert a with the activation behind
+ * them, and D(a), down.  The blocks are taken in the order U(0) U(1) .. D(0) U(n) D(1) ..: D stays
+ * `lag` experts behind, which is enough work to keep all threads busy.  The worker that ends the
+ * last task of U(a) prepares its rows for D(a) and opens it.  U tasks wait for nothing and start
+ * before their D, so waiting ends.  The last experts are cut finer: the threads end together. */
 struct experts {
     const struct dev_route *rt;
     const struct dev_weight *wg, *wu, *wd;
     const float *bias[OP_IO]; /* [n_expert][n] of gate, up, down; NULL = none */
-    int n_pairs, n_embd, n_ff;
+    int n_embd, n_ff;
+    int c0, c1;           /* pairs of this submission, in expert-major order */
     enum act_kind kind;   /* what down wants */
+    int up_group, down_group, tail_from; /* tiles per task; experts from tail_from on: fewer */
+    /* scratch, per pair */
     uint64_t ff_stride, prep_stride, out_stride;
     char *gate, *up, *prep, *out;
     int32_t *place;       /* [n_pairs] c of pair r*n_used + s */
-    int32_t *task_first;  /* [n_active + 1] first task of an active expert */
-    int n_groups;         /* tile groups of the product being run */
-    int group;
-    int n_threads;
+    /* per active expert and per block, two blocks an expert */
+    _Atomic int32_t *left;   /* tasks left of U, DOWN_OPEN when down may start */
+    int32_t *block_first;    /* first task of a block */
+    int32_t *block_expert;   /* a for U(a), ~a for D(a) */
+    int n_blocks;
 };
+
+enum { DOWN_OPEN = -1 };
 
 uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind)
 {
     const uint64_t ff = round64(sizeof(float) * (uint64_t)n_ff);
     const uint64_t embd = round64(sizeof(float) * (uint64_t)n_embd);
     const uint64_t per = 2 * ff + round64(act_bytes(down_kind, n_ff)) + embd;
-    return (uint64_t)n_pairs * per + 2 * round64(sizeof(int32_t) * (uint64_t)(n_pairs + 1));
+    return (uint64_t)n_pairs * per + 6 * round64(sizeof(int32_t) * (uint64_t)(n_pairs + 1));
 }
 
-static void experts_layout(struct experts *x, char *p)
+static void experts_layout(struct experts *x, char *p, int n_pairs)
 {
-    const uint64_t n = (uint64_t)x->n_pairs;
+    const uint64_t n = (uint64_t)n_pairs, ints = round64(sizeof(int32_t) * (n + 1));
     x->ff_stride = dev_experts_hidden_stride(x->n_ff);
     x->prep_stride = round64(act_bytes(x->kind, x->n_ff));
     x->out_stride = round64(sizeof(float) * (uint64_t)x->n_embd);
@@ -526,24 +549,56 @@ static void experts_layout(struct experts *x, char *p)
     x->up = x->gate + n * x->ff_stride;
     x->prep = x->up + n * x->ff_stride;
     x->out = x->prep + n * x->prep_stride;
-    x->place = (int32_t *)(void *)(x->out + n * x->out_stride);
-    x->task_first = (int32_t *)(void *)((char *)x->place + round64(sizeof(int32_t) * (n + 1)));
+    char *q = x->out + n * x->out_stride;
+    x->place = (int32_t *)(void *)q;
+    x->left = (_Atomic int32_t *)(void *)(q + ints);
+    x->block_first = (int32_t *)(void *)(q + 2 * ints);
+    x->block_expert = (int32_t *)(void *)(q + 4 * ints);
 }
 
-/* Numbers the tasks: groups of tiles times blocks of rows, expert by expert. */
-static int experts_tasks(struct experts *x, const struct dev_weight *w)
+static int group_of(const struct experts *x, int group, int a)
 {
-    const struct dev_route *rt = x->rt;
-    x->group = tile_group(w, ceil_div(x->n_pairs, rt->n_active ? rt->n_active : 1), rt->n_active,
-                          x->n_threads);
-    x->n_groups = ceil_div(n_tiles(w), x->group);
-    int n = 0;
-    for (int a = 0; a < rt->n_active; a++) {
-        x->task_first[a] = n;
-        n += x->n_groups * ceil_div(rt->first[a + 1] - rt->first[a], ROW_BLOCK);
+    if (a < x->tail_from) return group;
+    group = ceil_div(group, TAIL_PARTS);
+    return (group + 1) & ~1;
+}
+
+/* Tasks of one expert's U or D: groups of tiles times blocks of rows. */
+static int expert_tasks(const struct experts *x, const struct dev_weight *w, int group, int a)
+{
+    const int rows = x->rt->first[a + 1] - x->rt->first[a];
+    return ceil_div(n_tiles(w), group_of(x, group, a)) * ceil_div(rows, ROW_BLOCK);
+}
+
+/* Lists the blocks; returns the number of tasks. */
+static int experts_blocks(struct experts *x, int n_threads)
+{
+    const int a0 = x->rt->begin, a1 = x->rt->end, n = a1 - a0;
+    const int rows = ceil_div(x->c1 - x->c0, n);
+    x->up_group = tile_group(x->wg, rows, n, n_threads);
+    x->down_group = tile_group(x->wd, rows, n, n_threads);
+    x->tail_from = rows <= FEW_ROWS ? a1 - n_threads : a1;
+    const int per = expert_tasks(x, x->wg, x->up_group, a0);
+    int lag = 1 + ceil_div(2 * n_threads, per);
+    if (lag > n) lag = n;
+    int n_tasks = 0;
+    x->n_blocks = 0;
+    for (int i = 0; i < n + lag; i++) {
+        const int u = a0 + i, d = u - lag;
+        if (i < n) {
+            const int tasks = expert_tasks(x, x->wg, x->up_group, u);
+            atomic_store_explicit(&x->left[u], tasks, memory_order_relaxed);
+            x->block_expert[x->n_blocks] = u;
+            x->block_first[x->n_blocks++] = n_tasks;
+            n_tasks += tasks;
+        }
+        if (i >= lag) {
+            x->block_expert[x->n_blocks] = ~d;
+            x->block_first[x->n_blocks++] = n_tasks;
+            n_tasks += expert_tasks(x, x->wd, x->down_group, d);
+        }
     }
-    x->task_first[rt->n_active] = n;
-    return n;
+    return n_tasks;
 }
 
 struct piece {
@@ -552,20 +607,15 @@ struct piece {
     int c0, nr;   /* pairs in expert-major order */
 };
 
-static struct piece experts_piece(const struct experts *x, const struct dev_weight *w, int task)
+static struct piece expert_piece(const struct experts *x, const struct dev_weight *w, int group,
+                                 int a, int local)
 {
-    int lo = 0, hi = x->rt->n_active - 1;
-    while (lo < hi) {
-        int mid = (lo + hi + 1) / 2;
-        if (x->task_first[mid] <= task) lo = mid;
-        else hi = mid - 1;
-    }
-    const int n = x->rt->first[lo + 1] - x->rt->first[lo];
-    const int blocks = ceil_div(n, ROW_BLOCK), local = task - x->task_first[lo];
-    struct piece p = {.a = lo, .t0 = local / blocks * x->group};
-    p.nt = n_tiles(w) - p.t0 < x->group ? n_tiles(w) - p.t0 : x->group;
+    const int n = x->rt->first[a + 1] - x->rt->first[a], blocks = ceil_div(n, ROW_BLOCK);
+    const int g = group_of(x, group, a);
+    struct piece p = {.a = a, .t0 = local / blocks * g};
+    p.nt = n_tiles(w) - p.t0 < g ? n_tiles(w) - p.t0 : g;
     const int r0 = local % blocks * ROW_BLOCK;
-    p.c0 = x->rt->first[lo] + r0;
+    p.c0 = x->rt->first[a] + r0;
     p.nr = n - r0 < ROW_BLOCK ? n - r0 : ROW_BLOCK;
     return p;
 }
@@ -586,12 +636,10 @@ static void add_bias(const float *bias, int expert, int n, const struct piece *p
         for (int i = 0; i < m; i++) y[r][i] += b[i];
 }
 
-static void gate_up_task(void *arg, int task, int worker)
+/* Gate and up of some tiles, and the activation while they are in cache. */
+static void up_task(const struct job *j, struct experts *x, int a, int local)
 {
-    (void)worker;
-    const struct job *j = arg;
-    struct experts *x = j->ex;
-    const struct piece p = experts_piece(x, x->wg, task);
+    const struct piece p = expert_piece(x, x->wg, x->up_group, a, local);
     const void *in[ROW_BLOCK];
     float *gate[ROW_BLOCK], *up[ROW_BLOCK];
     for (int r = 0; r < p.nr; r++) {
@@ -599,35 +647,28 @@ static void gate_up_task(void *arg, int task, int worker)
         gate[r] = pair_row(x->gate, x->ff_stride, p.c0 + r) + p.t0 * TILE_ROWS;
         up[r] = pair_row(x->up, x->ff_stride, p.c0 + r) + p.t0 * TILE_ROWS;
     }
-    const int expert = x->rt->expert[p.a];
+    const int expert = x->rt->expert[a];
     const size_t gb = tile_bytes(x->wg->type, x->n_embd), ub = tile_bytes(x->wu->type, x->n_embd);
-    j->d->mm->mm[x->wg->type](x->n_embd, p.nt,
-                              (const char *)x->rt->gate[p.a] + (size_t)p.t0 * gb, p.nr, in, gate);
-    j->d->mm->mm[x->wu->type](x->n_embd, p.nt, (const char *)x->rt->up[p.a] + (size_t)p.t0 * ub,
+    j->d->mm->mm[x->wg->type](x->n_embd, p.nt, (const char *)x->rt->gate[a] + (size_t)p.t0 * gb,
+                              p.nr, in, gate);
+    j->d->mm->mm[x->wu->type](x->n_embd, p.nt, (const char *)x->rt->up[a] + (size_t)p.t0 * ub,
                               p.nr, in, up);
     add_bias(x->bias[0], expert, x->n_ff, &p, gate);
     add_bias(x->bias[1], expert, x->n_ff, &p, up);
+    const int from = p.t0 * TILE_ROWS, all = p.nt * TILE_ROWS;
+    const int n = x->n_ff - from < all ? x->n_ff - from : all;
+    for (int r = 0; r < p.nr; r++)
+        glu_row(j->d->el, j->op->p.moe.act, n, gate[r], up[r], gate[r]);
+    if (atomic_fetch_sub(&x->left[a], 1) != 1) return;
+    for (int c = x->rt->first[a]; c < x->rt->first[a + 1]; c++)
+        j->d->mm->act[x->kind](x->n_ff, pair_row(x->gate, x->ff_stride, c),
+                               x->prep + x->prep_stride * (uint64_t)c);
+    atomic_store_explicit(&x->left[a], DOWN_OPEN, memory_order_release);
 }
 
-static void act_task(void *arg, int task, int worker)
+static void down_task(const struct job *j, struct experts *x, int a, int local)
 {
-    (void)worker;
-    const struct job *j = arg;
-    struct experts *x = j->ex;
-    const int end = (task + 1) * ELEM_ROWS < x->n_pairs ? (task + 1) * ELEM_ROWS : x->n_pairs;
-    for (int c = task * ELEM_ROWS; c < end; c++) {
-        float *g = pair_row(x->gate, x->ff_stride, c);
-        glu_row(j->d->el, j->op->p.moe.act, x->n_ff, g, pair_row(x->up, x->ff_stride, c), g);
-        j->d->mm->act[x->kind](x->n_ff, g, x->prep + x->prep_stride * (uint64_t)c);
-    }
-}
-
-static void down_task(void *arg, int task, int worker)
-{
-    (void)worker;
-    const struct job *j = arg;
-    struct experts *x = j->ex;
-    const struct piece p = experts_piece(x, x->wd, task);
+    const struct piece p = expert_piece(x, x->wd, x->down_group, a, local);
     const void *in[ROW_BLOCK];
     float *out[ROW_BLOCK];
     for (int r = 0; r < p.nr; r++) {
@@ -635,9 +676,26 @@ static void down_task(void *arg, int task, int worker)
         out[r] = pair_row(x->out, x->out_stride, p.c0 + r) + p.t0 * TILE_ROWS;
     }
     const size_t db = tile_bytes(x->wd->type, x->n_ff);
-    j->d->mm->mm[x->wd->type](x->n_ff, p.nt, (const char *)x->rt->down[p.a] + (size_t)p.t0 * db,
+    pool_wait(&x->left[a], DOWN_OPEN);
+    j->d->mm->mm[x->wd->type](x->n_ff, p.nt, (const char *)x->rt->down[a] + (size_t)p.t0 * db,
                               p.nr, in, out);
-    add_bias(x->bias[2], x->rt->expert[p.a], x->n_embd, &p, out);
+    add_bias(x->bias[2], x->rt->expert[a], x->n_embd, &p, out);
+}
+
+static void expert_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    struct experts *x = j->ex;
+    int lo = 0, hi = x->n_blocks - 1;
+    while (lo < hi) {
+        const int mid = (lo + hi + 1) / 2;
+        if (x->block_first[mid] <= task) lo = mid;
+        else hi = mid - 1;
+    }
+    const int a = x->block_expert[lo], local = task - x->block_first[lo];
+    if (a >= 0) up_task(j, x, a, local);
+    else down_task(j, x, ~a, local);
 }
 
 static void combine_task(void *arg, int task, int worker)
@@ -659,25 +717,24 @@ static void combine_task(void *arg, int task, int worker)
 static void run_experts(struct job *j)
 {
     const struct dev_bind *b = j->b;
+    const struct dev_route *rt = b->route;
     const struct dev_weight *w[OP_IO];
     for (int i = 0; i < OP_IO; i++) w[i] = &b->weight[j->op->weight[i]];
     struct experts x = {
-        .rt = b->route, .wg = w[0], .wu = w[1], .wd = w[2],
-        .n_pairs = b->route->n_rows * b->route->n_used,
-        .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows, .n_threads = pool_size(j->d->pool),
+        .rt = rt, .wg = w[0], .wu = w[1], .wd = w[2], .c0 = rt->first[rt->begin],
+        .c1 = rt->first[rt->end], .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows,
         .kind = qtype_info(w[2]->type)->act,
     };
     for (int i = 0; i < OP_IO; i++) {
         const int bias = j->op->weight[OP_IO + i];
         x.bias[i] = bias < 0 ? NULL : b->weight[bias].data;
     }
-    ASSERT(x.rt->n_used <= USED_MAX && x.rt->n_rows == j->n_rows);
-    experts_layout(&x, b->scratch);
-    for (int c = 0; c < x.n_pairs; c++) x.place[x.rt->pair[c]] = c;
+    ASSERT(rt->n_used <= USED_MAX && rt->n_rows == j->n_rows && rt->begin < rt->end);
+    experts_layout(&x, b->scratch, rt->n_rows * rt->n_used);
+    for (int c = x.c0; c < x.c1; c++) x.place[rt->pair[c]] = c;
     j->ex = &x;
-    pool_run(j->d->pool, gate_up_task, j, experts_tasks(&x, x.wg));
-    pool_run(j->d->pool, act_task, j, ceil_div(x.n_pairs, ELEM_ROWS));
-    pool_run(j->d->pool, down_task, j, experts_tasks(&x, x.wd));
+    pool_run(j->d->pool, expert_task, j, experts_blocks(&x, pool_size(j->d->pool)));
+    if (rt->end < rt->n_active) return;
     pool_run(j->d->pool, combine_task, j, ceil_div(j->n_rows, ELEM_ROWS));
 }
 

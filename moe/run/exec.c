@@ -114,6 +114,8 @@ static void run_experts(struct exec *x, const struct op *op)
         for (int a = 0; a < x->route.n_active; a++)
             table[k][a] = part_pin(&e->parts, e->weights.at[op->weight[k]].first_part +
                                                   x->route.expert[a]);
+    x->route.begin = 0;
+    x->route.end = x->route.n_active;
     x->bind.scratch = e->buf[op->in[2]].base;
     e->api->wait(e->dev, e->api->submit(e->dev, op, 1, &x->bind));
     for (int k = 0; k < OP_IO; k++)
