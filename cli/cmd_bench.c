@@ -1,5 +1,6 @@
 /* tessera bench: tokens per second, measured and printed as llama-bench does: pp N reads N random
- * tokens into an empty context, tg N generates N tokens one at a time; one warm-up, then -r runs.
+ * tokens into an empty context, tg N generates N tokens one at a time; one warm-up, then -r runs; with
+ * -d the context holds D tokens already ("@ dD").
  * Reads no prompt and samples nothing.  --roofline adds one more run of each test, its steps timed
  * one by one, beside what the memory and the integer units of this machine allow. */
 #include <math.h>
@@ -20,13 +21,14 @@ enum { REPS = 100, TESTS = 32, CTX_AUTO = 8192 /* what an absent -c gives at mos
 enum format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON, FORMAT_JSONL };
 
 struct bench_args {
-    const char *prompts, *gens, *format;
+    const char *prompts, *gens, *depths, *format;
     int reps;
     bool roofline;
 };
 
 struct test {
     int n_prompt, n_gen; /* one of them is 0 */
+    int depth;           /* tokens before them */
     double s[REPS];      /* seconds of each run */
     double avg_s, dev_s, avg_ts, dev_ts;
     char when[32];
@@ -76,10 +78,21 @@ static enum status run_gen(struct bench *b, int n, struct err *err)
     return s;
 }
 
+/* Leaves a context of depth tokens; recurrent states may lie further back and are brought up. */
+static enum status go_to_depth(struct bench *b, int depth, int32_t *ids, struct err *err)
+{
+    enum status s = OK;
+    if (tessera_session_n(b->session) > depth)
+        s = tessera_session_rollback(b->session, (struct tessera_mark){depth}, err);
+    const int n = tessera_session_n(b->session);
+    return s || n == depth ? s : run_prompt(b, ids, depth - n, err);
+}
+
+/* At the test's depth. */
 static enum status run_once(struct bench *b, const struct test *t, int32_t *ids, struct err *err)
 {
-    enum status s = tessera_session_rollback(b->session, (struct tessera_mark){0}, err);
-    if (!s && t->n_prompt) s = run_prompt(b, ids, t->n_prompt, err);
+    enum status s = OK;
+    if (t->n_prompt) s = run_prompt(b, ids, t->n_prompt, err);
     if (!s && t->n_gen) s = run_gen(b, t->n_gen, err);
     return s;
 }
@@ -99,8 +112,11 @@ static enum status run_test(struct bench *b, struct test *t, int32_t *ids, struc
     struct test warm = *t;
     double ts[REPS];
     if (warm.n_gen) warm.n_gen = 1;
-    enum status s = run_once(b, &warm, ids, err);
+    enum status s = tessera_session_rollback(b->session, (struct tessera_mark){0}, err);
+    if (!s) s = go_to_depth(b, t->depth, ids, err);
+    if (!s) s = run_once(b, &warm, ids, err);
     for (int r = 0; r < b->reps && !s; r++) {
+        if ((s = go_to_depth(b, t->depth, ids, err))) break;
         double start = os_seconds();
         s = run_once(b, t, ids, err);
         t->s[r] = os_seconds() - start;
@@ -113,6 +129,13 @@ static enum status run_test(struct bench *b, struct test *t, int32_t *ids, struc
     t->avg_ts = mean_dev(ts, b->reps, &t->dev_ts);
     if (gmtime_r(&now, &utc)) (void)strftime(t->when, sizeof t->when, "%Y-%m-%dT%H:%M:%SZ", &utc);
     return OK;
+}
+
+/* "tg64 @ d4096", as llama-bench says it. */
+static void test_name(const struct test *t, char *name, size_t cap)
+{
+    const int n = snprintf(name, cap, t->n_prompt ? "pp%d" : "tg%d", t->n_prompt + t->n_gen);
+    if (t->depth && n > 0) (void)snprintf(name + n, cap - (size_t)n, " @ d%d", t->depth);
 }
 
 /* ---- the roofline ---- */
@@ -150,6 +173,7 @@ static enum status roofline(struct bench *b, const struct test *t, int32_t *ids,
     struct tessera_step_kind k, sum = {.step = "all", .name = ""};
     double least = 0;
     enum status s = b->ram > 0 ? OK : measure_roof(b, err);
+    if (!s) s = go_to_depth(b, t->depth, ids, err);
     if (!s) s = tessera_profile(b->e, true, err);
     if (s) return s;
     const double start = os_seconds();
@@ -157,9 +181,11 @@ static enum status roofline(struct bench *b, const struct test *t, int32_t *ids,
     const double total = os_seconds() - start;
     const double n = t->n_gen ? t->n_gen : (t->n_prompt + b->m.n_ubatch - 1) / b->m.n_ubatch;
     if (!s) {
-        printf("\n%s%d by step, per pass of %d: memory %.1f GB/s, products %.0f GMAC/s, "
+        char name[48];
+        test_name(t, name, sizeof name);
+        printf("\n%s by step, per pass of %d: memory %.1f GB/s, products %.0f GMAC/s, "
                "%d threads\n\n",
-               t->n_gen ? "tg" : "pp", t->n_prompt + t->n_gen,
+               name,
                t->n_gen ? 1 : t->n_prompt < b->m.n_ubatch ? t->n_prompt : b->m.n_ubatch, b->ram,
                b->peak, b->m.n_threads);
         printf("| step        | name          |   runs |        ms |     %% |        MB |    GB/s |"
@@ -200,7 +226,7 @@ static void print_md(const struct bench *b, const struct test *t)
                    mib < 1024 ? mib : mib / 1024);
     (void)snprintf(params, sizeof params, n < 1e9 ? "%.2f M" : "%.2f B",
                    n < 1e9 ? n / 1e6 : n / 1e9);
-    (void)snprintf(test, sizeof test, t->n_prompt ? "pp%d" : "tg%d", t->n_prompt + t->n_gen);
+    test_name(t, test, sizeof test);
     (void)snprintf(ts, sizeof ts, "%.2f ± %.2f", t->avg_ts, t->dev_ts);
     printf("| %-30s | %10s | %10s | %-10s | %7d | %15s | %21s |\n", b->type, size, params, "CPU",
            b->m.n_threads, test, ts); /* 21: the sign takes two bytes */
@@ -213,7 +239,7 @@ struct column {
     char value[512];
 };
 
-enum { COLUMNS = 20 };
+enum { COLUMNS = 21 };
 
 static void number(struct column *c, const char *name, double v, int digits)
 {
@@ -249,6 +275,7 @@ static int columns(const struct bench *b, const struct test *t, struct column c[
     text(&c[n++], "type_v", kv);
     number(&c[n++], "n_prompt", t->n_prompt, 0);
     number(&c[n++], "n_gen", t->n_gen, 0);
+    number(&c[n++], "n_depth", t->depth, 0);
     text(&c[n++], "test_time", t->when);
     number(&c[n++], "avg_ns", t->avg_s * 1e9, 0);
     number(&c[n++], "stddev_ns", t->dev_s * 1e9, 0);
@@ -329,23 +356,27 @@ static bool parse_sizes(const char *list, int32_t **n, int *count)
 /* Zeros say "not this test", as in llama-bench. */
 static int list_tests(const struct bench_args *own, struct test *t, int *n_tests)
 {
-    int32_t *pp = NULL, *tg = NULL;
-    int n_pp = 0, n_tg = 0, rc = CLI_GO_ON;
+    int32_t *pp = NULL, *tg = NULL, *depth = NULL;
+    int n_pp = 0, n_tg = 0, n_depth = 0, rc = CLI_GO_ON;
     *n_tests = 0;
     if (!parse_sizes(own->prompts, &pp, &n_pp))
         rc = cli_usage("bench", "-p wants numbers like 512 or 128,512, not '%s'", own->prompts);
     else if (!parse_sizes(own->gens, &tg, &n_tg))
         rc = cli_usage("bench", "-n wants numbers like 128 or 16,128, not '%s'", own->gens);
-    else if (n_pp + n_tg > TESTS)
+    else if (!parse_sizes(own->depths, &depth, &n_depth))
+        rc = cli_usage("bench", "-d wants numbers like 4096 or 0,4096, not '%s'", own->depths);
+    else if ((n_pp + n_tg) * n_depth > TESTS)
         rc = cli_usage("bench", "at most %d tests", TESTS);
-    for (int i = 0; i < n_pp + n_tg && rc == CLI_GO_ON; i++) {
-        int n = i < n_pp ? pp[i] : tg[i - n_pp];
-        if (n) t[(*n_tests)++] = (struct test){.n_prompt = i < n_pp ? n : 0,
-                                               .n_gen = i < n_pp ? 0 : n};
+    for (int i = 0; i < (n_pp + n_tg) * n_depth && rc == CLI_GO_ON; i++) {
+        const int at = i % (n_pp + n_tg), n = at < n_pp ? pp[at] : tg[at - n_pp];
+        if (n) t[(*n_tests)++] = (struct test){.n_prompt = at < n_pp ? n : 0,
+                                               .n_gen = at < n_pp ? 0 : n,
+                                               .depth = depth[i / (n_pp + n_tg)]};
     }
     if (rc == CLI_GO_ON && !*n_tests) rc = cli_usage("bench", "-p 0 -n 0 leaves no test");
     free(pp);
     free(tg);
+    free(depth);
     return rc;
 }
 
@@ -382,7 +413,7 @@ static int longest_test(const struct test *t, int n)
 {
     int longest = 1;
     for (int i = 0; i < n; i++) {
-        int rows = t[i].n_prompt + t[i].n_gen;
+        int rows = t[i].n_prompt + t[i].n_gen + t[i].depth;
         longest = rows > longest ? rows : longest;
     }
     return longest;
@@ -417,12 +448,14 @@ static enum status run_tests(struct bench *b, struct test *t, int n, struct err 
 
 int cmd_bench(int argc, char **argv)
 {
-    struct bench_args own = {.prompts = "512", .gens = "128", .format = "md", .reps = 5};
+    struct bench_args own = {.prompts = "512", .gens = "128", .depths = "0", .format = "md", .reps = 5};
     static const struct cli_flag flags[] = {
         {"-p --n-prompt", "N", "tokens of the prompt tests; 0 = none, 128,512 = two (default 512)",
          CLI_STR, offsetof(struct bench_args, prompts), 0, 0},
         {"-n --n-gen", "N", "tokens of the generation tests (default 128)", CLI_STR,
          offsetof(struct bench_args, gens), 0, 0},
+        {"-d --n-depth", "N", "tokens in the context before each test; 0,4096 = two (default 0)",
+         CLI_STR, offsetof(struct bench_args, depths), 0, 0},
         {"-r --repetitions", "N", "runs of each test (default 5)", CLI_INT,
          offsetof(struct bench_args, reps), 1, REPS},
         {"-o --output", "FORMAT", "md, csv, json or jsonl (default md)", CLI_STR,

@@ -156,6 +156,12 @@ grep -q '^| model  *|  *size |  *params | backend  *| threads |  *test |  *t/s |
 for f in csv json jsonl; do expect 0 avg_ts bench -m "$m" -p 16,8 -n 4 -r 1 -o $f; done
 expect 0 tg4 bench -m "$m" -p 0 -n 4 -r 1
 ! grep -q pp "$out" || fail "bench -p 0"
+expect 0 'tg4 @ d8' bench -m "$m" -p 0 -n 4 -r 2 -d 0,8
+expect 0 ffn_experts bench -m "$m" -p 16 -n 4 -r 1 --roofline
+grep -q '^| all  *|  *| .*|' "$out" || fail "the last line of --roofline"
+refuse 2 - bench -m "$m" -r 1 --roofline -o csv
+refuse 2 - bench -m "$m" -d deep
+refuse 1 context bench -m "$m" -p 16 -n 0 -d 60 -r 1
 refuse 1 context bench -m "$m" -p 65 -n 0 -r 1
 refuse 2 - bench -m "$m" -o xml
 refuse 2 - bench -m "$m" -r 0
