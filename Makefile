@@ -19,7 +19,7 @@ CFLAGS  += $(shell pkg-config --cflags $(PKGS))
 ARCH    := $(shell uname -m)
 ALL_SRC := $(wildcard moe/*/*.c routing/*.c offload/*.c quant/*.c quant/build/*.c models/*.c)
 ifneq ($(ARCH),x86_64)
-ALL_SRC := $(filter-out %_avx2.c %_avx512.c,$(ALL_SRC))
+ALL_SRC := $(filter-out %_avx2.c %_avx512.c %_amx.c,$(ALL_SRC))
 endif
 LIB_OBJ := $(ALL_SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cli/*.c))
@@ -32,7 +32,7 @@ Q       := $(if $(V),,@)
 all: $(BIN)
 
 %_avx2.o:   TIER := -mavx2 -mfma -mf16c
-%_avx512.o: TIER := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vnni -mavx2 -mfma -mf16c -mprefer-vector-width=512
+%_avx512.o %_amx.o: TIER := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vnni -mavx2 -mfma -mf16c -mprefer-vector-width=512
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -103,7 +103,7 @@ fuzz:
 	  mkdir -p build/fuzz/$$n && \
 	  clang $(CSTD) -U__x86_64__ -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
 	    $(shell pkg-config --cflags $(PKGS)) tests/fuzz_$$n.c \
-	    $(filter-out %_avx512.c %_avx2.c moe/run/% models/% quant/build/%,$(ALL_SRC)) \
+	    $(filter-out %_avx512.c %_avx2.c %_amx.c moe/run/% models/% quant/build/%,$(ALL_SRC)) \
 	    -o build/fuzz/fuzz_$$n $(shell pkg-config --libs $(PKGS)) -lm && \
 	  build/fuzz/fuzz_$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
 	    build/fuzz/$$n tests/corpus/$$n || exit 1; done

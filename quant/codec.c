@@ -175,7 +175,7 @@ bool codec_can_encode(enum qtype type) { return codecs[type].encode || is_search
 static encode_fn *searcher(enum cpu_tier tier)
 {
 #if defined __x86_64__
-    if (tier == CPU_AVX512) return encode_avx512;
+    if (tier >= CPU_AVX512) return encode_avx512;
     if (tier == CPU_AVX2) return encode_avx2;
 #endif
     (void)tier;

@@ -87,15 +87,15 @@ INLINE void mm_plain(enum qtype type, int n_cols, int n_tiles, const void *w, in
         rows_plain(type, 1, n_cols, p + tile * (size_t)t, tile, n_rows, x, y, TILE_ROWS * t);
 }
 
-#define MM_PLAIN(name, TYPE)                                                                     \
-    static void mm_##name(int n_cols, int n_tiles, const void *w, int n_rows,                    \
+#define MM_PLAIN(TYPE)                                                                           \
+    void mm_avx512_##TYPE(int n_cols, int n_tiles, const void *w, int n_rows,                    \
                           const void *const *x, float *const *y)                                 \
     {                                                                                            \
         mm_plain(QTYPE_##TYPE, n_cols, n_tiles, w, n_rows, x, y);                                \
     }
-MM_PLAIN(f32, F32)
-MM_PLAIN(f16, F16)
-MM_PLAIN(bf16, BF16)
+MM_PLAIN(F32)
+MM_PLAIN(F16)
+MM_PLAIN(BF16)
 MM_QUANT(q8_0, Q8_0, ACT_Q8_32)
 MM_QUANT(q4_0, Q4_0, ACT_Q8_32)
 MM_QUANT(q4_k, Q4_K, ACT_Q8_256)
@@ -148,7 +148,7 @@ INLINE void sums_of_16(__m256i q, int32_t *first, int32_t *second)
 }
 
 /* Sixteen blocks at a time, so that their divisions are two instructions. */
-static void act_q8_32(int n_cols, const float *x, void *out)
+void act_q8_32_avx512(int n_cols, const float *x, void *out)
 {
     int n_blocks = n_cols / 32;
     int8_t *q = out;
@@ -175,7 +175,7 @@ static void act_q8_32(int n_cols, const float *x, void *out)
     memset((char *)out + used, 0, act_bytes(ACT_Q8_32, n_cols) - used);
 }
 
-static void act_q8_256(int n_cols, const float *x, void *out)
+void act_q8_256_avx512(int n_cols, const float *x, void *out)
 {
     int n_blocks = n_cols / 256;
     int8_t *q = out;
@@ -222,10 +222,10 @@ static uint64_t peak(int n)
 
 const struct mm_kernels mm_kernels_avx512 = {
     .peak = peak,
-    .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32, [ACT_Q8_256] = act_q8_256},
-    .mm = {[QTYPE_F32] = mm_f32,
-           [QTYPE_F16] = mm_f16,
-           [QTYPE_BF16] = mm_bf16,
+    .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32_avx512, [ACT_Q8_256] = act_q8_256_avx512},
+    .mm = {[QTYPE_F32] = mm_avx512_F32,
+           [QTYPE_F16] = mm_avx512_F16,
+           [QTYPE_BF16] = mm_avx512_BF16,
            [QTYPE_Q8_0] = mm_q8_0,
            [QTYPE_Q4_0] = mm_q4_0,
            [QTYPE_Q4_K] = mm_q4_k,

@@ -91,17 +91,23 @@ struct flat {
     float d[TILE_ROWS];
 };
 
-extern const struct mm_kernels mm_kernels_ref, mm_kernels_avx2, mm_kernels_avx512;
+extern const struct mm_kernels mm_kernels_ref, mm_kernels_avx2, mm_kernels_avx512, mm_kernels_amx;
 
 /* Products of a type of parts_int.h, in the tiers' files for the newer types. */
 typedef void mm_fn(int n_cols, int n_tiles, const void *w, int n_rows, const void *const *x,
                    float *const *y);
 #define MM_PARTS_TYPES(X)                                                                        \
-    X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q5_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) X(NVFP4)        \
-    X(IQ3_S) X(IQ3_XXS) X(IQ2_S) X(IQ2_XS) X(IQ2_XXS) X(IQ1_S) X(IQ1_M)
+    X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q5_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) MM_GRID_TYPES(X)
+#define MM_GRID_TYPES(X)                                                                         \
+    X(NVFP4) X(IQ3_S) X(IQ3_XXS) X(IQ2_S) X(IQ2_XS) X(IQ2_XXS) X(IQ1_S) X(IQ1_M)
 #define MM_DECLARE(TYPE) mm_fn mm_ref_##TYPE, mm_avx2_##TYPE, mm_avx512_##TYPE;
 MM_PARTS_TYPES(MM_DECLARE)
 #undef MM_DECLARE
+
+/* AVX-512 kernels that the AMX tier keeps. */
+mm_fn mm_avx512_F32, mm_avx512_F16, mm_avx512_BF16;
+void act_q8_32_avx512(int n_cols, const float *x, void *out);
+void act_q8_256_avx512(int n_cols, const float *x, void *out);
 
 /* Reference kernels that a tier may keep. */
 void act_f32_ref(int n_cols, const float *x, void *out);

@@ -300,6 +300,7 @@ const struct mm_kernels mm_kernels_ref = {
 const struct mm_kernels *mm_kernels(enum cpu_tier tier)
 {
 #if defined(__x86_64__)
+    if (tier == CPU_AMX) return &mm_kernels_amx;
     if (tier == CPU_AVX512) return &mm_kernels_avx512;
     if (tier == CPU_AVX2) return &mm_kernels_avx2;
 #endif

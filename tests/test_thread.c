@@ -186,6 +186,7 @@ static void test_cpu_names(void **state)
     assert_string_equal(cpu_tier_name(CPU_REF), "ref");
     assert_string_equal(cpu_tier_name(CPU_AVX2), "avx2");
     assert_string_equal(cpu_tier_name(CPU_AVX512), "avx512");
+    assert_string_equal(cpu_tier_name(CPU_AMX), "amx");
     assert_string_equal(cpu_tier_name(CPU_TIER_N), "?");
 }
 

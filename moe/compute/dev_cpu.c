@@ -29,6 +29,7 @@ enum {
      * rows share L2. */
     TASK_BYTES_FEW = 1 << 20,
     TASK_BYTES_MANY = 96 << 10,
+    TASK_BYTES_AMX = 512 << 10, /* the same where a task also copies its rows */
     FEW_ROWS = 16,
     TAIL_PARTS = 4,        /* the last tasks of few rows are so many times shorter */
 };
@@ -38,6 +39,7 @@ struct dev {
     const struct mm_kernels *mm;
     const struct elem_kernels *el;
     const struct recur_kernels *rk;
+    size_t task_bytes_many;
     dev_fence n_done;
 };
 
@@ -325,11 +327,11 @@ static void elem_task(void *arg, int task, int worker)
 
 /* ---- products ---- */
 
-/* Tiles per task, such that every one of n_threads gets a share of `n_mats` such matrices. */
-static int tile_group(const struct dev_weight *w, int n_rows, int n_mats, int n_threads)
+/* Tiles per task, such that every thread gets a share of `n_mats` such matrices. */
+static int tile_group(const struct dev *d, const struct dev_weight *w, int n_rows, int n_mats)
 {
-    const size_t bytes = n_rows <= FEW_ROWS ? TASK_BYTES_FEW : TASK_BYTES_MANY;
-    const int share = ceil_div(n_tiles(w) * n_mats, 2 * n_threads);
+    const size_t bytes = n_rows <= FEW_ROWS ? TASK_BYTES_FEW : d->task_bytes_many;
+    const int share = ceil_div(n_tiles(w) * n_mats, 2 * pool_size(d->pool));
     int g = (int)(bytes / tile_bytes(w->type, w->n_cols));
     if (g > share) g = share;
     g = (g + 1) & ~1; /* kernels take tiles in pairs */
@@ -371,7 +373,7 @@ static void run_matmul(struct job *j)
     j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK);
     for (int i = 0; i < OP_IO && j->op->weight[i] >= 0; i++) {
         const struct dev_weight *w = &j->b->weight[j->op->weight[i]];
-        const int group = tile_group(w, j->n_rows, 1, n_threads);
+        const int group = tile_group(j->d, w, j->n_rows, 1);
         int tail = j->n_rows <= FEW_ROWS && n_threads > 1 ? n_tiles(w) / 4 : 0;
         if (tail > n_threads * group) tail = n_threads * group;
         j->group[i] = group;
@@ -413,7 +415,7 @@ static void run_head_matmul(struct job *j)
 {
     const struct dev_weight *w = &j->b->weight[j->op->weight[0]];
     const int n_heads = j->op->p.heads.n_heads, per_head = n_tiles(w) / n_heads;
-    const int group = tile_group(w, j->n_rows, 1, pool_size(j->d->pool));
+    const int group = tile_group(j->d, w, j->n_rows, 1);
     j->group[0] = group < per_head ? group : per_head;
     j->n_groups[0] = ceil_div(per_head, j->group[0]);
     j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK);
@@ -571,12 +573,13 @@ static int expert_tasks(const struct experts *x, const struct dev_weight *w, int
 }
 
 /* Lists the blocks; returns the number of tasks. */
-static int experts_blocks(struct experts *x, int n_threads)
+static int experts_blocks(struct experts *x, const struct dev *dev)
 {
+    const int n_threads = pool_size(dev->pool);
     const int a0 = x->rt->begin, a1 = x->rt->end, n = a1 - a0;
     const int rows = ceil_div(x->c1 - x->c0, n);
-    x->up_group = tile_group(x->wg, rows, n, n_threads);
-    x->down_group = tile_group(x->wd, rows, n, n_threads);
+    x->up_group = tile_group(dev, x->wg, rows, n);
+    x->down_group = tile_group(dev, x->wd, rows, n);
     x->tail_from = rows <= FEW_ROWS ? a1 - n_threads : a1;
     const int per = expert_tasks(x, x->wg, x->up_group, a0);
     int lag = 1 + ceil_div(2 * n_threads, per);
@@ -733,7 +736,7 @@ static void run_experts(struct job *j)
     experts_layout(&x, b->scratch, rt->n_rows * rt->n_used);
     for (int c = x.c0; c < x.c1; c++) x.place[rt->pair[c]] = c;
     j->ex = &x;
-    pool_run(j->d->pool, expert_task, j, experts_blocks(&x, pool_size(j->d->pool)));
+    pool_run(j->d->pool, expert_task, j, experts_blocks(&x, j->d));
     if (rt->end < rt->n_active) return;
     pool_run(j->d->pool, combine_task, j, ceil_div(j->n_rows, ELEM_ROWS));
 }
@@ -800,6 +803,7 @@ enum status dev_cpu_open(struct pool *pool, enum cpu_tier tier, struct dev **out
     d->mm = mm_kernels(tier);
     d->el = elem_kernels(tier);
     d->rk = recur_kernels(tier);
+    d->task_bytes_many = tier >= CPU_AMX ? TASK_BYTES_AMX : TASK_BYTES_MANY;
     return OK;
 }
 

@@ -333,7 +333,7 @@ static const struct elem_kernels table_ref = {
 const struct elem_kernels *elem_kernels(enum cpu_tier tier)
 {
 #if defined(__x86_64__)
-    if (tier == CPU_AVX512) return &elem_table_avx512;
+    if (tier >= CPU_AVX512) return &elem_table_avx512;
     if (tier == CPU_AVX2) return &elem_table_avx2;
 #endif
     (void)tier;

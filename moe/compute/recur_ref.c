@@ -73,7 +73,7 @@ static const struct recur_kernels table_ref = {
 const struct recur_kernels *recur_kernels(enum cpu_tier tier)
 {
 #if defined(__x86_64__)
-    if (tier == CPU_AVX512) return &recur_table_avx512;
+    if (tier >= CPU_AVX512) return &recur_table_avx512;
     if (tier == CPU_AVX2) return &recur_table_avx2;
 #endif
     (void)tier;
