@@ -125,6 +125,7 @@ static float gen_scale(struct rng *r, float sigma, float spread)
 static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char *p)
 {
     float x = 0;
+    int exponent = 0;
     uint16_t h;
     switch (type) {
     case QTYPE_F32:
@@ -161,6 +162,33 @@ static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char
                                                                   (rng_u64(r) & 1 ? 1u : 255u));
         gen_half(p + 208, gen_scale(r, sigma, 64 / GEN_SQRT12 * 96));
         return true;
+    case QTYPE_Q5_K: /* half d, dmin, scales[12], fifth bits[32], q[128]; as Q4_K */
+        gen_scales_k4(r, p + 4);
+        gen_bytes(r, p + 16, 160);
+        x = gen_scale(r, sigma, 32 / GEN_SQRT12 * 48);
+        gen_half(p, x);
+        gen_half(p + 2, 15.5f * x);
+        return true;
+    case QTYPE_Q2_K: /* scale and min nibbles[16], 2-bit q[64], half d, dmin; dmin = 1.5 d */
+        for (int i = 0; i < 16; i++) p[i] = (unsigned char)(0x11 * (8 + rng_below(r, 8)));
+        gen_bytes(r, p + 16, 64);
+        x = gen_scale(r, sigma, 4 / GEN_SQRT12 * 12);
+        gen_half(p + 80, x);
+        gen_half(p + 82, 1.5f * x);
+        return true;
+    case QTYPE_Q3_K: /* third bits[32], 2-bit q[64], scales[12] of either sign, half d */
+        gen_bytes(r, p, 108);
+        gen_half(p + 108, gen_scale(r, sigma, 2.35f * 64 / GEN_SQRT12));
+        return true;
+    case QTYPE_IQ4_XS: /* half d, u16 and u8[4] scales of either sign, codes[128] of rms 72 */
+        gen_bytes(r, p + 2, 134);
+        gen_half(p, gen_scale(r, sigma, 72 * 64 / GEN_SQRT12));
+        return true;
+    case QTYPE_MXFP4: /* u8 exponent, codes[16], of rms 5.85 in halves */
+        gen_bytes(r, p + 1, 16);
+        for (x = sigma / 5.85f; x < 1; x *= 2) exponent--;
+        p[0] = (unsigned char)(128 + exponent + (int)(rng_u64(r) & 1));
+        return true;
     default: break; /* no generator for this type */
     }
     return false;
@@ -192,8 +220,9 @@ static bool gen_more_bits(int layer, int n_layer)
 /* The type of a matrix: what was asked for, as llama-quantize's mixtures have it. */
 static enum qtype gen_type(const struct gen_spec *g, const char *name, int layer)
 {
-    bool mixed = g->type == GEN_Q4_K_M || g->type == QTYPE_Q4_K || g->type == QTYPE_Q4_0;
-    if (mixed && !strcmp(name, "output")) return QTYPE_Q6_K;
+    bool plain = g->type == QTYPE_F32 || g->type == QTYPE_F16 || g->type == QTYPE_BF16 ||
+                 g->type == QTYPE_Q8_0;
+    if (!plain && !strcmp(name, "output")) return QTYPE_Q6_K;
     if (g->type != GEN_Q4_K_M) return (enum qtype)g->type;
     bool heavy = !strcmp(name, "attn_v") || !strncmp(name, "ffn_down", 8);
     return heavy && gen_more_bits(layer, g->n_layer) ? QTYPE_Q6_K : QTYPE_Q4_K;
@@ -319,7 +348,11 @@ static uint32_t gen_file_type(unsigned type)
     case QTYPE_F16: return 1;
     case QTYPE_Q4_0: return 2;
     case QTYPE_Q8_0: return 7;
+    case QTYPE_Q2_K: return 10;
+    case QTYPE_Q3_K: return 12;
+    case QTYPE_Q5_K: return 17;
     case QTYPE_Q6_K: return 18;
+    case QTYPE_IQ4_XS: return 30;
     case QTYPE_BF16: return 32;
     default: return 15;
     }

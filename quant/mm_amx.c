@@ -9,6 +9,8 @@
  *   Super-blocks of 256: a weight times its sub-block's integer scale has 13 bits; its low byte
  *   (unsigned) and the rest (signed) are two products 256 bytes deep, and isum = lo + 256 hi.  So
  *   there is one float step per super-block and no multiplication by sub-scales.
+ * Blocks of 32 convert a step's products while the tile unit does those of the next step, 2 KiB away
+ * (at 4 KiB the processor mistakes the loads for the stores).  Super-blocks gain nothing by that.
  * Activations are copied to where a tile load finds 16 rows in 1 KiB; a stretch of at most COLS
  * columns at a time, with the outputs themselves as accumulators between stretches.  Which rows share
  * a tile never changes a bit. */
@@ -18,6 +20,7 @@ enum {
     ROWS = 64,   /* rows that share unpacked weights */
     COLS = 2048, /* columns whose activations are copied at once; a multiple of 256 */
     DEEP = 64,   /* bytes of a row of A */
+    FEW_32 = 20, /* rows up to which blocks of 32 are faster with AVX-512; super-blocks: FEW */
 };
 
 /* ---- the tile unit ------------------------------------------------------------------------- */
@@ -50,7 +53,7 @@ struct work {
     int8_t a[ROWS / 16][COLS / DEEP][16][DEEP]; /* activations */
     uint8_t lo[4][16][64];                      /* unpacked weights, as B */
     int8_t hi[4][16][64];
-    int32_t c[4][16][16];
+    int32_t c[4][16][16];                       /* products */
     float acc[ROWS][16];
 } __attribute__((aligned(64)));
 
@@ -84,17 +87,23 @@ INLINE int offset_of(enum qtype type)
     }
 }
 
-/* Block b of the copied columns against 32 rows, rows r0 on; c: two of the scratch tiles. */
-INLINE void convert_32(enum qtype type, struct work *s, int c, int r0, int n, __m512 d, __m512 m,
-                       const void *const *x, size_t at_d, size_t at_s)
+/* What a step of 32 rows against a block leaves for its conversion. */
+struct step_of_32 {
+    __m512 d, m;
+    size_t at_d, at_s;
+    int r0;
+};
+
+INLINE void convert_32(enum qtype type, struct work *s, int32_t (*c)[16][16],
+                       const struct step_of_32 *k, int n, const void *const *x)
 {
-    const int end = n - r0 < 32 ? n - r0 : 32;
+    const int end = n - k->r0 < 32 ? n - k->r0 : 32;
     for (int r = 0; r < end; r++) {
-        const char *a = x[r0 + r];
-        __m512 acc = _mm512_load_ps(s->acc[r0 + r]);
-        acc = step_32(type, d, m, all_lanes_f32(a + at_d),
-                      _mm512_load_si512(s->c[c + r / 16][r % 16]), a + at_s, acc);
-        _mm512_store_ps(s->acc[r0 + r], acc);
+        const char *a = x[k->r0 + r];
+        __m512 acc = _mm512_load_ps(s->acc[k->r0 + r]);
+        acc = step_32(type, k->d, k->m, all_lanes_f32(a + k->at_d),
+                      _mm512_load_si512(c[r / 16][r % 16]), a + k->at_s, acc);
+        _mm512_store_ps(s->acc[k->r0 + r], acc);
     }
 }
 
@@ -102,6 +111,8 @@ INLINE void tile_32(enum qtype type, struct work *s, int n_cols, const uint8_t *
                     int n, const void *const *x)
 {
     const __m512i off = _mm512_set1_epi8((char)offset_of(type));
+    struct step_of_32 last = {.r0 = -1}, now;
+    int turn = 0;
     for (int b = 0; b < n_b; b++, p += block_bytes(type)) {
         __m512i w[8];
         prefetch_stream(p, block_bytes(type));
@@ -109,25 +120,28 @@ INLINE void tile_32(enum qtype type, struct work *s, int n_cols, const uint8_t *
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++)
             _mm512_store_si512(s->lo[b & 3][i], _mm512_sub_epi8(w[i], off));
-        const __m512 d = scale_32(type, p), m = load_halfs(p + min_at(type));
-        const size_t at_d = (size_t)n_cols + 4 * (size_t)(b0 + b);
-        const size_t at_s = at_d + (size_t)n_cols / 32 * 4;
+        now.d = scale_32(type, p);
+        now.m = load_halfs(p + min_at(type));
+        now.at_d = (size_t)n_cols + 4 * (size_t)(b0 + b);
+        now.at_s = now.at_d + (size_t)n_cols / 32 * 4;
         TILE_LOAD(6, s->lo[b & 3], 64);
-        for (int r0 = 0; r0 < n; r0 += 32) {
-            const int g = r0 / 16, at = b % 2 * 32;
+        for (now.r0 = 0; now.r0 < n; now.r0 += 32, turn ^= 2) {
+            const int g = now.r0 / 16, at = b % 2 * 32;
             TILE_LOAD(4, &s->a[g][b / 2][0][at], DEEP);
             TILE_ZERO(0);
             TILE_DOT_SS(0, 4, 6);
-            TILE_STORE(0, s->c[r0 / 32 * 2 & 2]);
-            if (n - r0 > 16) {
+            TILE_STORE(0, s->c[turn]);
+            if (n - now.r0 > 16) {
                 TILE_LOAD(5, &s->a[g + 1][b / 2][0][at], DEEP);
                 TILE_ZERO(1);
                 TILE_DOT_SS(1, 5, 6);
-                TILE_STORE(1, s->c[(r0 / 32 * 2 & 2) + 1]);
+                TILE_STORE(1, s->c[turn + 1]);
             }
-            convert_32(type, s, r0 / 32 * 2 & 2, r0, n, d, m, x, at_d, at_s);
+            if (last.r0 >= 0) convert_32(type, s, &s->c[turn ^ 2], &last, n, x);
+            last = now;
         }
     }
+    convert_32(type, s, &s->c[turn ^ 2], &last, n, x);
 }
 
 /* ---- super-blocks of 256 ------------------------------------------------------------------- */
@@ -236,17 +250,20 @@ INLINE void tile_256(enum qtype type, struct work *s, int n_cols, const uint8_t 
 INLINE void mm_tiles(enum qtype type, int n_cols, int n_tiles, const void *w, int n_rows,
                      const void *const *x, float *const *y)
 {
-    if (n_rows <= FEW) {
+    const int super = super_bytes(type) != 0, block = super ? 256 : 32;
+    if (n_rows <= (super ? FEW : FEW_32)) {
         mm_kernels_avx512.mm[type](n_cols, n_tiles, w, n_rows, x, y);
         return;
     }
     struct work s;
-    const int super = super_bytes(type) != 0, block = super ? 256 : 32;
     const size_t tile = tile_bytes(type, n_cols);
     const size_t column = (size_t)(super ? super_bytes(type) : block_bytes(type));
     tiles_begin(super ? 64 : 32);
-    for (int r0 = 0; r0 < n_rows; r0 += ROWS) {
-        const int n = n_rows - r0 < ROWS ? n_rows - r0 : ROWS;
+    /* Even shares, in whole tiles. */
+    const int shares = (n_rows + ROWS - 1) / ROWS, each = (n_rows + shares - 1) / shares;
+    const int step = (each + 15) / 16 * 16;
+    for (int r0 = 0; r0 < n_rows; r0 += step) {
+        const int n = n_rows - r0 < step ? n_rows - r0 : step;
         for (int k0 = 0; k0 < n_cols; k0 += COLS) {
             const int n_k = n_cols - k0 < COLS ? n_cols - k0 : COLS;
             copy_rows(&s, x + r0, n, k0, n_k);

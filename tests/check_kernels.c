@@ -228,6 +228,7 @@ static void check_mm(struct check_opts *o, enum cpu_tier tier, enum qtype type)
             for (int b = 0; b < 4; b++, trial++) {
                 int n = blocks[b];
                 if (b == 3 && tiles == 2 && rows[i] < 10) n = 31;
+                if (b == 3 && tiles == 2 && rows[i] > 32) n = unit == 32 ? 75 : 11; /* > 2048 */
                 if (unit == 1) n *= 11;
                 check_mm_once(o, tier, type, (struct shape){n, tiles, rows[i]}, trial, name, &r);
             }
