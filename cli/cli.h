@@ -261,6 +261,8 @@ int cli_finish_stdout(int rc);
 void cli_catch_interrupts(void);
 void cli_interrupt_target(tessera_engine *e);
 bool cli_interrupted(void);
+/* For poll(): readable while cli_interrupted().  -1 = none, and poll() takes that. */
+int cli_interrupt_fd(void);
 void cli_clear_interrupt(void);
 
 /* Prints what can be opened as a Markdown table (`tessera help support`). */

@@ -165,7 +165,8 @@ static int converse(struct talk *t, bool single)
         if (ferror(stdout)) return CLI_OK; /* nobody reads: main says why */
         if (rc > 0) return rc;
         if (!go_on || last) return CLI_OK;
-        if (cli_interrupted() && !line_interactive(t->in)) return CLI_INTERRUPTED;
+        if (!cli_interrupted()) continue;
+        if (!line_interactive(t->in)) return CLI_INTERRUPTED;
         cli_clear_interrupt();
     }
 }
@@ -278,9 +279,10 @@ static int chat(struct talk *t, const struct chat_args *own, char *first)
     if (rc) return rc;
     bool said = first && !is_blank(first);
     if (said) talk_send(t, first);
-    bool stopped = cli_interrupted() && !line_interactive(t->in);
-    cli_clear_interrupt();
-    if (stopped && !ferror(stdout)) return CLI_INTERRUPTED;
+    if (cli_interrupted()) {
+        if (!line_interactive(t->in) && !ferror(stdout)) return CLI_INTERRUPTED;
+        cli_clear_interrupt();
+    }
     rc = ferror(stdout) || (said && own->single) ? CLI_OK : converse(t, own->single);
     return rc == CLI_OK && t->failed && !ferror(stdout) ? CLI_ERROR : rc == LEAVE ? CLI_OK : rc;
 }

@@ -99,13 +99,16 @@ static void redraw(EditLine *el)
 static ssize_t read_some(EditLine *el, void *buf, size_t n)
 {
     for (;;) {
-        struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+        /* Not the signal itself: it may come just before poll(), or to another thread. */
+        struct pollfd p[2] = {{.fd = STDIN_FILENO, .events = POLLIN},
+                              {.fd = cli_interrupt_fd(), .events = POLLIN}};
         if (cli_interrupted()) return errno = EINTR, -1;
         if (el && terminal_changed) redraw(el);
-        if (poll(&p, 1, -1) < 0) {
+        if (poll(p, 2, -1) < 0) {
             if (errno == EINTR) continue;
             return -1;
         }
+        if (!p[0].revents) continue;
         ssize_t got = read(STDIN_FILENO, buf, n);
         if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
         return got;

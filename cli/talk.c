@@ -341,7 +341,6 @@ static bool talk_answer(struct talk *t, const struct chat_prompt *p)
     free(t->ids);
     t->ids = p->ids;
     t->n_ids = t->cap_ids = p->n;
-    cli_clear_interrupt();
     cli_interrupt_target(t->e);
     for (int attempt = 0;; attempt++) {
         err_clear(&err);

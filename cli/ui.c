@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "moe/base/osfile.h"
@@ -149,6 +150,7 @@ int cli_finish_stdout(int rc)
 
 static volatile sig_atomic_t interrupts;
 static _Atomic(tessera_engine *) target;
+static int wake = -1; /* readable from an interrupt until it is cleared */
 
 static void on_interrupt(int sig)
 {
@@ -157,6 +159,7 @@ static void on_interrupt(int sig)
     tessera_engine *e = atomic_load(&target);
     if (++interrupts >= 3) _exit(CLI_INTERRUPTED);
     if (e) tessera_cancel(e);
+    if (wake >= 0) (void)!write(wake, &(uint64_t){1}, sizeof(uint64_t));
     errno = saved;
 }
 
@@ -164,12 +167,20 @@ void cli_catch_interrupts(void)
 {
     struct sigaction sa;
     memset(&sa, 0, sizeof sa);
+    if (wake < 0) wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     sa.sa_handler = on_interrupt;
-    sa.sa_flags = SA_RESTART; /* whoever waits for input uses poll(), which ends all the same */
+    sa.sa_flags = SA_RESTART;
     (void)sigemptyset(&sa.sa_mask);
     (void)sigaction(SIGINT, &sa, NULL);
 }
 
 void cli_interrupt_target(tessera_engine *e) { atomic_store(&target, e); }
 bool cli_interrupted(void) { return interrupts > 0; }
-void cli_clear_interrupt(void) { interrupts = 0; }
+int cli_interrupt_fd(void) { return wake; }
+
+void cli_clear_interrupt(void)
+{
+    uint64_t n;
+    interrupts = 0;
+    if (wake >= 0) (void)!read(wake, &n, sizeof n);
+}
