@@ -6,9 +6,10 @@
 # Records the model's routes on all texts (the held-out ones token by token, as when text is
 # generated), fits a predictor to the first, and replays the others with it, with the previous
 # token, with decayed frequency and with an oracle in its place.  Prints Markdown: recall among as
-# many guesses as a token uses and twice as many, the same on what LRU misses, and hit ratio and
-# bytes of LRU without reading ahead, of the default (lrfu) with and without, and of ExpertFlow's
-# cache (plec).  Nothing here is timed.
+# many guesses as a token uses and twice as many, the same on what LRU misses; and, for LRU without
+# reading ahead, the default (lrfu) with and without, and ExpertFlow's cache (plec), the share of a
+# token's experts that is there when it is asked for, and the bytes read as a share of the bytes that
+# tokens use: 100 is reading every expert every time.  Nothing here is timed.
 set -eu
 
 usage()
@@ -83,7 +84,7 @@ for text in $held; do
                 printf "| %s | %.1f | %.1f | %s | %s |\n", p, 100 * a, 100 * b, m, n
             }' "$dir/$p"
     done
-    printf '\n| hits, %% (MiB read per token) | %s |\n|---|%s\n' "$(echo "$slots" | sed 's/,/ | /g')" \
+    printf '\n| hits / read, %% | %s |\n|---|%s\n' "$(echo "$slots" | sed 's/,/ | /g')" \
         "$(echo "$slots" | sed 's/[^,]*,\{0,1\}/---|/g')"
     for row in none:lru none:lrfu none:min previous:plec frequency:plec predictor:plec oracle:plec \
         previous:lrfu frequency:lrfu predictor:lrfu oracle:lrfu; do
@@ -91,8 +92,8 @@ for text in $held; do
         awk -v p=$p -v k=$k -F '"' '
             $0 ~ "\"policy\": \"" k "\"" {
                 for (i = 1; i < NF; i++) { v = $(i + 1); gsub(/[^0-9.]/, "", v); x[$i] = v }
-                line = line sprintf(" %.1f (%.1f) |", 100 * x["hits"] / x["uses"],
-                                    (x["read_bytes"] + x["ahead_bytes"]) / x["tokens"] / 1048576)
+                line = line sprintf(" %.1f / %.0f |", 100 * x["hits"] / x["uses"],
+                                    100 * (x["read_bytes"] + x["ahead_bytes"]) / x["use_bytes"])
             }
             END {
                 sub(/predictor/, "learned", p)

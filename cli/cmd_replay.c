@@ -31,6 +31,7 @@ struct film {
     struct replay_record record;
     uint64_t bank, cycle;       /* bytes of all experts; of those that one token uses, on average */
     float *frequency;           /* [n_items] of the prompts, or of the predictor's file */
+    bool counted;               /* there was something to count */
     enum predictor_kind kind;
     const struct predictor *learned;
     float *rate;                /* [n_items] decayed use */
@@ -131,6 +132,7 @@ static void count_prompts(struct film *f)
         const uint32_t from = f->v.first[f->v.event[i]], to = f->v.first[f->v.event[i + 1]];
         for (uint32_t u = from; f->v.prompt[i] && u < to; u++)
             f->frequency[f->v.item[u]] += (float)f->v.count[u];
+        f->counted = f->counted || (f->v.prompt[i] && from < to);
     }
 }
 
@@ -156,7 +158,8 @@ static enum status film_open(struct film *f, const struct trace *t, const struct
     f->path.mean = calloc((size_t)m->n_dim * PATH_SLOW + 1, sizeof *f->path.mean);
     if (!f->frequency || !f->rate || !f->p || !f->mix || !f->hidden || !f->path.mean)
         return err_set(e, ERR_MEMORY, "no memory to replay a trace");
-    if (j->learned.data) memcpy(f->frequency, j->learned.frequency, n * sizeof *f->frequency);
+    f->counted = j->learned.data;
+    if (f->counted) memcpy(f->frequency, j->learned.frequency, n * sizeof *f->frequency);
     else count_prompts(f);
     f->record = (struct replay_record){
         .n_layers = t->n_layers, .n_experts = t->n_experts, .expert_bytes = t->expert_bytes,
@@ -193,6 +196,12 @@ static int ahead(const struct job *j, const struct film *f, enum policy_kind kin
     if (f->kind == PREDICT_NONE) return 0;
     if (j->own.ahead >= 0) return kind == POLICY_MIN ? 0 : j->own.ahead;
     return kind == POLICY_PLEC ? f->t->n_used : 0;
+}
+
+/* Whether the table has a line for it: static needs frequencies from somewhere. */
+static bool shown(const struct job *j, const struct film *f, int kind)
+{
+    return j->wanted[kind] && (kind != POLICY_STATIC || f->counted);
 }
 
 static int slots_of(const struct film *f, const struct size *z)
@@ -319,7 +328,7 @@ static void print_tables(const struct job *j, const struct film *f, const struct
         head(j, tables[k].title);
         for (int p = 0; p < POLICY_N; p++) {
             char name[48];
-            if (!j->wanted[p] || (tables[k].when == 2 && !ahead(j, f, (enum policy_kind)p)))
+            if (!shown(j, f, p) || (tables[k].when == 2 && !ahead(j, f, (enum policy_kind)p)))
                 continue;
             (void)snprintf(name, sizeof name, "%s%s%s", policy_name((enum policy_kind)p),
                            ahead(j, f, (enum policy_kind)p) ? " + " : "",
@@ -361,11 +370,14 @@ static enum status replay_trace(struct job *j, const char *path, struct err *e)
     struct table *tab = calloc(1, sizeof *tab);
     s = tab ? film_open(&f, t, j, e) : err_set(e, ERR_MEMORY, "no memory to replay a trace");
     if (!s && !f.bank) s = err_set(e, ERR_MISSING, "%s does not say how large its experts are", path);
+    if (!s && j->wanted[POLICY_STATIC] && !f.counted)
+        fprintf(stderr, "tessera: %s has no prompt to take frequencies from: no static policy; "
+                        "--predictor FILE brings some\n", path);
     for (int i = 0; i < j->n_sizes && !s; i++) {
         const int slots = slots_of(&f, &j->size[i]);
         tab->fits[i] = slots >= t->n_used;
         for (int p = 0; p < POLICY_N && tab->fits[i] && !s; p++) {
-            if (!j->wanted[p] && p != POLICY_MIN) continue; /* it bounds every table */
+            if (!shown(j, &f, p) && p != POLICY_MIN) continue; /* it bounds every table */
             s = run(j, &f, (enum policy_kind)p, slots, ahead(j, &f, (enum policy_kind)p),
                     &tab->r[p][i], e);
             if (!s && j->a->json && j->wanted[p])

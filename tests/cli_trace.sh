@@ -68,6 +68,9 @@ best = {x['size']: x['hits'] for x in r if x['policy'] == 'min' and x['trace'].e
 print(all(0 <= x['hits'] <= x['uses'] and x['reads'] + x['hits'] == x['uses'] for x in r) and
       all(x['hits'] <= best[x['size']] for x in r if x['trace'].endswith('/t.gguf') and not x['ahead']))")" = True
 fi
+t replay "$DIR/one.gguf"
+expect 0 'no prompt to take frequencies from'
+ok "static without frequencies" "$(grep -c '^static' "$DIR/out")" = 0
 t replay "$T" --selective --margin 2
 expect 0
 ok "no uploads" "$(grep -c '^admitted' "$DIR/out")" = 1
