@@ -57,6 +57,7 @@ FAULTS := malloc calloc realloc free strdup aligned_alloc mmap mprotect open pre
           fflush fsync fclose rename pthread_create
 FAULT_LINK := $(FAULTS:%=-Wl$(comma)--wrap=%)
 LINK_test_engine := $(FAULT_LINK)
+LINK_test_budget := $(FAULT_LINK)
 LINK_test_recurrent := $(FAULT_LINK)
 LINK_test_fault_base := $(FAULT_LINK)
 LINK_test_fault_tok := $(FAULT_LINK)

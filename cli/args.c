@@ -43,6 +43,8 @@ static const struct cli_flag model_flags[] = {
     {"--vram", "SIZE", "memory on the GPU (no GPU in this version)", CLI_SIZE, AT(vram), 0, 0},
     {"--pack", "DIR", "where re-laid-out copies go (none are made in this version)", CLI_STR,
      AT(pack), 0, 0},
+    {"--machine", "FILE", "rates for promises of time, a file of `tessera doctor -o`", CLI_STR,
+     AT(machine), 0, 0},
     {"--analyze", NULL, "print the plan, then promised beside measured", CLI_TRUE, AT(analyze), 0,
      0},
     {"--deterministic", NULL, "refuse lossy or reordered arithmetic (always so on the CPU)",
@@ -151,7 +153,7 @@ struct cli_args cli_defaults(void)
         .batch = 2048, .ubatch = o.n_ubatch > 0 ? o.n_ubatch : 512, .kv_k = -1, .kv_v = -1,
         .escape = true, .n_predict = -1, .seed = -1,
         .temp = s.temp, .top_k = s.top_k, .top_p = s.top_p, .min_p = s.min_p,
-        .repeat_penalty = s.repeat_penalty, .repeat_last_n = s.repeat_last_n, .n_sessions = 1,
+        .repeat_penalty = s.repeat_penalty, .repeat_last_n = s.repeat_last_n, .n_sessions = 1, .n_logits = 1,
     };
 }
 

@@ -91,6 +91,7 @@ struct cli_args {
     uint64_t mem;             /* --mem; bytes, 0 = automatic */
     uint64_t vram;            /* --vram; bytes, 0 = automatic */
     const char *pack;         /* --pack */
+    const char *machine;      /* --machine */
     bool analyze, deterministic;
     /* CLI_PROMPT */
     const char *prompt;       /* -p; "-" = stdin */
@@ -114,6 +115,7 @@ struct cli_args {
     int n_pos;
     /* set by the command before cli_open_engine, not by flags */
     int n_sessions;           /* default 1 */
+    int n_logits;             /* rows with logits per step, default 1 */
     bool header_only;         /* plan without reading the weights */
     bool quiet_open;          /* no model line on stderr (warnings and errors stay) */
     bool raw_text;            /* -f and -p - keep their last line end (llama.cpp drops one) */

@@ -153,6 +153,8 @@ static int write_logits(struct cli_args *a, const struct logits_args *own, struc
         return rc;
     }
     cli_interrupt_target(e);
+    if (j->piece * j->n > tessera_model(e).n_ubatch) /* the budget has made steps smaller */
+        j->piece = tessera_model(e).n_ubatch / j->n;
     enum status s = run_job(e, a, own->special, j, w.fp, &err);
     cli_interrupt_target(NULL);
     if (s)
@@ -191,6 +193,7 @@ int cmd_logits(int argc, char **argv)
         j->piece = own.decode ? 1 : a.ubatch;
         if (j->piece > ROWS_MAX / j->n) j->piece = ROWS_MAX / j->n;
         a.n_sessions = j->n;
+        a.n_logits = j->piece;
         a.ubatch = j->piece * j->n;
         rc = write_logits(&a, &own, j);
     }

@@ -235,6 +235,7 @@ int cmd_perplexity(int argc, char **argv)
     struct err err;
     err_clear(&err);
     if (!a.ctx) (void)default_ctx(&a);
+    a.n_logits = a.ctx && (a.ctx + 1) / 2 < a.ubatch ? (a.ctx + 1) / 2 : a.ubatch;
     if ((rc = cli_open_engine(&a, &p.e))) return rc;
     cli_interrupt_target(p.e);
     enum status s = prepare(&p, &a, &own, &err);

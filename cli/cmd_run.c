@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moe/base/osfile.h"
 #include "moe/load/tok.h"
 
 struct run_args {
@@ -75,21 +76,54 @@ static void report(struct run *r, const tessera_generator *g, enum tessera_stop 
     cli_print_speed(&t, r->e, more);
 }
 
+/* What the plan promised of a decoded token, beside what it was since `before`. */
+static void analyze(const struct run *r, const struct tessera_traffic *before, double seconds)
+{
+    const struct tessera_traffic t = tessera_traffic(r->e);
+    const double steps = (double)(t.steps - before->steps);
+    const uint64_t hits = t.hits - before->hits, all = hits + t.misses - before->misses;
+    char want[24], got[24];
+    if (!(steps > 0)) return;
+    fprintf(stderr, "\ndecode, %.0f tokens      promised    measured\n", steps);
+    if (all)
+        fprintf(stderr, "  experts in memory %9.1f %% %9.1f %%\n", 100 * t.hit_expected,
+                100 * (double)hits / (double)all);
+    fprintf(stderr, "  read per token    %11s %11s\n", cli_bytes(t.token_disk_expected, want),
+            cli_bytes((uint64_t)((double)(t.bytes_read - before->bytes_read) / steps), got));
+    fprintf(stderr, "  time per token    ");
+    if (t.seconds_expected[1] > 0)
+        fprintf(stderr, "%.1f-%.1f ms", 1e3 * t.seconds_expected[0], 1e3 * t.seconds_expected[1]);
+    else
+        fprintf(stderr, "%11s", "-");
+    fprintf(stderr, " %8.1f ms, %.1f of them waiting for reads\n", 1e3 * seconds / steps,
+            1e3 * (t.waited - before->waited) / steps);
+    if (!(t.seconds_expected[1] > 0))
+        fprintf(stderr, "  (times are promised with --machine FILE, see `tessera doctor -o`)\n");
+}
+
 /* Prints until the end; the exit code. */
 static int print_all(struct run *r, tessera_generator *g)
 {
     struct err err;
     struct tessera_answer a;
+    struct tessera_traffic before = {0};
+    double start = 0;
     err_clear(&err);
     for (bool first = true;; first = false) {
         enum status s = tessera_generator_next(g, &a, &err);
+        if (first) {
+            before = tessera_traffic(r->e);
+            start = os_seconds();
+        }
         if (s && s != ERR_CANCELLED) return cli_fail(&err);
         if (s) a.stop = TESSERA_STOP_CANCELLED;
         if (!s && !print_answer(r, &a, first)) return CLI_OK; /* the reader has gone: main says */
         if (cli_interrupted() || a.stop == TESSERA_STOP_CANCELLED) a.stop = TESSERA_STOP_CANCELLED;
         if (a.stop) break;
     }
+    const double seconds = os_seconds() - start;
     report(r, g, a.stop);
+    if (r->a->analyze) analyze(r, &before, seconds);
     return a.stop == TESSERA_STOP_CANCELLED ? CLI_INTERRUPTED : CLI_OK;
 }
 

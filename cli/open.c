@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
+#include "moe/base/machine.h"
 #include "moe/load/tok.h"
 
 /* ---- errors ---- */
@@ -41,6 +42,7 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     o.n_ctx = a->ctx;
     o.n_ubatch = a->ubatch;
     o.n_sessions = a->n_sessions;
+    o.n_logits = a->n_logits;
     o.kv = (enum tessera_kv)a->kv_k;
     o.mem_budget = a->mem;
     o.header_only = a->header_only;
@@ -60,7 +62,29 @@ void cli_print_model(const tessera_engine *e, const struct cli_args *a)
     fprintf(stderr, "; memory %s", cli_bytes(mem.total, total));
     if (mem.budget != UINT64_MAX)
         fprintf(stderr, " of %s%s", cli_bytes(mem.budget, budget), a->mem ? "" : " (auto)");
+    const struct tessera_traffic t = tessera_traffic(e);
+    if (t.token_disk_expected && m.n_expert > 0)
+        fprintf(stderr, ", %.0f %% of the experts", 100 * t.hit_expected);
+    if (t.token_disk_expected)
+        fprintf(stderr, "; %s per token from disk", cli_bytes(t.token_disk_expected, total));
+    if (t.seconds_expected[1] > 0)
+        fprintf(stderr, ", %.3g to %.3g tokens/s promised", 1 / t.seconds_expected[1],
+                1 / t.seconds_expected[0]);
     fprintf(stderr, "; %d thread%s, %s\n", m.n_threads, m.n_threads == 1 ? "" : "s", m.cpu);
+}
+
+/* The rates of a machine file. */
+static enum status read_machine(const char *path, struct tessera_options *o, struct err *err)
+{
+    struct machine m;
+    enum status s = machine_read(&m, path, err);
+    if (s) return s;
+    if (!(m.ram_read_n > 0) || !(m.disk_read > 0))
+        return err_set(err, ERR_FORMAT, "%s has no measured rates of memory and disk: write it with "
+                       "`tessera doctor -m MODEL -o FILE`", path);
+    o->rate_ram = 1e9 * m.ram_read_n;
+    o->rate_disk = 1e9 * m.disk_read;
+    return OK;
 }
 
 /* What the system's own words would not say. */
@@ -83,6 +107,7 @@ int cli_open_engine(const struct cli_args *a, tessera_engine **out)
     err_clear(&err);
     *out = NULL;
     if (check_path(a->model, &err)) return cli_fail(&err);
+    if (a->machine && read_machine(a->machine, &o, &err)) return cli_fail(&err);
     cli_catch_interrupts();
     o.progress = cli_progress;
     o.progress_arg = &bar;

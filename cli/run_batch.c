@@ -346,7 +346,7 @@ static int serve(struct batch *b, int parallel)
 {
     b->n_slots = b->n_jobs < parallel ? b->n_jobs : parallel;
     if (b->n_slots > b->a->ubatch) b->n_slots = b->a->ubatch;
-    b->a->n_sessions = b->n_slots;
+    b->a->n_sessions = b->a->n_logits = b->n_slots;
     int rc = cli_open_engine(b->a, &b->e);
     if (rc) return rc;
     if (!tessera_tok(b->e)) return cli_no_tokenizer(b->e, "(--ids 1,2,3, one prompt at a time)");

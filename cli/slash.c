@@ -171,6 +171,34 @@ static bool do_plan(struct talk *t, const char *arg)
 
 /* ---- doing ---- */
 
+static bool do_mem(struct talk *t, const char *arg)
+{
+    struct err err;
+    uint64_t bytes;
+    char a[24], b[24];
+    err_clear(&err);
+    if (!*arg) {
+        struct tessera_memory m = tessera_memory(t->e);
+        fprintf(stderr, "memory %s of %s\n", cli_bytes(m.total, a),
+                m.budget == UINT64_MAX ? "any amount" : cli_bytes(m.budget, b));
+        return true;
+    }
+    if (!cli_parse_size(arg, &bytes)) {
+        fprintf(stderr, "tessera: /mem wants a size like 8G, 8GiB, 8192M, 50%% or auto, not '%s'\n",
+                arg);
+        return true;
+    }
+    if (tessera_resize(t->e, bytes, &err)) return (void)cli_fail(&err), true;
+    struct tessera_memory m = tessera_memory(t->e);
+    struct tessera_traffic f = tessera_traffic(t->e);
+    fprintf(stderr, "memory %s of %s", cli_bytes(m.total, a), cli_bytes(m.budget, b));
+    if (f.token_disk_expected)
+        fprintf(stderr, "; a token finds %.0f %% of its experts there and reads %s from disk "
+                "(expected)", 100 * f.hit_expected, cli_bytes(f.token_disk_expected, b));
+    fprintf(stderr, "\n");
+    return true;
+}
+
 static bool do_exit(struct talk *t, const char *arg) { return (void)t, (void)arg, false; }
 
 static bool do_clear(struct talk *t, const char *arg)
@@ -266,6 +294,7 @@ static const struct slash table[] = {
     {"/show", "", "the model and the settings", do_show},
     {"/stats", "", "tokens, speeds, memory", do_stats},
     {"/plan", "", "the forward-pass plan", do_plan},
+    {"/mem", "SIZE", "another memory budget, from now on; alone: what is used", do_mem},
     {"/save", "FILE", "keep the conversation and its KV cache (FILE.kv)", do_save},
     {"/load", "FILE", "go on with a saved one", do_load},
     {"/exit", "", "leave; /bye and Ctrl-D do too", do_exit},
@@ -294,7 +323,7 @@ static bool do_help(struct talk *t, const char *arg)
 const char *const *slash_words(void)
 {
     static const char *const words[] = {"/help", "/clear", "/regen", "/read ", "/set ", "/show",
-                                        "/stats", "/plan", "/save ", "/load ", "/exit", "/bye",
+                                        "/stats", "/plan", "/mem ", "/save ", "/load ", "/exit", "/bye",
                                         NULL};
     return words;
 }

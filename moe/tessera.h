@@ -37,6 +37,7 @@ typedef struct tessera_generator tessera_generator;
 struct tok;  /* moe/load/tok.h */
 struct gguf; /* moe/load/gguf.h */
 struct obs;  /* moe/run/obs.h */
+struct osfile_ops; /* moe/base/osfile.h */
 
 /* ---- engine ---- */
 
@@ -48,12 +49,16 @@ struct tessera_options {
     int n_ctx;            /* tokens per session; 0 = the smallest of model's, what fits, 8192 */
     int n_ubatch;         /* rows per step at most; default 512 */
     int n_sessions;       /* how many sessions will be open at once, for the plan; default 1 */
+    int n_logits;         /* rows with logits per step that the plan has memory for; default 1 */
     enum tessera_kv kv;   /* type of K and V */
     uint64_t mem_budget;  /* bytes for the whole process, UINT64_MAX = no limit; 0 = auto */
     /* Called while weights are read; returns false to cancel (ERR_CANCELLED).  May be NULL. */
     bool (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_arg;
     bool header_only;     /* plan without reading weights: steps are refused */
+    double rate_ram, rate_disk; /* bytes per second, for promises of time; 0 = not known */
+    const struct osfile_ops *files; /* how weights are read, for tests; NULL = the system */
+    bool no_uring;        /* plain reads instead of io_uring */
 };
 
 struct tessera_options tessera_defaults(void);
@@ -81,10 +86,31 @@ const struct gguf *tessera_gguf(const tessera_engine *e);
 const char *tessera_warning(const tessera_engine *e, int i);
 
 struct tessera_memory {
-    uint64_t weights, kv, activations, staging; /* committed bytes by owner */
+    uint64_t weights, kv, activations, staging, process; /* bytes by owner; process: estimated */
     uint64_t total, peak, budget;
 };
 struct tessera_memory tessera_memory(const tessera_engine *e);
+
+/* What has been moved since the model was opened, beside what the plan expected. */
+struct tessera_traffic {
+    uint64_t steps;
+    uint64_t hits, misses;         /* experts that a step wanted and found in memory, or not */
+    uint64_t bytes_read;           /* from files, the loading included */
+    uint64_t speculative, useful;  /* experts read ahead; of them used */
+    uint64_t evictions;
+    double waited;                 /* seconds in which nothing could be computed */
+    double hit_expected;           /* of a decoded token, with uniform routing */
+    uint64_t token_disk_expected;  /* bytes */
+    double seconds_expected[2];    /* per token: perfect overlap, none; 0 = rates are not known */
+};
+struct tessera_traffic tessera_traffic(const tessera_engine *e);
+
+/* Another budget for the whole process, between two steps: shrinks or grows what of the weights is
+ * in memory, never taking more than the larger of both on the way, and without a change in what the
+ * model says.  0 = auto, UINT64_MAX = no limit.  ERR_BUDGET names the least that works with the
+ * sessions and micro-batch as they are; nothing has changed then.  ERR_IO: the weights could not be
+ * read, and no step can be run any more. */
+enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err);
 
 /* Prints the forward-pass plan: memory by owner, then the steps of a prefill and of a decode, with
  * lanes, parts, buffers and bytes.  json: one JSON object instead of text. */

@@ -1,25 +1,21 @@
-/* Parts: the smallest pieces of weights that move, and the store that holds them.
+/* Parts: the smallest pieces of weights that move, and how they get from a file into memory.
  *
- * A part is {tensor, row range, level range, file extents}.  Plans and layers hold part handles
- * (their index), never raw pointers: a handle becomes a pointer between part_pin() and part_unpin(),
- * and which bytes it resolves to (which tier, how many levels) is decided at pin time.
+ * A part is {tensor, row range, level range, file extents}: one matrix, so an expert is three of
+ * them.  Plans and layers hold part handles (their index), never raw pointers.  A part is read in
+ * pieces of whole tiles, about PART_PIECE bytes of file each, and packed for the kernels on arrival
+ * (tile_pack); pieces do not overlap, so any thread may place any of them.
  *
- * This store keeps every part in RAM, in one region, laid out for the kernels: a file's rows are
- * read in pieces, packed into their tiles on arrival (tile_pack) and never touched again.
- *
- * Pins may come from any thread; loading is done by one caller with a thread pool before the first
- * pin.  Borrows the weight views; owns the region and the open files. */
+ * The table borrows the weight views, owns its list, and is immutable once open.  It reads nothing
+ * and holds no weights: residency.h does. */
 #ifndef OFFLOAD_PART_H
 #define OFFLOAD_PART_H
 
 #include <stdbool.h>
 
-#include "moe/base/mem.h"
-#include "moe/base/osfile.h"
-#include "moe/base/thread.h"
+#include "moe/base/err.h"
 #include "moe/load/weights.h"
 
-enum { PART_EXTENTS = 4 };
+enum { PART_EXTENTS = 4, PART_PIECE = 512 << 10 };
 
 struct part_extent {
     int shard;
@@ -34,42 +30,30 @@ struct part {
     int n_extents;
     struct part_extent extent[PART_EXTENTS];
     uint64_t bytes;          /* in memory */
-    uint64_t offset;         /* in the store's region */
 };
 
-struct part_store {
+struct part_table {
     const struct weights *weights;
     struct part *part; /* [n_parts], handle = index */
     int n_parts;
-    struct osfile *file; /* [n_files] */
-    int n_files;
-    uint64_t bytes;      /* of all parts, with alignment */
-    struct region region;
-    bool loaded;
+    uint64_t bytes;    /* of all parts in memory */
 };
 
-/* Builds the table; reads nothing.  ERR_MEMORY. */
-enum status part_store_open(struct part_store *s, const struct weights *ws, struct err *e);
-void part_store_close(struct part_store *s);
+/* ERR_MEMORY. */
+enum status part_table_open(struct part_table *t, const struct weights *ws, struct err *e);
+void part_table_close(struct part_table *t);
 
-/* Bytes of staging that one loading thread needs. */
-uint64_t part_store_staging(const struct part_store *s);
+/* Bytes of a row in the file; rows of a piece (whole tiles); bytes in memory of n_rows rows from a
+ * tile's first on. */
+uint64_t part_row_bytes(const struct weight *w);
+int part_piece_rows(const struct weight *w);
+uint64_t part_rows_bytes(const struct weight *w, int n_rows);
 
-struct part_load {
-    struct ledger *ledger;
-    struct pool *pool;
-    const struct osfile_ops *ops;                               /* NULL = the system's */
-    bool (*progress)(void *arg, uint64_t done, uint64_t total); /* false cancels; may be NULL */
-    void *progress_arg;
-    void (*warn)(void *arg, const char *text); /* NaN weights, one call per tensor; may be NULL */
-    void *warn_arg;
-};
+/* Places rows row0 .. of a matrix, as they are in the file, into dst, which is where row 0 of the
+ * matrix would lie; row0 is a tile's first row. */
+void part_pack(const struct weight *w, int row0, int n_rows, const char *rows, char *dst);
 
-/* Reads every part into place.  ERR_IO, ERR_BUDGET, ERR_MEMORY, ERR_CANCELLED. */
-enum status part_store_load(struct part_store *s, const struct part_load *how, struct err *e);
-
-/* The part's bytes, 64-byte aligned, valid until the matching unpin. */
-const void *part_pin(struct part_store *s, int part);
-void part_unpin(struct part_store *s, int part);
+/* Every value of a float type, every scale of a quantised one. */
+bool part_has_nan(enum qtype type, const char *p, uint64_t bytes);
 
 #endif

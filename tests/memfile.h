@@ -44,9 +44,9 @@ static inline void memfile_add(const char *path, const void *data, uint64_t n, u
     }
 }
 
-static inline int memfile_open(const char *path, int direct)
+static inline int memfile_open(const char *path, int how)
 {
-    (void)direct;
+    (void)how;
     for (int i = 0; i < MEMFILE_MAX; i++) {
         if (!memfile_table[i].path || strcmp(path, memfile_table[i].path)) continue;
         memfile_io.opened++;
@@ -89,6 +89,6 @@ static inline void memfile_drop(int fd, uint64_t offset, uint64_t n)
 static inline int64_t memfile_size(int fd) { return (int64_t)memfile_table[fd].size; }
 
 static const struct osfile_ops memfile_ops = {memfile_open, memfile_pread, memfile_close,
-                                              memfile_drop, memfile_size};
+                                              memfile_drop, memfile_size, NULL};
 
 #endif

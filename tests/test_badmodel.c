@@ -829,9 +829,8 @@ static void test_shrunk_before(void **state)
         struct hparams hp;
         struct weights ws;
         struct build b;
-        struct part_store parts;
+        struct resid resid;
         struct ledger ledger;
-        struct pool *pool;
         err_clear(&e);
         assert_int_equal(gguf_open(path, NULL, &g, &e), OK);
         assert_int_equal(arch_find(g, &arch, &e), OK);
@@ -839,15 +838,15 @@ static void test_shrunk_before(void **state)
         weights_init(&ws, g);
         build_init(&b, &ws, &e);
         arch->describe(&b, &hp);
-        assert_int_equal(part_store_open(&parts, &ws, &e), OK);
+        const struct resid_options o = {.n_experts = 0}; /* experts as if they were matrices */
+        assert_int_equal(resid_open(&resid, &ws, &o, &e), OK);
         assert_int_equal(gone ? unlink(path) : truncate(path, 5000), 0);
         ledger_init(&ledger, UINT64_MAX);
-        assert_int_equal(pool_open(3, &pool, &e), OK);
-        const struct part_load how = {.ledger = &ledger, .pool = pool};
-        assert_int_equal(part_store_load(&parts, &how, &e), ERR_IO);
+        resid_prepare(&resid, &(struct resid_start){.ledger = &ledger, .n_threads = 3});
+        const struct placement all = place_all(&resid.sizes);
+        assert_int_equal(resid_apply(&resid, &all, NULL, NULL, &e), ERR_IO);
         assert_non_null(strstr(e.msg, "bad.gguf"));
-        pool_close(pool);
-        part_store_close(&parts);
+        resid_close(&resid);
         build_free(&b);
         weights_free(&ws);
         gguf_close(g);

@@ -257,7 +257,7 @@ static void test_budget(void **state)
     assert_int_equal(tessera_open(&o, &e, &err), OK);
     struct tessera_memory m = tessera_memory(e);
     assert_true(m.peak <= o.mem_budget);
-    assert_true(m.weights >= e->parts.bytes && m.staging == 0);
+    assert_true(m.weights >= e->resid.parts.bytes && m.staging == 0);
     tessera_close(e);
     o.mem_budget -= 1 << 20;
     assert_int_equal(tessera_open(&o, &e, &err), ERR_BUDGET);

@@ -143,7 +143,7 @@ static void test_open_not_a_file(void **state)
     assert_int_equal(osfile_open(&f, dir, 0, NULL, &e), ERR_IO);
     check_error(&e, ERR_IO, ERR_NO_POS, "it is a directory");
     err_clear(&e);
-    assert_int_equal(osfile_open(&f, "/dev/null", 1, NULL, &e), ERR_IO);
+    assert_int_equal(osfile_open(&f, "/dev/null", OSFILE_DIRECT, NULL, &e), ERR_IO);
     check_error(&e, ERR_IO, ERR_NO_POS, "it is not a regular file");
     /* A pipe that nobody writes to must not hang us. */
     err_clear(&e);
@@ -164,7 +164,7 @@ static void test_open_direct(void **state)
     unsigned char *back = aligned_alloc(OSFILE_ALIGN, 4 * OSFILE_ALIGN);
     for (int i = 0; i < 4 * OSFILE_ALIGN; i++) data[i] = (unsigned char)(i * 31 + i / 4096);
     save("d", data, 4 * OSFILE_ALIGN);
-    assert_int_equal(osfile_open(&f, in_dir("d"), 1, NULL, &e), OK);
+    assert_int_equal(osfile_open(&f, in_dir("d"), OSFILE_DIRECT, NULL, &e), OK);
     print_message("direct reads: %s\n", f.direct ? "yes" : "no, buffered");
     assert_int_equal((fcntl(f.fd, F_GETFL) & O_DIRECT) != 0, f.direct);
     assert_int_equal(osfile_read(&f, back, 2 * OSFILE_ALIGN, OSFILE_ALIGN, &e), OK);
@@ -175,9 +175,9 @@ static void test_open_direct(void **state)
     unlink(in_dir("d"));
 }
 
-static int refuses_direct(const char *path, int direct)
+static int refuses_direct(const char *path, int how)
 {
-    return direct ? -EINVAL : memfile_open(path, 0);
+    return how == OSFILE_DIRECT ? -EINVAL : memfile_open(path, how);
 }
 
 static void test_direct_fallback(void **state)
@@ -188,12 +188,12 @@ static void test_direct_fallback(void **state)
     ops.open = refuses_direct;
     memfile_reset();
     memfile_add("f", "abc", 3, 3);
-    assert_int_equal(osfile_open(&f, "f", 1, &ops, NULL), OK);
+    assert_int_equal(osfile_open(&f, "f", OSFILE_DIRECT, &ops, NULL), OK);
     assert_int_equal(f.direct, 0);
     osfile_close(&f);
     struct err e;
     err_clear(&e);
-    assert_int_equal(osfile_open(&f, "g", 1, &ops, &e), ERR_IO);
+    assert_int_equal(osfile_open(&f, "g", OSFILE_DIRECT, &ops, &e), ERR_IO);
     check_error(&e, ERR_IO, ERR_NO_POS, "cannot open g: No such file");
 }
 

@@ -10,14 +10,15 @@
 #include <time.h>
 #include <unistd.h>
 
-static int sys_open(const char *path, int direct)
+static int sys_open(const char *path, int how)
 {
     /* O_NONBLOCK only so that a named pipe without a writer cannot hang us: it is refused below,
      * and asynchronous reads of real files must not see the flag. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (direct ? O_DIRECT : 0));
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (how == OSFILE_DIRECT ? O_DIRECT : 0));
     if (fd < 0) return -errno;
     int flags = fcntl(fd, F_GETFL);
     if (flags >= 0) (void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    if (how == OSFILE_RANDOM) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     return fd;
 }
 
@@ -42,7 +43,15 @@ static int64_t sys_size(int fd)
     return S_ISREG(st.st_mode) ? (int64_t)st.st_size : -EINVAL;
 }
 
-const struct osfile_ops osfile_system = {sys_open, sys_pread, sys_close, sys_drop, sys_size};
+static int64_t sys_stamp(int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st)) return -1;
+    return (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+}
+
+const struct osfile_ops osfile_system = {sys_open, sys_pread, sys_close,
+                                         sys_drop, sys_size,  sys_stamp};
 
 static const char *size_reason(int64_t code)
 {
@@ -50,16 +59,16 @@ static const char *size_reason(int64_t code)
     return code == -EINVAL ? "it is not a regular file" : strerror((int)-code);
 }
 
-enum status osfile_open(struct osfile *f, const char *path, int direct,
+enum status osfile_open(struct osfile *f, const char *path, enum osfile_how how,
                         const struct osfile_ops *ops, struct err *e)
 {
     memset(f, 0, sizeof *f);
     f->fd = -1;
     f->ops = ops ? ops : &osfile_system;
-    int fd = f->ops->open(path, direct);
-    if (fd < 0 && direct) {
-        direct = 0;
-        fd = f->ops->open(path, 0);
+    int fd = f->ops->open(path, (int)how);
+    if (fd < 0 && how == OSFILE_DIRECT) {
+        how = OSFILE_RANDOM;
+        fd = f->ops->open(path, (int)how);
     }
     if (fd < 0) return err_set(e, ERR_IO, "cannot open %s: %s", path, strerror(-fd));
     int64_t size = f->ops->size ? f->ops->size(fd) : sys_size(fd);
@@ -73,9 +82,18 @@ enum status osfile_open(struct osfile *f, const char *path, int direct,
         return err_set(e, ERR_MEMORY, "no memory to open %s", path);
     }
     f->fd = fd;
-    f->direct = direct;
+    f->direct = how == OSFILE_DIRECT;
     f->size = (uint64_t)size;
+    f->stamp = f->ops->stamp ? f->ops->stamp(fd) : 0;
     return OK;
+}
+
+enum status osfile_unchanged(const struct osfile *f, struct err *e)
+{
+    if (!f->ops->stamp) return OK;
+    const int64_t size = f->ops->size ? f->ops->size(f->fd) : sys_size(f->fd);
+    if (f->ops->stamp(f->fd) == f->stamp && size >= 0 && (uint64_t)size == f->size) return OK;
+    return err_set(e, ERR_IO, "%s was written to while it was in use: open it anew", f->path);
 }
 
 void osfile_close(struct osfile *f)

@@ -13,11 +13,18 @@
 #include "moe/base/err.h"
 
 struct osfile_ops {
-    int (*open)(const char *path, int direct);                           /* fd or -errno */
+    int (*open)(const char *path, int how);      /* enum osfile_how; fd or -errno */
     int64_t (*pread)(int fd, void *buf, size_t n, uint64_t offset);      /* bytes or -errno */
     int (*close)(int fd);
     void (*drop)(int fd, uint64_t offset, uint64_t n);                   /* give page cache back */
     int64_t (*size)(int fd); /* bytes or -errno (-EISDIR, -EINVAL: no regular file); NULL: fstat */
+    int64_t (*stamp)(int fd); /* differs when the file was written to; NULL: never */
+};
+
+enum osfile_how {
+    OSFILE_BUFFERED,
+    OSFILE_DIRECT, /* past the page cache */
+    OSFILE_RANDOM, /* through it, but the system reads nothing ahead: what was read can be dropped */
 };
 
 extern const struct osfile_ops osfile_system; /* the real thing */
@@ -27,20 +34,24 @@ struct osfile {
     int fd;        /* -1 = not open */
     int direct;    /* opened without the page cache: offset, size and buffer in 4096s */
     uint64_t size; /* bytes, at open */
+    int64_t stamp; /* at open */
     char *path;    /* owned */
 };
 
 enum { OSFILE_ALIGN = 4096 };
 
-/* Opens for reading; direct asks for O_DIRECT and falls back to buffered where the file system
- * refuses it (f->direct tells).  ERR_IO names the path and the reason.  ops NULL = the system's. */
-enum status osfile_open(struct osfile *f, const char *path, int direct,
+/* Opens for reading; OSFILE_DIRECT falls back to OSFILE_RANDOM where the file system refuses it
+ * (f->direct tells).  ERR_IO names the path and the reason.  ops NULL = the system's. */
+enum status osfile_open(struct osfile *f, const char *path, enum osfile_how how,
                         const struct osfile_ops *ops, struct err *e);
 void osfile_close(struct osfile *f);
 
 /* Reads exactly n bytes or fails with ERR_IO (end of file included: says where). */
 enum status osfile_read(const struct osfile *f, void *buf, size_t n, uint64_t offset,
                         struct err *e);
+
+/* ERR_IO when the file was written to, or changed its size, since it was opened. */
+enum status osfile_unchanged(const struct osfile *f, struct err *e);
 
 struct osfile_writer {
     FILE *fp;

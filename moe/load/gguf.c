@@ -1,10 +1,11 @@
 /* GGUF reader: see gguf.h for the contract and the layout.
  *
- * DESIGN.  The header is read through a cursor into one heap buffer that doubles until the tensor
- * directory ends; nothing else of the file is touched, and the page cache it cost is given back.
- * The buffer moves while it grows, so parsing stores positions and finish_shard() turns them into
- * pointers.  Tables grow with what was really parsed, never with what a count promises.  Names are
- * indexed by sorting: unlike a hash table that has no bad inputs, and equal names end up
+ * DESIGN.  The header is read through a cursor into one heap buffer until the tensor directory
+ * ends; nothing else of the file is touched, and the page cache it cost is given back.  The buffer
+ * has room for all that a header may be, which costs address space only: growing would leave copies
+ * behind.  It may move when it is cut to size, so parsing stores positions and settle() turns them
+ * into pointers.  Tables grow with what was really parsed, never with what a count promises.  Names
+ * are indexed by sorting: unlike a hash table that has no bad inputs, and equal names end up
  * neighbours, which is how duplicates are found.
  *
  * Owns the header bytes of every part of a split set; keeps no file open.  Never maps a file,
@@ -159,21 +160,18 @@ static bool grow(void **v, uint64_t n, uint64_t *cap, size_t size)
     return true;
 }
 
-/* Cursor callback: reads on until `need` bytes are there, at least doubling. */
+/* Cursor callback: reads on until `need` bytes are there, a quarter more at least; what that put in
+ * the page cache goes at once. */
 static bool read_more(struct cursor *c, uint64_t need)
 {
     struct reader *r = c->arg;
-    uint64_t want = c->have ? c->have * 2 : FIRST_READ;
+    uint64_t want = c->have + (c->have / 4 > FIRST_READ ? c->have / 4 : FIRST_READ);
     if (want < need) want = need;
     if (want > c->size) want = c->size;
-    uint8_t *p = realloc(r->buf, (size_t)want);
-    if (!p) {
-        (void)no_memory(r);
+    c->base = r->buf;
+    if (osfile_read(&r->file, r->buf + c->have, (size_t)(want - c->have), c->have, r->e))
         return false;
-    }
-    r->buf = p;
-    c->base = p;
-    if (osfile_read(&r->file, p + c->have, (size_t)(want - c->have), c->have, r->e)) return false;
+    if (r->file.ops->drop) r->file.ops->drop(r->file.fd, 0, want);
     c->have = want;
     return true;
 }
@@ -769,6 +767,8 @@ static enum status read_part(struct reader *r, const char *path, const struct os
     if (!part->path) return no_memory(r);
     uint64_t most = HEADER_MAX - g->header_bytes; /* a limit for the whole set */
     r->c.size = r->file.size < most ? r->file.size : most;
+    r->buf = malloc((size_t)r->c.size + 1);
+    if (!r->buf) return no_memory(r);
     r->c.more = read_more;
     r->c.arg = r;
     s = parse_part(r, version);

@@ -173,21 +173,73 @@ static void print_bytes(FILE *to, const char *what, uint64_t bytes, const char *
                   (unsigned long long)bytes, note);
 }
 
+static void print_token(FILE *to, const char *what, double hit, uint64_t disk, const double *seconds)
+{
+    char h[32], time[64] = "";
+    if (seconds[1] > 0 && disk)
+        (void)snprintf(time, sizeof time, ": %.3g to %.3g ms", 1e3 * seconds[0], 1e3 * seconds[1]);
+    else if (seconds[1] > 0)
+        (void)snprintf(time, sizeof time, ": %.3g ms", 1e3 * seconds[0]);
+    (void)fprintf(to, "  %-13s %5.1f %% of its experts are in memory, %s from disk%s\n", what,
+                  100 * hit, human(h, sizeof h, disk), time);
+}
+
+/* The tiers, and a token's way through them. */
+static void print_tiers(FILE *to, const struct plan_tiers *t)
+{
+    char note[128], h[32];
+    print_bytes(to, "  at home", t->home,
+                t->dense_home ? t->tables_home ? "norms, dense matrices, tables"
+                                               : "norms, dense matrices; tables are read row by row"
+                              : "norms and little matrices");
+    if (t->n_experts) {
+        (void)snprintf(note, sizeof note, "%d slots for %d experts of up to %s", t->n_slots,
+                       t->n_experts, human(h, sizeof h, t->slot));
+        print_bytes(to, "  experts", t->slots, note);
+    }
+    if (t->n_ring) {
+        (void)snprintf(note, sizeof note, "%d slots that dense matrices stream through", t->n_ring);
+        print_bytes(to, "  ring", t->ring, note);
+    }
+    print_bytes(to, "on disk", t->on_disk, "weights that have no place in memory");
+}
+
+static void print_promise(FILE *to, const struct plan_tiers *t)
+{
+    char h[32], r[32], d[32];
+    (void)fprintf(to, "\ndecode reads %s per token from memory", human(h, sizeof h, t->token_ram));
+    if (t->rate_ram > 0 && t->rate_disk > 0) {
+        const double ram = (double)t->token_ram / t->rate_ram;
+        const double disk = (double)t->token_disk / t->rate_disk;
+        (void)fprintf(to, "; at %s/s, and %s/s from disk, the %s is the bottleneck",
+                      human(r, sizeof r, (uint64_t)t->rate_ram),
+                      human(d, sizeof d, (uint64_t)t->rate_disk), disk > ram ? "disk" : "memory");
+    }
+    (void)fprintf(to, "\n");
+    print_token(to, "promised", t->hit, t->token_disk, t->seconds);
+    print_token(to, "with +1 GiB", t->more_hit, t->more_disk, t->more_seconds);
+    (void)fprintf(to, "  the prior is uniform routing: real texts reuse experts and find more\n");
+}
+
 void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefill,
                const struct plan *decode)
 {
     char note[96], h[32];
     const struct build *m = prefill->model;
+    const bool all = s->tiers.all_ram;
     (void)fprintf(to, "model   %s%s%s%s: %d layers", s->arch, s->name[0] ? " \"" : "", s->name,
                   s->name[0] ? "\"" : "", m->n_layer);
     if (s->n_expert) (void)fprintf(to, ", %d experts, %d per token", s->n_expert, s->n_expert_used);
     (void)fprintf(to, "\n");
-    const uint64_t total = s->weights + s->kv + s->activations + s->logits;
+    const uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
+                           (all ? 0 : s->staging);
     (void)fprintf(to, "memory  %s%s%s\n", human(h, sizeof h, total), s->budget == UINT64_MAX ? "" :
                   " of ", s->budget == UINT64_MAX ? " planned, no limit set" :
                   human(note, sizeof note, s->budget));
-    (void)snprintf(note, sizeof note, "%d parts, all in RAM", s->n_parts);
+    (void)snprintf(note, sizeof note, "%d parts, %s", s->n_parts, all ? "all in RAM" :
+                   "not all of them in RAM at a time");
     print_bytes(to, "weights", s->weights, note);
+    if (!all) print_tiers(to, &s->tiers);
     (void)snprintf(note, sizeof note, "%d session%s x %d positions, %s, committed as they fill",
                    s->n_sessions, s->n_sessions == 1 ? "" : "s", s->n_ctx, s->kv_type);
     print_bytes(to, "KV cache", s->kv, note);
@@ -197,8 +249,10 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
         print_bytes(to, "  recurrent", s->state, note);
     }
     print_bytes(to, "activations", s->activations, "one arena, reused by every step");
-    print_bytes(to, "logits", s->logits, "one row; more when more rows ask for them");
-    print_bytes(to, "staging", s->staging, "only while loading");
+    print_bytes(to, "logits", s->logits, "more when more rows ask for them");
+    print_bytes(to, "staging", s->staging, all ? "only while loading" : "reads on their way");
+    print_bytes(to, "process", s->process, "code, libraries, heap, stacks: estimated from above");
+    if (!all) print_promise(to, &s->tiers);
     print_plan(to, prefill, "prefill");
     print_plan(to, decode, "decode");
 }
@@ -235,6 +289,30 @@ static cJSON *json_plan(const struct plan *p)
     return o;
 }
 
+static cJSON *json_tiers(const struct plan_tiers *t)
+{
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddBoolToObject(o, "all_in_ram", t->all_ram);
+    cJSON_AddNumberToObject(o, "home_bytes", (double)t->home);
+    cJSON_AddNumberToObject(o, "expert_slot_bytes", (double)t->slots);
+    cJSON_AddNumberToObject(o, "expert_bytes", (double)t->experts);
+    cJSON_AddNumberToObject(o, "expert_slots", t->n_slots);
+    cJSON_AddNumberToObject(o, "experts", t->n_experts);
+    cJSON_AddNumberToObject(o, "ring_bytes", (double)t->ring);
+    cJSON_AddNumberToObject(o, "disk_bytes", (double)t->on_disk);
+    cJSON_AddNumberToObject(o, "hit_expected", t->hit);
+    cJSON_AddNumberToObject(o, "token_memory_bytes", (double)t->token_ram);
+    cJSON_AddNumberToObject(o, "token_disk_bytes_expected", (double)t->token_disk);
+    if (t->seconds[1] > 0) {
+        cJSON_AddNumberToObject(o, "token_seconds_least", t->seconds[0]);
+        cJSON_AddNumberToObject(o, "token_seconds_most", t->seconds[1]);
+    }
+    if (t->all_ram) return o;
+    cJSON_AddNumberToObject(o, "hit_with_another_gib", t->more_hit);
+    cJSON_AddNumberToObject(o, "token_disk_bytes_with_another_gib", (double)t->more_disk);
+    return o;
+}
+
 void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefill,
                const struct plan *decode)
 {
@@ -254,7 +332,9 @@ void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefil
     cJSON_AddNumberToObject(mem, "activations", (double)s->activations);
     cJSON_AddNumberToObject(mem, "logits", (double)s->logits);
     cJSON_AddNumberToObject(mem, "staging", (double)s->staging);
+    cJSON_AddNumberToObject(mem, "process", (double)s->process);
     cJSON_AddItemToObject(o, "memory_bytes", mem);
+    cJSON_AddItemToObject(o, "tiers", json_tiers(&s->tiers));
     cJSON_AddItemToObject(o, "prefill", json_plan(prefill));
     cJSON_AddItemToObject(o, "decode", json_plan(decode));
     char *text = cJSON_Print(o);

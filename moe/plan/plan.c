@@ -31,6 +31,10 @@ uint64_t plan_route_layout(struct plan_route *r, char *base, int n_rows, int n_u
     TAKE(gate, const void *, ne);
     TAKE(up, const void *, ne);
     TAKE(down, const void *, ne);
+    TAKE(ready, int32_t, ne);
+    TAKE(run_expert, int32_t, ne);
+    TAKE(run_first, int32_t, ne + 1);
+    TAKE(run_pair, int32_t, pairs);
 #undef TAKE
     return at;
 }

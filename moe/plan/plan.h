@@ -46,18 +46,42 @@ struct plan_route {
     int32_t *first;        /* [n_expert + 1] */
     int32_t *pair;         /* [n_rows * n_used] */
     const void **gate, **up, **down; /* [n_expert] pinned tiles of the used experts */
+    /* When some of them have to be read first: the same lists in the order in which they run. */
+    int32_t *ready;        /* [n_expert] numbers of those that can run now */
+    int32_t *run_expert, *run_first, *run_pair; /* as expert, first, pair */
 };
 uint64_t plan_route_layout(struct plan_route *r, char *base, int n_rows, int n_used, int n_expert);
+
+/* Where the weights are, and what a token of a decode costs for it. */
+struct plan_tiers {
+    bool all_ram, dense_home, tables_home;
+    uint64_t home;            /* bytes: norms, and what of matrices and tables has a place of its own */
+    uint64_t slots, experts;  /* bytes: expert slots; all experts */
+    int n_slots, n_experts;
+    uint64_t slot;            /* bytes of the largest */
+    uint64_t ring;            /* bytes: slots that dense matrices stream through */
+    int n_ring;
+    uint64_t on_disk;         /* bytes that have no place in memory */
+    double hit;               /* expected share of a token's experts in memory, uniform routing */
+    uint64_t token_ram, token_disk; /* bytes read per token */
+    double rate_ram, rate_disk;     /* bytes per second; 0 = not known */
+    double seconds[2];              /* per token: perfect overlap, none */
+    double more_hit, more_seconds[2]; /* the same with another GiB */
+    uint64_t more_disk;
+};
 
 /* What EXPLAIN says about the process beside the steps. */
 struct plan_summary {
     const char *arch, *name, *cpu;
     int n_threads, n_ctx, n_sessions, n_expert, n_expert_used;
     const char *kv_type;
-    uint64_t weights, kv, activations, logits, staging, budget; /* bytes, planned */
+    uint64_t weights, kv, activations, logits, staging, budget; /* bytes, planned; budget UINT64_MAX =
+                                                                   no limit */
     uint64_t state; /* bytes of kv that are recurrent states; 0 = none */
     int n_snapshots; /* of them per session, beside the current one and the one being written */
     int n_parts;
+    uint64_t process; /* bytes beside all others */
+    struct plan_tiers tiers;
 };
 
 /* Prints the plan like a database's EXPLAIN; runs of layers with the same steps are printed once. */

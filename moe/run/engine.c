@@ -10,14 +10,16 @@
 #include "moe/base/machine.h"
 #include "moe/run/engine_int.h"
 
-enum { CTX_DEFAULT = 8192, UBATCH_DEFAULT = 512, UBATCH_MAX = 16384, CTX_MIN = 256 };
-/* Code, libraries, heap and thread stacks, measured on the bundled model with room to spare. */
-static const uint64_t PROCESS_BYTES = 24u << 20;
-static const uint64_t SNAPSHOT_BYTES = 512u << 20; /* of recurrent states per session, at most */
+enum { UBATCH_DEFAULT = 512, UBATCH_MAX = 16384 };
+
+/* Page cache of code that nobody uses is given back below the first budget at once, and where the
+ * plan leaves less than the second. */
+static const uint64_t CODE_MATTERS = 64u << 20, CODE_SLACK = 16u << 20;
 
 struct tessera_options tessera_defaults(void)
 {
-    return (struct tessera_options){.n_ubatch = UBATCH_DEFAULT, .n_sessions = 1};
+    return (struct tessera_options){.n_ubatch = UBATCH_DEFAULT, .n_sessions = 1,
+                                    .n_logits = 1};
 }
 
 static void add_warning(void *arg, const char *text)
@@ -51,6 +53,49 @@ static uint64_t identity_of(const struct gguf *g)
 
 /* ---- opening, in order ---- */
 
+/* Numbers the layers with experts and lists what they and the other steps use, in order. */
+static enum status open_residency(struct tessera_engine *e, struct err *err)
+{
+    const struct build *m = &e->model;
+    struct resid_options o = {.n_experts = e->hp.n_expert};
+    const size_t n_op = (size_t)m->n_op;
+    struct resid_bank *bank = calloc(n_op + 1, sizeof *bank);
+    int *lookup = calloc((size_t)e->weights.n + 1, sizeof *lookup);
+    int *used = calloc(n_op * OP_IO + 1, sizeof *used), *first = calloc(n_op * OP_IO + 1, sizeof *first);
+    int n_used = 0;
+    enum status s = OK;
+    e->op_bank = calloc(n_op + 1, sizeof *e->op_bank);
+    e->op_piece = calloc(n_op * OP_IO + 1, sizeof *e->op_piece);
+    if (!bank || !lookup || !used || !first || !e->op_bank || !e->op_piece)
+        s = err_set(err, ERR_MEMORY, "no memory for the list of weights");
+    for (int i = 0; !s && i < m->n_op; i++) {
+        const struct op *op = &m->op[i];
+        e->op_bank[i] = o.n_banks; /* a ROUTE's experts come after it */
+        if (op->code == OP_EXPERTS) {
+            memcpy(bank[o.n_banks++].weight, op->weight, sizeof bank->weight);
+        } else if (op->code == OP_EMBED && e->weights.at[op->weight[0]].layout == WEIGHT_ROWS) {
+            lookup[o.n_lookup++] = op->weight[0];
+        } else if (op->code == OP_MATMUL || op->code == OP_HEAD_MATMUL) {
+            for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++) used[n_used++] = op->weight[k];
+        }
+    }
+    o.bank = bank;
+    o.lookup = lookup;
+    if (!s) s = resid_open(&e->resid, &e->weights, &o, err);
+    if (!s) s = resid_sequence(&e->resid, used, n_used, first, err);
+    for (int i = 0, n = 0; !s && i < m->n_op; i++) {
+        const struct op *op = &m->op[i];
+        if (op->code != OP_MATMUL && op->code != OP_HEAD_MATMUL) continue;
+        for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++)
+            e->op_piece[i * OP_IO + k] = first[n++];
+    }
+    free(bank);
+    free(lookup);
+    free(used);
+    free(first);
+    return s;
+}
+
 static enum status open_model(struct tessera_engine *e, struct err *err)
 {
     enum status s = gguf_open(e->path, NULL, &e->file, err);
@@ -67,7 +112,7 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     e->arch->describe(&e->model, &e->hp);
     if (err->code) return err->code;
     if ((s = weights_check_all_used(&e->weights, err))) return s;
-    return part_store_open(&e->parts, &e->weights, err);
+    return open_residency(e, err);
 }
 
 static void open_tokenizer(struct tessera_engine *e)
@@ -123,64 +168,6 @@ static enum status make_plans(struct tessera_engine *e, struct err *err)
     }
 }
 
-static uint64_t arena_bytes(const struct tessera_engine *e)
-{
-    uint64_t max = 0;
-    for (int i = 0; i < e->n_plans; i++)
-        if (e->plan[i].arena_bytes > max) max = e->plan[i].arena_bytes;
-    return max;
-}
-
-static uint64_t kv_bytes(const struct tessera_engine *e, int n_ctx)
-{
-    return (uint64_t)((n_ctx + KV_PAGE - 1) / KV_PAGE) * e->kv_page_bytes +
-           (uint64_t)(e->n_snapshots + 2) * e->state_bytes;
-}
-
-/* The whole process with that context: staging is there while loading, KV pages come after. */
-static uint64_t need_bytes(const struct tessera_engine *e, int n_ctx)
-{
-    const uint64_t kv = (uint64_t)e->opt.n_sessions * kv_bytes(e, n_ctx);
-    const uint64_t staging = part_store_staging(&e->parts) * (uint64_t)e->opt.n_threads;
-    return e->parts.bytes + arena_bytes(e) + e->logits_stride + PROCESS_BYTES +
-           (kv > staging ? kv : staging);
-}
-
-/* Snapshots of recurrent states that a session may keep when memory is no object. */
-static int most_snapshots(const struct tessera_engine *e)
-{
-    if (!e->state_bytes) return 0;
-    const uint64_t n = SNAPSHOT_BYTES / e->state_bytes;
-    return n > SNAPSHOTS_MAX ? SNAPSHOTS_MAX : n < 1 ? 1 : (int)n;
-}
-
-/* Chooses the context and refuses what cannot fit. */
-static enum status fit(struct tessera_engine *e, struct err *err)
-{
-    const uint64_t budget = e->opt.mem_budget;
-    int want = e->opt.n_ctx;
-    const bool chosen = want > 0;
-    if (chosen && want > e->hp.n_ctx_train)
-        return err_set(err, ERR_RANGE, "a context of %d tokens is larger than the %d that the "
-                       "model was made for: use -c %d or less", want, e->hp.n_ctx_train,
-                       e->hp.n_ctx_train);
-    if (!chosen) want = e->hp.n_ctx_train < CTX_DEFAULT ? e->hp.n_ctx_train : CTX_DEFAULT;
-    const int least = chosen || want < CTX_MIN ? want : CTX_MIN;
-    e->n_snapshots = most_snapshots(e);
-    while (e->n_snapshots > 1 && need_bytes(e, want) > budget) e->n_snapshots--;
-    while (want > least && need_bytes(e, want) > budget)
-        want = want - KV_PAGE > least ? want - KV_PAGE : least;
-    if (need_bytes(e, want) > budget) e->n_snapshots = 0;
-    const uint64_t need = need_bytes(e, want);
-    if (need > budget)
-        return err_set(err, ERR_BUDGET, "the model does not fit %llu MiB: weights, a context of %d "
-                       "tokens and buffers need --mem %lluM or more",
-                       (unsigned long long)(budget >> 20), want,
-                       (unsigned long long)((need + (1u << 20) - 1) >> 20));
-    e->opt.n_ctx = want;
-    return OK;
-}
-
 static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
 {
     const size_t ub = (size_t)e->opt.n_ubatch;
@@ -210,23 +197,27 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
     return obs_open(&e->obs, e->hp.n_expert ? e->hp.n_expert_used : 0, err);
 }
 
-static enum status load(struct tessera_engine *e, struct err *err)
+static enum status load(struct tessera_engine *e, const struct placement *p, struct err *err)
 {
     enum status s;
-    const uint64_t arena = arena_bytes(e);
+    const uint64_t arena = fit_arena_bytes(e);
+    if (!ledger_take(&e->ledger, MEM_PROCESS, e->process))
+        return err_set(err, ERR_BUDGET, "the process alone needs %llu bytes",
+                       (unsigned long long)e->process);
     if ((s = region_reserve(&e->arena, &e->ledger, MEM_ACT, arena, err)) ||
         (s = region_commit(&e->arena, arena, err)) ||
         (s = region_reserve(&e->logits, &e->ledger, MEM_ACT,
                             (size_t)e->logits_stride * (size_t)e->opt.n_ubatch, err)) ||
-        (s = region_commit(&e->logits, e->logits_stride, err)) ||
+        (s = region_commit(&e->logits, fit_logits_bytes(e), err)) ||
         (s = pool_open(e->opt.n_threads, &e->pool, err)) ||
         (s = dev_cpu_open(e->pool, e->tier, &e->dev, err)))
         return s;
-    const struct part_load how = {
-        .ledger = &e->ledger, .pool = e->pool, .progress = e->opt.progress,
-        .progress_arg = e->opt.progress_arg, .warn = add_warning, .warn_arg = e,
-    };
-    return part_store_load(&e->parts, &how, err);
+    resid_prepare(&e->resid, &(struct resid_start){
+        .ledger = &e->ledger, .n_threads = e->opt.n_threads, .ops = e->opt.files,
+        .no_uring = e->opt.no_uring, .warn = add_warning, .warn_arg = e,
+    });
+    if (fit_need(e, p) > e->opt.mem_budget - CODE_SLACK) mem_drop_code();
+    return resid_apply(&e->resid, p, e->opt.progress, e->opt.progress_arg, err);
 }
 
 /* Automatic budget: what is free now, in memory and in the control group, less a reserve for
@@ -249,8 +240,8 @@ static enum status resolve(struct tessera_engine *e, const struct tessera_option
     e->opt = *o;
     if (!o->model_path) return err_set(err, ERR_USAGE, "no model file was named: use -m FILE");
     if (o->n_threads < 0 || o->n_ctx < 0 || o->n_ubatch < 1 || o->n_ubatch > UBATCH_MAX ||
-        o->n_sessions < 1)
-        return err_set(err, ERR_USAGE, "threads, context, sessions or micro-batch (1 to %d) are "
+        o->n_sessions < 1 || o->n_logits < 1)
+        return err_set(err, ERR_USAGE, "threads, context, sessions, logits or micro-batch (1 to %d) are "
                        "out of range", UBATCH_MAX);
     if (!o->n_threads) {
         long n = sysconf(_SC_NPROCESSORS_ONLN);
@@ -274,17 +265,19 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     e->tier = cpu_tier_best();
     e->api = dev_cpu_api();
     enum status s = resolve(e, o, err);
+    if (!s && e->opt.mem_budget < CODE_MATTERS) mem_drop_code();
     if (!s) s = open_model(e, err);
     if (!s) s = layout_kv(e, err);
     if (!s) s = make_plans(e, err);
     if (!s) {
         e->logits_stride = (uint32_t)(((uint64_t)e->model.n_vocab * sizeof(float) + 63) & ~63u);
         ledger_init(&e->ledger, e->opt.mem_budget);
-        s = fit(e, err);
+        open_tokenizer(e);
+        e->process = fit_process_bytes(e);
+        s = fit_budget(e, &e->placement, err);
     }
     if (!s) s = open_step_arrays(e, err);
-    if (!s) open_tokenizer(e);
-    if (!s && !o->header_only) s = load(e, err);
+    if (!s && !o->header_only) s = load(e, &e->placement, err);
     if (s) {
         tessera_close(e);
         return s;
@@ -299,7 +292,9 @@ void tessera_close(tessera_engine *e)
     ASSERT(e->n_sessions == 0);
     if (e->dev) e->api->close(e->dev);
     pool_close(e->pool);
-    part_store_close(&e->parts);
+    resid_close(&e->resid);
+    free(e->op_bank);
+    free(e->op_piece);
     region_release(&e->arena);
     region_release(&e->logits);
     for (int i = 0; i < e->n_plans; i++) plan_free(&e->plan[i]);
@@ -346,7 +341,7 @@ struct tessera_model tessera_model(const tessera_engine *e)
         .arch = e->arch->name, .name = e->name, .n_layer = e->hp.n_layer, .n_embd = e->hp.n_embd,
         .n_vocab = e->model.n_vocab, .n_ctx_train = e->hp.n_ctx_train, .n_expert = e->hp.n_expert,
         .n_expert_used = e->hp.n_expert_used, .file_bytes = gguf_file_bytes(e->file),
-        .weight_bytes = e->parts.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
+        .weight_bytes = e->placement.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
         .n_ubatch = e->opt.n_ubatch, .cpu = cpu_tier_name(e->tier), .type_label = common_type(e),
         .hash = e->identity,
     };
@@ -375,27 +370,42 @@ struct tessera_memory tessera_memory(const tessera_engine *e)
         .kv = atomic_load(&e->ledger.used[MEM_KV]),
         .activations = atomic_load(&e->ledger.used[MEM_ACT]),
         .staging = atomic_load(&e->ledger.used[MEM_STAGING]),
+        .process = atomic_load(&e->ledger.used[MEM_PROCESS]),
         .total = atomic_load(&e->ledger.total),
         .peak = atomic_load(&e->ledger.peak),
         .budget = e->ledger.budget,
     };
 }
 
+struct tessera_traffic tessera_traffic(const tessera_engine *e)
+{
+    const struct resid_counts *c = &e->resid.count;
+    struct plan_tiers t;
+    promise(e, &e->placement, &t);
+    return (struct tessera_traffic){
+        .steps = e->n_steps, .hits = c->hits, .misses = c->misses, .bytes_read = c->bytes_read,
+        .speculative = c->speculative, .useful = c->useful, .evictions = c->evictions,
+        .waited = c->waited, .hit_expected = t.hit, .token_disk_expected = t.token_disk,
+        .seconds_expected = {t.seconds[0], t.seconds[1]},
+    };
+}
+
 enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err)
 {
-    const struct plan_summary s = {
+    struct plan_summary s = {
         .arch = e->arch->name, .name = e->name, .cpu = cpu_tier_name(e->tier),
         .n_threads = e->opt.n_threads, .n_ctx = e->opt.n_ctx, .n_sessions = e->opt.n_sessions,
         .n_expert = e->hp.n_expert, .n_expert_used = e->hp.n_expert_used,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? "q8_0" : "f16",
-        .weights = e->parts.bytes,
-        .kv = (uint64_t)e->opt.n_sessions * kv_bytes(e, e->opt.n_ctx),
+        .weights = e->placement.bytes,
+        .kv = (uint64_t)e->opt.n_sessions * fit_kv_bytes(e, e->opt.n_ctx),
         .state = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes,
         .n_snapshots = e->n_snapshots,
-        .activations = arena_bytes(e), .logits = e->logits_stride,
-        .staging = part_store_staging(&e->parts) * (uint64_t)e->opt.n_threads,
-        .budget = e->opt.mem_budget, .n_parts = e->parts.n_parts,
+        .activations = fit_arena_bytes(e), .logits = fit_logits_bytes(e),
+        .staging = fetch_staging(&e->resid.parts, e->opt.n_threads),
+        .budget = e->opt.mem_budget, .n_parts = e->resid.parts.n_parts, .process = e->process,
     };
+    promise(e, &e->placement, &s.tiers);
     const struct plan *prefill = &e->plan[e->n_plans - 1], *decode = &e->plan[0];
     (json ? plan_json : plan_text)(to, &s, prefill, decode);
     if (ferror(to)) return err_set(err, ERR_IO, "cannot write the plan");
@@ -414,6 +424,51 @@ bool tessera_profile_at(const tessera_engine *e, int i, struct tessera_step_kind
     if (!e->profile || i < 0 || i >= e->profile->n_kinds) return false;
     *kind = e->profile->kind[i];
     return true;
+}
+
+/* ---- resizing ---- */
+
+static unsigned long long mib_up(uint64_t n) { return (n + (1u << 20) - 1) >> 20; }
+
+enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)
+{
+    struct err local;
+    struct placement p;
+    if (!err) err = &local;
+    err_clear(err);
+    if (e->opt.header_only)
+        return err_set(err, ERR_USAGE, "the model was opened for planning only");
+    if (!budget) { /* what is taken already is not free, but ours */
+        budget = auto_budget();
+        if (budget != UINT64_MAX) budget += atomic_load(&e->ledger.total);
+    }
+    region_trim(&e->logits, fit_logits_bytes(e));
+    if (!fit_weights(e, budget, &p))
+        return err_set(err, ERR_BUDGET, "%llu MiB are too little for what is open now: it needs "
+                       "%lluM or more", (unsigned long long)(budget >> 20), mib_up(fit_least(e)));
+    const bool grow = budget > e->opt.mem_budget;
+    if (grow) ledger_set_budget(&e->ledger, budget);
+    enum status s = resid_apply(&e->resid, &p, NULL, NULL, err);
+    if (!grow && !s) ledger_set_budget(&e->ledger, budget);
+    if (s) return s;
+    e->opt.mem_budget = budget;
+    e->placement = p;
+    return OK;
+}
+
+/* Commits, taking memory from the weights when the plan had none for it. */
+static enum status commit(struct tessera_engine *e, struct region *r, uint64_t bytes,
+                          struct err *err)
+{
+    struct placement p;
+    struct err first;
+    err_clear(&first);
+    if (region_commit(r, bytes, &first) != ERR_BUDGET || !fit_room(e, bytes - r->committed, &p)) {
+        if (first.code) *err = first;
+        return first.code;
+    }
+    enum status s = resid_apply(&e->resid, &p, NULL, NULL, err);
+    return s ? s : region_commit(r, bytes, err);
 }
 
 void tessera_cancel(tessera_engine *e) { atomic_store(&e->cancel, 1); }
@@ -500,11 +555,12 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
     enum status s = check_inputs(e, in, n_in, &n_rows, err);
     if (s || !n_rows) return s;
     for (int i = 0; i < n_in; i++)
-        if ((s = session_commit(in[i].session, in[i].session->n + in[i].n, err))) return s;
+        if ((s = commit(e, &in[i].session->kv, session_bytes(in[i].session, in[i].session->n + in[i].n), err)))
+            return s;
     if ((s = bind_states(e, in, n_in, err))) return s;
     const int n_out = bind_rows(e, in, n_in, e->serials);
-    if ((s = region_commit(&e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
-                           err)) ||
+    if ((s = commit(e, &e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
+                    err)) ||
         (s = exec_run(e, plan_for(e, n_rows), n_rows, n_out, e->serials, err))) {
         e->n_inputs = 0;
         return s;

@@ -13,7 +13,7 @@
 #include "moe/run/watch.h"
 #include "moe/run/profile.h"
 #include "moe/tessera.h"
-#include "offload/part.h"
+#include "offload/residency.h"
 
 enum { WARNINGS_MAX = 16, BUCKETS_MAX = 20, SNAPSHOTS_MAX = 8 };
 
@@ -27,7 +27,11 @@ struct tessera_engine {
     struct build model;
     struct plan plan[BUCKETS_MAX];   /* rising buckets of rows; the last one is n_ubatch */
     int n_plans;
-    struct part_store parts;
+    struct resid resid;
+    int *op_bank;                    /* [n_op] ROUTE: number of its layer among those with experts */
+    int *op_piece;                   /* [n_op][OP_IO] place of a matmul's weights in the ring */
+    uint64_t process;                /* bytes of the process beside weights, KV and buffers */
+    struct placement placement;      /* of the weights, as planned */
     struct ledger ledger;
     struct pool *pool;
     enum cpu_tier tier;
@@ -94,8 +98,8 @@ struct tessera_session {
     int32_t n, n_ctx, serial;
 };
 
-/* Makes the pages that hold n positions usable. */
-enum status session_commit(struct tessera_session *s, int32_t n, struct err *e);
+/* Bytes of the pages that hold n positions. */
+uint64_t session_bytes(const struct tessera_session *s, int32_t n);
 
 /* All of these do nothing for models without recurrent layers.
  *   begin     cuts the next n tokens, rows first.. of the step, into segments, which are appended
@@ -113,6 +117,26 @@ void state_commit(struct tessera_session *s);
 void state_ask(struct tessera_session *s, int32_t pos);
 int32_t state_rollback(struct tessera_session *s, int32_t pos);
 enum status state_restore(struct tessera_session *s, int32_t pos, char **at, struct err *e);
+
+/* Chooses context, micro-batch and placement for e->opt.mem_budget; see fit.c.  ERR_BUDGET names the
+ * smallest budget that works. */
+enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err *err);
+uint64_t fit_kv_bytes(const struct tessera_engine *e, int n_ctx);
+uint64_t fit_arena_bytes(const struct tessera_engine *e);
+/* What the process takes beside regions: code, libraries, heap, stacks; an estimate from above that
+ * depends on the model and the options only. */
+uint64_t fit_process_bytes(const struct tessera_engine *e);
+uint64_t fit_logits_bytes(const struct tessera_engine *e);
+/* Bytes that the whole process needs with a placement, and at the least, as opened. */
+uint64_t fit_need(const struct tessera_engine *e, const struct placement *p);
+uint64_t fit_least(const struct tessera_engine *e);
+/* A placement for another budget, everything but weights staying as it is; false: too small. */
+bool fit_weights(const struct tessera_engine *e, uint64_t budget, struct placement *p);
+/* A placement that leaves `bytes` to something else. */
+bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *p);
+
+/* What a placement promises; see promise.c. */
+void promise(const struct tessera_engine *e, const struct placement *p, struct plan_tiers *t);
 
 /* Runs one plan on the rows in e->row; see exec.c. */
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,

@@ -1,12 +1,18 @@
 /* The executor: runs a plan's steps in order on the devices, exactly as planned.
  *
- * It is the only place where routing, offload and devices meet: it resolves part handles to
- * pointers (pin), lets the routers fill the control buffers, hands ops to a device, and writes down
- * what was observed.  It decides nothing and allocates nothing.  Executor thread only. */
+ * It is the only place where routing, offload and devices meet: it resolves weights to pointers,
+ * lets the routers fill the control buffers, hands ops to a device, and writes down what was
+ * observed.  It decides nothing and allocates nothing.  Executor thread only.
+ *
+ * DESIGN.  Where everything is in RAM a step is a few submissions.  What is not there is brought
+ * step by step, and no result depends on it: experts run in the order in which they arrive, each
+ * pair's output in a row of its own, summed in router-slot order at the end; a matrix that streams
+ * is multiplied piece by piece, each output element being computed whole by one of them. */
 #include <string.h>
 
 #include "moe/base/osfile.h"
 #include "moe/run/engine_int.h"
+#include "quant/codec.h"
 #include "routing/route.h"
 
 struct exec {
@@ -29,17 +35,6 @@ static void bind_buffers(struct exec *x)
         e->buf[i].base = base + (f->kind == BUF_LOGITS ? 0 : x->plan->offset[i]);
         e->buf[i].stride = x->plan->stride[i];
         e->buf[i].width = f->width;
-    }
-}
-
-static void pin_dense(struct exec *x, bool pin)
-{
-    struct tessera_engine *e = x->e;
-    for (int i = 0; i < e->weights.n; i++) {
-        const struct weight *w = &e->weights.at[i];
-        if (w->n_mats != 1) continue;
-        if (pin) e->weight[i].data = part_pin(&e->parts, w->first_part);
-        else part_unpin(&e->parts, w->first_part);
     }
 }
 
@@ -95,33 +90,205 @@ static void run_route(struct exec *x, const struct op *op)
     x->route.n_active = route_group(x->ctl.id, n, p->n_used, p->n_expert, x->ctl.count,
                                     x->ctl.expert, x->ctl.first, x->ctl.pair);
     x->route.w = x->ctl.w;
-    x->route.expert = x->ctl.expert;
-    x->route.first = x->ctl.first;
-    x->route.pair = x->ctl.pair;
     x->route.gate = x->ctl.gate;
     x->route.up = x->ctl.up;
     x->route.down = x->ctl.down;
     observe(x);
+    /* Absent experts are asked for now: what comes before the experts runs meanwhile. */
+    for (int a = 0; a < x->route.n_active; a++)
+        x->ctl.ready[a] = x->ctl.first[a + 1] - x->ctl.first[a];
+    resid_route(&x->e->resid, x->e->op_bank[op - x->e->model.op], x->ctl.expert, x->ctl.ready,
+                x->route.n_active);
 }
 
-/* ---- experts: pin the parts that the route names, run the macro-step, unpin ---- */
-
-static void run_experts(struct exec *x, const struct op *op)
+static bool cancelled(struct exec *x, const struct op *op, struct err *err)
 {
-    if (!x->route.n_rows) return;
+    if (!atomic_exchange(&x->e->cancel, 0)) return false;
+    err_set(err, ERR_CANCELLED, "interrupted in layer %d", op->layer);
+    return true;
+}
+
+static void submit(struct exec *x, const struct op *op, int n)
+{
+    const struct dev_api *api = x->e->api;
+    api->wait(x->e->dev, api->submit(x->e->dev, op, n, &x->bind));
+}
+
+/* Appends the n experts in ctl.ready to the lists of those that run. */
+static void append_ready(struct exec *x, int n, int *n_run)
+{
+    struct plan_route *c = &x->ctl;
+    for (int i = 0; i < n; i++) {
+        const int a = c->ready[i], from = c->first[a], count = c->first[a + 1] - from;
+        const int at = *n_run ? c->run_first[*n_run] : 0;
+        c->run_expert[*n_run] = c->expert[a];
+        c->run_first[*n_run] = at;
+        memcpy(c->run_pair + at, c->pair + from, sizeof *c->pair * (size_t)count);
+        c->run_first[++*n_run] = at + count;
+    }
+}
+
+static enum status run_experts(struct exec *x, const struct op *op, struct err *err)
+{
+    struct resid *r = &x->e->resid;
+    struct plan_route *c = &x->ctl;
+    const void **table[OP_IO] = {c->gate, c->up, c->down};
+    x->bind.scratch = x->e->buf[op->in[2]].base;
+    for (int n_run = 0; n_run < x->route.n_active;) {
+        const int n = resid_take(r, c->ready, err), before = n_run;
+        if (n < 0) return err->code;
+        ASSERT(n > 0);
+        for (int i = 0; i < n; i++)
+            for (int k = 0; k < OP_IO; k++)
+                table[k][before + i] = resid_expert(r, c->ready[i], k);
+        if (n == x->route.n_active) {
+            x->route.expert = c->expert;
+            x->route.first = c->first;
+            x->route.pair = c->pair;
+            n_run = n;
+        } else {
+            append_ready(x, n, &n_run);
+            x->route.expert = c->run_expert;
+            x->route.first = c->run_first;
+            x->route.pair = c->run_pair;
+        }
+        x->route.begin = before;
+        x->route.end = n_run;
+        submit(x, op, 1);
+        resid_ran(r);
+        if (cancelled(x, op, err)) return err->code;
+    }
+    return OK;
+}
+
+/* ---- what streams ---- */
+
+/* The piece's rows as weight w: a matrix of its own, whose outputs begin at row0. */
+static void run_piece(struct exec *x, const struct op *op, int w, const struct resid_piece *p)
+{
+    struct dev_weight *dw = &x->e->weight[w], whole = *dw;
+    struct dev_buf *out = &x->e->buf[op->out[0]], *in = &x->e->buf[op->in[0]];
+    const struct dev_buf out_whole = *out, in_whole = *in;
+    struct op one = *op;
+    if (op->code == OP_MATMUL) {
+        dw->data = p->data;
+        dw->n_rows = p->n_rows;
+        out->base += sizeof(float) * (size_t)p->row0;
+        submit(x, &one, 1);
+    } else {
+        /* Matrices of heads, one after another: the piece may begin and end inside of one. */
+        const int per_head = whole.n_rows / op->p.heads.n_heads;
+        const size_t row = act_bytes(qtype_info(whole.type)->act, whole.n_cols);
+        one.p.heads.n_heads = 1;
+        for (int at = p->row0, end = p->row0 + p->n_rows; at < end;) {
+            const int h = at / per_head, to = (h + 1) * per_head < end ? (h + 1) * per_head : end;
+            dw->data = (const char *)p->data +
+                       (size_t)((at - p->row0) / TILE_ROWS) * tile_bytes(whole.type, whole.n_cols);
+            dw->n_rows = to - at;
+            in->base = in_whole.base + (size_t)h * row;
+            out->base = out_whole.base +
+                        sizeof(float) * (size_t)(h * op->p.heads.stride + at - h * per_head);
+            submit(x, &one, 1);
+            at = to;
+        }
+    }
+    *dw = whole;
+    *out = out_whole;
+    *in = in_whole;
+}
+
+static enum status stream_matmul(struct exec *x, const struct op *op, struct err *err)
+{
     struct tessera_engine *e = x->e;
-    const void **table[OP_IO] = {x->ctl.gate, x->ctl.up, x->ctl.down};
-    for (int k = 0; k < OP_IO; k++)
-        for (int a = 0; a < x->route.n_active; a++)
-            table[k][a] = part_pin(&e->parts, e->weights.at[op->weight[k]].first_part +
-                                                  x->route.expert[a]);
-    x->route.begin = 0;
-    x->route.end = x->route.n_active;
-    x->bind.scratch = e->buf[op->in[2]].base;
-    e->api->wait(e->dev, e->api->submit(e->dev, op, 1, &x->bind));
-    for (int k = 0; k < OP_IO; k++)
-        for (int a = 0; a < x->route.n_active; a++)
-            part_unpin(&e->parts, e->weights.at[op->weight[k]].first_part + x->route.expert[a]);
+    const int *piece = &e->op_piece[(op - e->model.op) * OP_IO];
+    if (op->rows == ROWS_OUT && !x->n_out) return OK;
+    for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++) {
+        struct op one = *op;
+        for (int i = 0; i < OP_IO; i++) one.weight[i] = one.out[i] = -1;
+        one.weight[0] = op->weight[k];
+        one.out[0] = op->out[k];
+        if (e->weight[op->weight[k]].data) {
+            submit(x, &one, 1);
+            continue;
+        }
+        struct resid_piece p = {.last = false};
+        for (int at = piece[k]; !p.last; at++) {
+            if (resid_piece(&e->resid, at, &p, err)) return err->code;
+            run_piece(x, &one, op->weight[k], &p);
+            if (cancelled(x, op, err)) return err->code;
+        }
+    }
+    return OK;
+}
+
+enum { EMBED_ROWS = 64, EMBED_TASK = 8 };
+
+struct embed {
+    struct exec *x;
+    const struct weight *w;
+    char *base;
+    uint64_t stride;
+    int n;
+};
+
+/* In place: the row as it is in the file lies where its floats will. */
+static void embed_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct embed *j = arg;
+    char raw[RESID_ROW_MAX];
+    const size_t bytes = part_row_bytes(j->w);
+    const int end = (task + 1) * EMBED_TASK < j->n ? (task + 1) * EMBED_TASK : j->n;
+    for (int r = task * EMBED_TASK; r < end; r++) {
+        char *row = j->base + j->stride * (uint64_t)r;
+        memcpy(raw, row, bytes);
+        codec_decode(j->w->type, raw, (float *)(void *)row, j->w->n_cols);
+    }
+}
+
+static enum status stream_embed(struct exec *x, const struct op *op, struct err *err)
+{
+    struct tessera_engine *e = x->e;
+    const struct dev_buf *out = &e->buf[op->out[0]];
+    struct embed j = {.x = x, .w = &e->weights.at[op->weight[0]], .stride = out->stride};
+    int32_t ids[EMBED_ROWS];
+    for (int r = 0; r < x->n_rows; r += j.n) {
+        j.n = x->n_rows - r < EMBED_ROWS ? x->n_rows - r : EMBED_ROWS;
+        j.base = out->base + j.stride * (uint64_t)r;
+        for (int i = 0; i < j.n; i++) ids[i] = e->row[r + i].id;
+        if (resid_rows(&e->resid, op->weight[0], ids, j.n, j.base, j.stride, err))
+            return err->code;
+        pool_run(e->pool, embed_task, &j, (j.n + EMBED_TASK - 1) / EMBED_TASK);
+    }
+    return OK;
+}
+
+/* ---- steps ---- */
+
+/* Whether the op needs more than one submission with all that it names in RAM. */
+static bool is_special(const struct exec *x, const struct op *op)
+{
+    switch (op->code) {
+    case OP_ROUTE:
+    case OP_EXPERTS: return true;
+    case OP_EMBED: return !x->e->weight[op->weight[0]].data;
+    case OP_MATMUL:
+    case OP_HEAD_MATMUL:
+        for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++)
+            if (!x->e->weight[op->weight[k]].data) return true;
+        return false;
+    default: return false;
+    }
+}
+
+static enum status run_special(struct exec *x, const struct op *op, struct err *err)
+{
+    switch (op->code) {
+    case OP_ROUTE: run_route(x, op); return OK;
+    case OP_EXPERTS: return x->route.n_rows ? run_experts(x, op, err) : OK;
+    case OP_EMBED: return stream_embed(x, op, err);
+    default: return stream_matmul(x, op, err);
+    }
 }
 
 /* ---- timing, when it is switched on ---- */
@@ -158,29 +325,23 @@ static enum status run_steps(struct exec *x, struct err *err)
 {
     struct tessera_engine *e = x->e;
     const struct build *m = &e->model;
+    const bool watched = e->watch.fn != NULL, one_by_one = watched || e->profile;
     for (int i = 0; i < m->n_op;) {
         const struct op *op = &m->op[i];
         const int first = i;
         const double start = e->profile ? os_seconds() : 0;
-        if (atomic_exchange(&e->cancel, 0))
-            return err_set(err, ERR_CANCELLED, "interrupted in layer %d", op->layer);
-        const bool watched = e->watch.fn != NULL;
+        if (cancelled(x, op, err)) return err->code;
         if (watched) watch_op(e, op, op->rows == ROWS_OUT ? x->n_out : x->n_rows);
-        if (op->code == OP_ROUTE) {
-            run_route(x, op);
-            i++;
-        } else if (op->code == OP_EXPERTS) {
-            run_experts(x, op);
-            if (watched && x->route.n_rows) watch_experts(e, op, &x->route);
+        if (is_special(x, op)) {
+            if (run_special(x, op, err)) return err->code;
+            if (watched && op->code == OP_EXPERTS && x->route.n_rows)
+                watch_experts(e, op, &x->route);
             i++;
         } else {
             /* Everything up to the next control point is one submission. */
             int n = 1;
-            while (!e->profile && !watched && i + n < m->n_op && m->op[i + n].code != OP_ROUTE &&
-                   m->op[i + n].code != OP_EXPERTS)
-                n++;
-            dev_fence f = e->api->submit(e->dev, op, n, &x->bind);
-            e->api->wait(e->dev, f);
+            while (!one_by_one && i + n < m->n_op && !is_special(x, &m->op[i + n])) n++;
+            submit(x, op, n);
             i += n;
         }
         if (e->profile) profile_op(x, first, start);
@@ -193,7 +354,7 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
 {
     struct exec x = {.e = e, .plan = p, .serial = serial, .n_rows = n_rows, .n_out = n_out};
     bind_buffers(&x);
-    pin_dense(&x, true);
+    for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
     x.bind = (struct dev_bind){
         .buf = e->buf, .weight = e->weight, .row = e->row, .out_row = e->out_row,
         .n_rows = n_rows, .n_out = n_out, .n_ctx = e->opt.n_ctx, .kv_base = e->kv_base,
@@ -203,8 +364,8 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
         .n_sessions = e->state_bytes ? e->n_inputs : 0, .route = &x.route,
     };
-    enum status s = run_steps(&x, err);
-    pin_dense(&x, false);
+    enum status s = resid_step(&e->resid, n_rows, err);
+    if (!s) s = resid_step_end(&e->resid, run_steps(&x, err), err);
     if (!s) e->n_steps++;
     return s;
 }

@@ -9,14 +9,9 @@
 
 #include "moe/run/engine_int.h"
 
-static uint64_t pages_bytes(const struct tessera_session *s, int32_t n)
+uint64_t session_bytes(const struct tessera_session *s, int32_t n)
 {
     return (uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * s->engine->kv_page_bytes;
-}
-
-enum status session_commit(struct tessera_session *s, int32_t n, struct err *e)
-{
-    return region_commit(&s->kv, pages_bytes(s, n), e);
 }
 
 enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session **out,
@@ -34,7 +29,7 @@ enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session *
     s->ids = calloc((size_t)n_ctx, sizeof *s->ids);
     enum status st = OK;
     if (!s->ids) st = err_set(err, ERR_MEMORY, "no memory for a session");
-    if (!st) st = region_reserve(&s->kv, &e->ledger, MEM_KV, pages_bytes(s, n_ctx), err);
+    if (!st) st = region_reserve(&s->kv, &e->ledger, MEM_KV, session_bytes(s, n_ctx), err);
     if (!st) st = state_open(s, err);
     if (st) {
         region_release(&s->kv);
@@ -91,7 +86,7 @@ enum { GGUF_TENSOR_I8 = 24 };
 enum status tessera_session_save(const tessera_session *s, const char *path, struct err *err)
 {
     const struct tessera_engine *e = s->engine;
-    const uint64_t bytes = pages_bytes(s, s->n);
+    const uint64_t bytes = session_bytes(s, s->n);
     struct gguf_writer *w = gguf_writer_new();
     if (!w) return err_set(err, ERR_MEMORY, "no memory to write %s", path);
     gguf_put_str(w, "general.architecture", ARCH);
@@ -158,13 +153,13 @@ static enum status read_saved(struct tessera_session *s, const struct gguf *g,
                               const struct gguf_kv *tokens, struct err *err)
 {
     const int32_t n = (int32_t)tokens->value.n;
-    const uint64_t bytes = pages_bytes(s, n), state = n ? s->engine->state_bytes : 0;
+    const uint64_t bytes = session_bytes(s, n), state = n ? s->engine->state_bytes : 0;
     const struct gguf_tensor *t = gguf_find_tensor(g, "kv"), *u = gguf_find_tensor(g, "state");
     if ((bytes && (!t || t->dim[0] != bytes)) || (state && (!u || u->dim[0] != state)))
         return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
                        gguf_path(g, 0));
     char *at = NULL;
-    enum status st = session_commit(s, n, err);
+    enum status st = region_commit(&s->kv, session_bytes(s, n), err);
     if (st) return st;
     struct osfile f;
     if ((st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err))) return st;

@@ -1,0 +1,198 @@
+/* Fitting a model into a budget: context, micro-batch and what of the weights is in RAM.
+ *
+ * DESIGN.  Every byte has an owner: the process itself (code, libraries, heap, page tables), KV
+ * cache and recurrent states for the context that was asked for, activations, one row of logits,
+ * staging, and weights.  If everything fits it is all in RAM, a default context giving way first.
+ * Otherwise weights get what is left, and the rest of the process is kept small: a micro-batch
+ * whose buffers stay within BESIDE_BYTES with the process and the staging and take an eighth of the
+ * budget at most, a default context whose KV cache takes a quarter at most.  If not even the least placement fits, all of these shrink to
+ * their least; if that is too much the model is refused, with the number that works.
+ *
+ * Pure functions of the engine's description; no memory is taken here. */
+#include "moe/run/engine_int.h"
+
+enum { CTX_DEFAULT = 8192, CTX_MIN = 256, CTX_ALL_RAM = 1024, ROWS_MIN = 32 };
+static const uint64_t BESIDE_BYTES = 64u << 20;
+static const uint64_t SNAPSHOT_BYTES = 512u << 20; /* of recurrent states per session, at most */
+/* Measured: code and libraries in use, and the heap of a model without a vocabulary; stack, arena
+ * and ring of a thread; what starting charges when no file of the program is cached. */
+static const uint64_t CODE_BYTES = 7u << 20, THREAD_BYTES = 96u << 10, START_BYTES = 14u << 20;
+static const uint64_t PAGE_TABLE = 512;            /* 8 bytes for each page of 4096 */
+
+uint64_t fit_arena_bytes(const struct tessera_engine *e)
+{
+    uint64_t max = 0;
+    for (int i = 0; i < e->n_plans; i++)
+        if (e->plan[i].arena_bytes > max) max = e->plan[i].arena_bytes;
+    return max;
+}
+
+uint64_t fit_kv_bytes(const struct tessera_engine *e, int n_ctx)
+{
+    return (uint64_t)((n_ctx + KV_PAGE - 1) / KV_PAGE) * e->kv_page_bytes +
+           (uint64_t)(e->n_snapshots + 2) * e->state_bytes;
+}
+
+uint64_t fit_logits_bytes(const struct tessera_engine *e)
+{
+    const int rows = e->opt.n_logits < e->opt.n_ubatch ? e->opt.n_logits : e->opt.n_ubatch;
+    return (uint64_t)e->logits_stride * (uint64_t)rows;
+}
+
+static uint64_t kv_all(const struct tessera_engine *e, int n_ctx)
+{
+    return (uint64_t)e->opt.n_sessions * fit_kv_bytes(e, n_ctx);
+}
+
+static uint64_t staging(const struct tessera_engine *e)
+{
+    return fetch_staging(&e->resid.parts, e->opt.n_threads);
+}
+
+/* Bytes of a header: what comes before the first tensor's data, of all shards. */
+static uint64_t header_bytes(const struct tessera_engine *e)
+{
+    uint64_t sum = 0;
+    for (int s = 0; s < gguf_n_shards(e->file); s++) {
+        uint64_t first = UINT64_MAX;
+        for (uint64_t i = 0; i < gguf_n_tensors(e->file); i++) {
+            const struct gguf_tensor *t = gguf_tensor_at(e->file, i);
+            if (t->shard == s && t->offset < first) first = t->offset;
+        }
+        if (first != UINT64_MAX) sum += first;
+    }
+    return sum;
+}
+
+uint64_t fit_process_bytes(const struct tessera_engine *e)
+{
+    const uint64_t threads = 2 * (uint64_t)e->opt.n_threads;
+    const uint64_t tables = (uint64_t)e->resid.n_groups * (sizeof(struct group) + 3 * sizeof(int)) +
+                            (uint64_t)e->model.n_op * (sizeof(struct op) + 128);
+    const uint64_t rows = (uint64_t)e->opt.n_ubatch * 64, vocab = (uint64_t)e->model.n_vocab * 16;
+    /* The header is kept, and a tokenizer's tables and index are about as large again. */
+    const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
+                         rows + vocab;
+    return (sum + (1u << 20) - 1) >> 20 << 20;
+}
+
+/* Everything but weights, KV cache and staging. */
+static uint64_t beside(const struct tessera_engine *e)
+{
+    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e);
+}
+
+static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
+{
+    const bool all = p->bytes == place_all(&e->resid.sizes).bytes;
+    const uint64_t kv = kv_all(e, n_ctx), st = e->resid.all_ram && all ? 0 : staging(e);
+    /* When all is in RAM staging is there while loading only; KV pages come after, unless it is
+     * loaded by a resize. */
+    const bool opening = !e->resid.home.base;
+    const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE +
+                         (all && opening ? kv > st ? kv : st : kv + st);
+    return sum > START_BYTES ? sum : START_BYTES;
+}
+
+uint64_t fit_need(const struct tessera_engine *e, const struct placement *p)
+{
+    return need(e, p, e->opt.n_ctx);
+}
+
+static bool solve(const struct tessera_engine *e, uint64_t budget, int n_ctx, struct placement *p)
+{
+    *p = place_all(&e->resid.sizes);
+    if (need(e, p, n_ctx) <= budget) return true;
+    const uint64_t rest = beside(e) + kv_all(e, n_ctx) + staging(e);
+    if (rest > budget || budget < START_BYTES) return false;
+    const uint64_t left = budget - rest;
+    if (!place_solve(&e->resid.sizes, left - left / (PAGE_TABLE + 1), p)) return false;
+    return p->bytes < place_all(&e->resid.sizes).bytes || need(e, p, n_ctx) <= budget;
+}
+
+bool fit_weights(const struct tessera_engine *e, uint64_t budget, struct placement *p)
+{
+    return solve(e, budget, e->opt.n_ctx, p);
+}
+
+uint64_t fit_least(const struct tessera_engine *e)
+{
+    const struct placement p = place_least(&e->resid.sizes);
+    return need(e, &p, e->opt.n_ctx);
+}
+
+bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *p)
+{
+    const uint64_t have = e->resid.now.bytes + (e->resid.all_ram ? 0 : staging(e));
+    bytes += staging(e);
+    return have > bytes && place_solve(&e->resid.sizes, have - bytes, p);
+}
+
+/* Snapshots of recurrent states that a session may keep when memory is no object. */
+static int most_snapshots(const struct tessera_engine *e)
+{
+    if (!e->state_bytes) return 0;
+    const uint64_t n = SNAPSHOT_BYTES / e->state_bytes;
+    return n > SNAPSHOTS_MAX ? SNAPSHOTS_MAX : n < 1 ? 1 : (int)n;
+}
+
+/* Drops the plan of the largest bucket of rows; false when it is the last one. */
+static bool smaller_batch(struct tessera_engine *e, int least)
+{
+    if (e->n_plans < 2 || e->plan[e->n_plans - 2].n_rows < least) return false;
+    plan_free(&e->plan[--e->n_plans]);
+    e->opt.n_ubatch = e->plan[e->n_plans - 1].n_rows;
+    return true;
+}
+
+static int less_context(int n_ctx, int least)
+{
+    return n_ctx - KV_PAGE > least ? n_ctx - KV_PAGE : least;
+}
+
+/* Everything in RAM, with a context of at least `least`. */
+static bool fit_all(struct tessera_engine *e, int want, int least, struct placement *p)
+{
+    *p = place_all(&e->resid.sizes);
+    e->n_snapshots = most_snapshots(e);
+    while (e->n_snapshots > 1 && need(e, p, want) > e->opt.mem_budget) e->n_snapshots--;
+    while (want > least && need(e, p, want) > e->opt.mem_budget) want = less_context(want, least);
+    e->opt.n_ctx = want;
+    return need(e, p, want) <= e->opt.mem_budget;
+}
+
+enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err *err)
+{
+    const uint64_t budget = e->opt.mem_budget;
+    int want = e->opt.n_ctx;
+    const bool chosen = want > 0;
+    if (chosen && want > e->hp.n_ctx_train)
+        return err_set(err, ERR_RANGE, "a context of %d tokens is larger than the %d that the "
+                       "model was made for: use -c %d or less", want, e->hp.n_ctx_train,
+                       e->hp.n_ctx_train);
+    if (!chosen) want = e->hp.n_ctx_train < CTX_DEFAULT ? e->hp.n_ctx_train : CTX_DEFAULT;
+    const int least = chosen || want < CTX_MIN ? want : CTX_MIN;
+    if (fit_all(e, want, least > CTX_ALL_RAM || want < CTX_ALL_RAM ? least : CTX_ALL_RAM, p))
+        return OK;
+    e->n_snapshots = e->state_bytes ? 1 : 0;
+    while (want > least && kv_all(e, want) > budget / 4) want = less_context(want, least);
+    while ((beside(e) + staging(e) > BESIDE_BYTES || fit_arena_bytes(e) > budget / 8) &&
+           smaller_batch(e, ROWS_MIN)) {}
+    while (!solve(e, budget, want, p)) {
+        if (smaller_batch(e, e->opt.n_sessions)) continue;
+        if (want > least) {
+            want = less_context(want, least);
+        } else if (e->n_snapshots) {
+            e->n_snapshots = 0;
+        } else {
+            const struct placement none = place_least(&e->resid.sizes);
+            const uint64_t n = need(e, &none, want);
+            return err_set(err, ERR_BUDGET, "the model does not fit %llu MiB: with a context of %d "
+                           "tokens and all weights but the largest step's on disk it needs --mem "
+                           "%lluM or more", (unsigned long long)(budget >> 20), want,
+                           (unsigned long long)((n + (1u << 20) - 1) >> 20));
+        }
+    }
+    e->opt.n_ctx = want;
+    return OK;
+}

@@ -1,0 +1,193 @@
+/* Residency: where each piece of the weights is now, and bringing it where it is needed.
+ *
+ * What moves together is a GROUP: an expert's gate, up and down; a dense matrix at home; a piece of
+ * a dense matrix that streams.  Each is in one of three states:
+ *
+ *                 asked for, a slot found             last piece packed
+ *        DISK ------------------------------> LOADING ------------------> RAM
+ *         ^                                      |                         |
+ *         |       cancelled, or a read failed    |    evicted (unpinned)   |
+ *         +--------------------------------------+-------------------------+
+ *
+ * Nothing is written back: eviction forgets.  Homes and slots are pages of regions of the ledger;
+ * a slot belongs to a size class and is handed from expert to expert without being unmapped.  The
+ * sizes are place.h's decision, whom to evict is policy.h's, how bytes arrive is fetch.h's.
+ *
+ * Placement and timing never change what is computed, only when: the executor asks for what its
+ * step needs and gets exactly that, or an error.
+ *
+ * One thread, the executor's, makes all the calls; the loaders only report.  Allocates at open and
+ * in resid_apply(), never between. */
+#ifndef OFFLOAD_RESIDENCY_H
+#define OFFLOAD_RESIDENCY_H
+
+#include "offload/fetch.h"
+#include "offload/place.h"
+#include "offload/policy.h"
+
+/* The expert matrices of one layer: weight indices of gate, up, down. */
+struct resid_bank {
+    int weight[3];
+};
+
+struct resid_options {
+    const struct resid_bank *bank; /* [n_banks], layers in the order of execution; copied */
+    int n_banks, n_experts;
+    const int *lookup;             /* [n_lookup] weights of which only rows are looked up */
+    int n_lookup;
+};
+
+enum { RESID_ROW_MAX = 64 << 10 }; /* bytes of a looked-up row; tables of longer ones stay home */
+
+enum group_state { GROUP_DISK, GROUP_LOADING, GROUP_RAM };
+
+struct group {
+    enum group_state state;
+    int part[3], n_parts;
+    int row0, n_rows;        /* of part[0], when it is a piece of a matrix */
+    uint32_t at[3];          /* of the parts in the slot */
+    char *base;              /* where it lies or is being put; NULL on disk, unless at home */
+    int slot;                /* -1 = none: at home, or on disk */
+    int pins;
+    int next_piece, n_pieces, left; /* handed out; in all; not yet back */
+    bool speculative;        /* asked for before anybody needed it */
+    bool checked;            /* looked at for NaN once */
+    bool failed;
+    bool passed;             /* is in resid.passed */
+};
+
+struct slot_class {
+    struct region mem;
+    uint64_t slot_bytes;
+    int32_t *owner;          /* [n_max] group, or SLOT_... */
+    int32_t *idle;           /* [n_max] stack of the free ones */
+    int n_max, n_slots, n_idle;
+};
+
+/* What happened, since open. */
+struct resid_counts {
+    uint64_t hits, misses;            /* experts of macro-steps that were in RAM, or not */
+    _Atomic uint64_t bytes_read, rows_read; /* all reads; looked-up rows among them */
+    uint64_t pieces, pieces_read;     /* streamed dense pieces used; read for it */
+    uint64_t speculative, useful;     /* experts read ahead; of them used */
+    uint64_t evictions;
+    double waited;                    /* seconds the executor had nothing to do */
+};
+
+struct index_queue {
+    int32_t *item; /* [cap] */
+    int cap, head, n;
+};
+
+struct resid {
+    struct part_table parts;
+    struct place_sizes sizes;
+    struct placement now;    /* what is in force */
+    bool all_ram;            /* nothing can be missing: the executor need not ask */
+    struct group *group;     /* homes by weight, then experts by bank, then pieces of the ring */
+    int n_groups, first_expert, first_piece;
+    struct resid_bank *bank;
+    int n_banks, n_experts;
+    int32_t *home_of;        /* [n weights] group at home, -1 = experts */
+    uint8_t *kind, *warned;  /* [n weights] */
+    int32_t *piece_of;       /* [n weights] first group of the ring, -1 = never streams */
+    uint8_t *class_of;       /* [n_banks] */
+    uint64_t *home_at;       /* [n weights] in the home region */
+    struct region home;
+    struct slot_class cls[PLACE_CLASSES + 1]; /* the last one is the ring */
+    struct policy *policy;
+    struct fetch fetch;
+    bool fetching;
+    struct fetch_how how;    /* how to start it again */
+    struct index_queue demand, ahead;
+    struct { int weight; const int32_t *ids; int n, next, left; char *dst; uint64_t stride; } rows;
+    int n_loading;           /* groups in that state */
+    struct err err;          /* the first failure of a read, until it is collected */
+    struct err broken;       /* why no step can be run any more */
+    struct resid_counts count;
+    void (*warn)(void *arg, const char *text);
+    void *warn_arg;
+    uint64_t load_total, load_done;
+
+    /* the ring: pieces in the order of use, set by the engine */
+    int32_t *seq;            /* [n_seq] groups */
+    int32_t *seq_at;         /* [n pieces] place of each in seq */
+    int n_seq;
+
+    int pinned_piece;        /* group, -1 = none */
+
+    /* the forward pass and the macro-step being run */
+    bool streaming;          /* many rows: what is read now will not be needed soon */
+    uint64_t read_before;
+    int layer, n_want;
+    int32_t *want;           /* [n_experts] groups */
+    uint8_t *stage;          /* [n_experts] WANT_... */
+    int next_ask;            /* misses before this one have been asked for */
+    int n_open;              /* misses asked for and not yet run */
+    int next_ahead;          /* expert of the next layer to look at for reading ahead */
+    struct index_queue passed; /* read and run in this forward pass: the first to go */
+    int32_t *guess;          /* [n_guess] groups read ahead that policy holds pinned */
+    int n_guess;
+};
+
+/* Builds the tables; reads nothing.  ERR_MEMORY, ERR_UNSUPPORTED. */
+enum status resid_open(struct resid *r, const struct weights *ws, const struct resid_options *o,
+                       struct err *e);
+void resid_close(struct resid *r);
+
+/* The order in which matrices are used: weights [n], once per step that reads them.  first [n] is
+ * filled with the place of each one's first piece, -1 for those that never stream. */
+enum status resid_sequence(struct resid *r, const int *weight, int n, int *first, struct err *e);
+
+struct resid_start {
+    struct ledger *ledger;
+    int n_threads;
+    const struct osfile_ops *ops;
+    bool no_uring;
+    void (*warn)(void *arg, const char *text); /* NaN weights, fallbacks; may be NULL */
+    void *warn_arg;
+};
+/* Says how to read; nothing is opened before the first resid_apply(). */
+void resid_prepare(struct resid *r, const struct resid_start *how);
+
+/* Makes a placement real: first gives back what it has no room for, then takes and reads what it
+ * adds.  Nothing may be pinned.  On failure what is there stays usable at the size it has.
+ * ERR_IO, ERR_BUDGET, ERR_MEMORY, ERR_CANCELLED. */
+enum status resid_apply(struct resid *r, const struct placement *p,
+                        bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+                        struct err *e);
+
+/* ---- the executor's calls ---- */
+
+/* A forward pass over n_rows tokens begins; an error when no more can. */
+enum status resid_step(struct resid *r, int n_rows, struct err *e);
+/* It has ended: reports files that changed under it.  After a failure or a cancel everything that
+ * was asked for is dropped and unpinned. */
+enum status resid_step_end(struct resid *r, enum status so_far, struct err *e);
+
+/* The bytes of a matrix at home, 64-byte aligned; NULL when it streams. */
+const void *resid_home(const struct resid *r, int weight);
+
+/* An expert macro-step: the router chose experts [n] of a bank, count[i] tokens each.  take() waits
+ * until some of them are in RAM that were not given before, pins them, puts their numbers
+ * 0 .. n-1 in list and returns how many; 0: all have been given; -1: error.  ran() says that those
+ * given so far have been computed: their slots may go. */
+void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t *count, int n);
+int resid_take(struct resid *r, int32_t *list, struct err *e);
+void resid_ran(struct resid *r);
+/* Matrix k (gate, up, down) of the i-th expert, while it is pinned. */
+const void *resid_expert(const struct resid *r, int i, int k);
+
+/* A piece of a streamed matrix, by its place in the sequence; pinned until the next call. */
+struct resid_piece {
+    const void *data;
+    int row0, n_rows;
+    bool last;               /* of its matrix */
+};
+enum status resid_piece(struct resid *r, int at, struct resid_piece *p, struct err *e);
+
+/* Rows of a table as they are in the file, stride bytes apart. */
+enum status resid_rows(struct resid *r, int weight, const int32_t *ids, int n, char *dst,
+                       uint64_t stride, struct err *e);
+
+#endif

@@ -1,0 +1,215 @@
+/* Loading: from groups to pieces and back; see residency.h and residency_int.h.
+ *
+ * Runs under the lock of r->fetch: the executor puts groups in queues, the loaders take pieces out
+ * and report them.  A group whose read failed, or was taken back, ends on DISK as soon as nothing
+ * of it is under way; its slot is the executor's to free. */
+#include "offload/residency_int.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { ROWS_TAG = -1 };
+
+void load_start(struct resid *r, int gi, struct index_queue *q)
+{
+    struct group *g = &r->group[gi];
+    ASSERT(g->state == GROUP_DISK && g->base);
+    g->state = GROUP_LOADING;
+    g->next_piece = 0;
+    g->left = g->n_pieces;
+    g->failed = false;
+    r->n_loading++;
+    for (int k = 0; k < g->n_parts; k++) {
+        const struct weight *w = &r->parts.weights->at[r->parts.part[g->part[k]].weight];
+        r->load_total += part_row_bytes(w) * (uint64_t)(g->n_parts == 1 ? g->n_rows : w->n_rows);
+    }
+    queue_push(q, gi);
+    pthread_cond_broadcast(&r->fetch.work);
+}
+
+void expert_start(struct resid *r, int gi, int slot, struct index_queue *q)
+{
+    struct group *g = &r->group[gi];
+    struct slot_class *c = class_of_group(r, gi);
+    c->owner[slot] = gi;
+    g->slot = slot;
+    g->base = slot_base(c, slot);
+    g->speculative = q == &r->ahead;
+    if (is_expert(r, gi)) policy_added(r->policy, gi - r->first_expert, g->speculative);
+    load_start(r, gi, q);
+}
+
+void load_promote(struct resid *r, int gi)
+{
+    if (queue_remove(&r->ahead, gi)) queue_push(&r->demand, gi);
+}
+
+/* The i-th read of a group. */
+static struct fetch_piece piece_of(const struct resid *r, int gi, int i)
+{
+    const struct group *g = &r->group[gi];
+    int k = 0, step, rows;
+    for (;; k++) {
+        const struct weight *w = &r->parts.weights->at[r->parts.part[g->part[k]].weight];
+        rows = g->n_parts == 1 ? g->n_rows : w->n_rows;
+        step = part_piece_rows(w);
+        const int n = (rows + step - 1) / step;
+        if (i < n) break;
+        i -= n;
+    }
+    const struct weight *w = &r->parts.weights->at[r->parts.part[g->part[k]].weight];
+    struct fetch_piece p = {.part = g->part[k], .row0 = i * step, .tag = gi, .check = !g->checked};
+    p.n_rows = rows - p.row0 < step ? rows - p.row0 : step;
+    p.dst = g->base + g->at[k];
+    if (g->n_parts == 1 && g->row0) { /* a piece of a matrix: its first row lies at base */
+        p.row0 += g->row0;
+        p.dst -= part_rows_bytes(w, g->row0);
+    }
+    return p;
+}
+
+bool load_next(void *arg, struct fetch_piece *p)
+{
+    struct resid *r = arg;
+    if (r->rows.next < r->rows.n) {
+        const int i = r->rows.next++;
+        const struct weight *w = &r->parts.weights->at[r->rows.weight];
+        *p = (struct fetch_piece){
+            .part = w->first_part, .row0 = r->rows.ids[i], .n_rows = 1, .raw = true,
+            .dst = r->rows.dst + (uint64_t)i * r->rows.stride, .tag = ROWS_TAG,
+        };
+        return true;
+    }
+    struct index_queue *q = r->demand.n ? &r->demand : &r->ahead;
+    if (!q->n) return false;
+    const int gi = queue_front(q);
+    struct group *g = &r->group[gi];
+    *p = piece_of(r, gi, g->next_piece);
+    if (++g->next_piece == g->n_pieces) queue_pop(q);
+    return true;
+}
+
+/* Hands out no more of a group. */
+static void give_up(struct group *g)
+{
+    g->failed = true;
+    g->left -= g->n_pieces - g->next_piece;
+    g->next_piece = g->n_pieces;
+}
+
+/* If nothing of it is under way any more, it is where it is. */
+static void settle(struct resid *r, struct group *g)
+{
+    if (g->left) return;
+    g->state = g->failed ? GROUP_DISK : GROUP_RAM;
+    g->checked |= !g->failed;
+    r->n_loading--;
+    pthread_cond_broadcast(&r->fetch.ready);
+}
+
+static void warn_nan(struct resid *r, int part)
+{
+    const struct part *p = &r->parts.part[part];
+    const struct weight *w = &r->parts.weights->at[p->weight];
+    const struct gguf_tensor *t = w->src[w->n_src == 1 ? 0 : p->mat];
+    char text[512];
+    if (!r->warn || r->warned[p->weight]) return;
+    r->warned[p->weight] = 1;
+    (void)snprintf(text, sizeof text,
+                   "%s: tensor %.*s holds NaN: what the model says will be unusable",
+                   gguf_path(r->parts.weights->file, t->shard), (int)t->name.n, t->name.s);
+    r->warn(r->warn_arg, text);
+}
+
+void load_done(void *arg, const struct fetch_piece *p, uint64_t bytes, bool nan,
+               const struct err *e)
+{
+    struct resid *r = arg;
+    if (e->code && !r->err.code) r->err = *e;
+    r->count.bytes_read += bytes;
+    if (p->tag == ROWS_TAG) {
+        if (e->code) {
+            r->rows.left -= r->rows.n - r->rows.next;
+            r->rows.n = r->rows.next;
+        }
+        r->count.rows_read++;
+        if (--r->rows.left <= 0) pthread_cond_broadcast(&r->fetch.ready);
+        return;
+    }
+    struct group *g = &r->group[p->tag];
+    if (nan) warn_nan(r, p->part);
+    r->load_done += bytes;
+    g->left--;
+    if (e->code) {
+        if (g->next_piece < g->n_pieces && !queue_remove(&r->demand, p->tag))
+            (void)queue_remove(&r->ahead, p->tag);
+        give_up(g);
+        pthread_cond_broadcast(&r->fetch.ready);
+    }
+    settle(r, g);
+}
+
+void load_sleep(struct resid *r)
+{
+    const double t = os_seconds();
+    pthread_cond_wait(&r->fetch.ready, &r->fetch.lock);
+    r->count.waited += os_seconds() - t;
+}
+
+enum status load_wait(struct resid *r, bool (*progress)(void *arg, uint64_t done, uint64_t total),
+                      void *arg, struct err *e)
+{
+    pthread_mutex_lock(&r->fetch.lock);
+    while (r->n_loading && !r->err.code) {
+        if (progress) {
+            const uint64_t done = r->load_done, total = r->load_total;
+            pthread_mutex_unlock(&r->fetch.lock);
+            const bool go_on = progress(arg, done, total);
+            pthread_mutex_lock(&r->fetch.lock);
+            if (!go_on && !r->err.code)
+                err_set(&r->err, ERR_CANCELLED, "loading was interrupted");
+            if (!r->n_loading || r->err.code) break;
+        }
+        load_sleep(r);
+    }
+    if (r->err.code && !e->code) *e = r->err;
+    const uint64_t done = r->load_done, total = r->load_total;
+    pthread_mutex_unlock(&r->fetch.lock);
+    if (!e->code && progress && !progress(arg, done, total))
+        err_set(e, ERR_CANCELLED, "loading was interrupted");
+    return e->code;
+}
+
+/* Slots of groups that did not arrive are free again. */
+static void free_failed(struct resid *r)
+{
+    for (int gi = r->first_expert; gi < r->n_groups; gi++) {
+        struct group *g = &r->group[gi];
+        if (g->state != GROUP_DISK || g->slot < 0) continue;
+        g->failed = false;
+        if (is_expert(r, gi)) policy_removed(r->policy, gi - r->first_expert);
+        slot_give(class_of_group(r, gi), g->slot);
+        g->slot = -1;
+        g->base = NULL;
+    }
+}
+
+void load_drop(struct resid *r)
+{
+    if (!r->fetching) return;
+    pthread_mutex_lock(&r->fetch.lock);
+    struct index_queue *queues[2] = {&r->demand, &r->ahead};
+    for (int i = 0; i < 2; i++)
+        for (; queues[i]->n; queue_pop(queues[i])) {
+            give_up(&r->group[queue_front(queues[i])]);
+            settle(r, &r->group[queue_front(queues[i])]);
+        }
+    r->rows.left -= r->rows.n - r->rows.next;
+    r->rows.n = r->rows.next;
+    while (r->n_loading || r->rows.left) load_sleep(r);
+    for (int i = 0; i < r->n_guess; i++) policy_unpin(r->policy, r->guess[i] - r->first_expert);
+    r->n_guess = 0;
+    free_failed(r);
+    err_clear(&r->err);
+    pthread_mutex_unlock(&r->fetch.lock);
+}

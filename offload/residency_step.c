@@ -1,0 +1,363 @@
+/* The executor's calls; see residency.h.
+ *
+ * DESIGN.  A macro-step is a list of wanted experts.  Those in RAM are given out at once, the others
+ * are asked for in the list's order as far as slots can be found, and given out as they arrive;
+ * whatever has run is unpinned, which finds slots for the next ones.  So a union of experts that is
+ * larger than the pool runs in waves, each expert being read once.
+ *
+ * Slots for a token's misses come from whom the policy names.  A pass over many rows wants nearly
+ * every expert of every layer once: there the slots of what was read and run in this same pass go
+ * first, only a window of them is ever in use, and what was there before stays for the next pass
+ * (a scan through a cache of any other order would find nothing).  As the order of such a pass is
+ * known, the next layer's absent experts are read ahead into the same window. */
+#include "offload/residency_int.h"
+
+#include <string.h>
+
+enum { WINDOW = 8, WINDOW_BYTES = 16 << 20, PIECES_AHEAD = 8 };
+
+/* ---- the forward pass ---- */
+
+static void read_ahead(struct resid *r, int bank);
+
+enum status resid_step(struct resid *r, int n_rows, struct err *e)
+{
+    if (r->broken.code) return err_set(e, r->broken.code, "%s", r->broken.msg);
+    if (r->policy) policy_step(r->policy, n_rows);
+    r->streaming = n_rows >= STREAM_ROWS;
+    r->n_want = r->n_open = 0;
+    r->read_before = r->count.bytes_read;
+    for (; r->passed.n; queue_pop(&r->passed)) r->group[queue_front(&r->passed)].passed = false;
+    if (r->all_ram || !r->streaming || !r->n_banks) return OK;
+    r->next_ahead = 0;
+    pthread_mutex_lock(&r->fetch.lock);
+    read_ahead(r, 0);
+    pthread_mutex_unlock(&r->fetch.lock);
+    return OK;
+}
+
+static void unpin_all(struct resid *r)
+{
+    for (int i = 0; i < r->n_want; i++) {
+        const int stage = r->stage[i] & WANT_STAGE;
+        if (stage == WANT_ASKED || stage == WANT_GIVEN) r->group[r->want[i]].pins--;
+    }
+    r->n_want = 0;
+    if (r->pinned_piece >= 0) r->group[r->pinned_piece].pins--;
+    r->pinned_piece = -1;
+}
+
+enum status resid_step_end(struct resid *r, enum status so_far, struct err *e)
+{
+    unpin_all(r);
+    if (r->policy) policy_done(r->policy);
+    if (r->all_ram) return so_far;
+    if (so_far) {
+        load_drop(r);
+        return so_far;
+    }
+    if (r->count.bytes_read == r->read_before) return OK;
+    /* What was read before the change was good; what lies in RAM from after it is not. */
+    const enum status s = fetch_unchanged(&r->fetch, e);
+    if (s) r->broken = *e;
+    return s;
+}
+
+const void *resid_home(const struct resid *r, int weight)
+{
+    const int g = r->home_of[weight];
+    return g < 0 || r->group[g].state != GROUP_RAM ? NULL : r->group[g].base;
+}
+
+/* ---- slots ---- */
+
+/* Takes the slot of something that was read and has run in this pass; -1 = there is none. */
+static int slot_of_passed(struct resid *r, const struct slot_class *c)
+{
+    for (int n = r->passed.n; n; n--) {
+        const int gi = queue_front(&r->passed);
+        struct group *g = &r->group[gi];
+        queue_pop(&r->passed);
+        if (class_of_group(r, gi) != c && g->state == GROUP_RAM) {
+            queue_push(&r->passed, gi); /* somebody else's */
+            continue;
+        }
+        g->passed = false;
+        if (g->state != GROUP_RAM || g->pins) continue;
+        resid_evict(r, gi);
+        return 0;
+    }
+    return -1;
+}
+
+/* The same of any expert of this macro-step that has run. */
+static int slot_of_run(struct resid *r, const struct slot_class *c)
+{
+    for (int i = 0; i < r->n_want; i++) {
+        const int gi = r->want[i];
+        if ((r->stage[i] & WANT_STAGE) != WANT_RUN || class_of_group(r, gi) != c) continue;
+        if (r->group[gi].state != GROUP_RAM || r->group[gi].pins) continue;
+        resid_evict(r, gi);
+        return 0;
+    }
+    return -1;
+}
+
+static int find_slot(struct resid *r, int gi, bool ahead)
+{
+    struct slot_class *c = class_of_group(r, gi);
+    if (!c->n_idle && r->streaming) (void)slot_of_passed(r, c);
+    if (!c->n_idle && !ahead) {
+        const int32_t v = policy_victim(r->policy, (int)(c - r->cls));
+        if (v >= 0) resid_evict(r, r->first_expert + v);
+        else if (slot_of_passed(r, c) < 0) (void)slot_of_run(r, c);
+    }
+    return slot_take_idle(c, gi);
+}
+
+/* ---- experts ---- */
+
+static int window_of(const struct resid *r, const struct slot_class *c)
+{
+    int n = (int)(WINDOW_BYTES / c->slot_bytes);
+    if (n < WINDOW) n = WINDOW;
+    if (n > c->n_slots / 2) n = c->n_slots / 2;
+    (void)r;
+    return n < 1 ? 1 : n > AHEAD_MAX ? AHEAD_MAX : n;
+}
+
+/* Guesses that have arrived are as evictable as everything else. */
+static void settle_guesses(struct resid *r)
+{
+    int n = 0;
+    for (int i = 0; i < r->n_guess; i++) {
+        if (r->group[r->guess[i]].state == GROUP_LOADING) r->guess[n++] = r->guess[i];
+        else policy_unpin(r->policy, r->guess[i] - r->first_expert);
+    }
+    r->n_guess = n;
+}
+
+/* Asks for absent experts of a bank in order, while the window has room. */
+static void read_ahead(struct resid *r, int bank)
+{
+    settle_guesses(r);
+    while (r->next_ahead < r->n_experts) {
+        const int gi = r->first_expert + bank * r->n_experts + r->next_ahead;
+        struct slot_class *c = class_of_group(r, gi);
+        if (r->group[gi].state == GROUP_DISK) {
+            if (r->n_open + r->n_guess >= window_of(r, c) || c->n_slots < 4) return;
+            const int slot = find_slot(r, gi, true);
+            if (slot < 0) return;
+            expert_start(r, gi, slot, &r->ahead);
+            policy_pin(r->policy, gi - r->first_expert);
+            r->guess[r->n_guess++] = gi;
+            r->count.speculative++;
+        }
+        r->next_ahead++;
+    }
+}
+
+/* Asks for misses in order, as far as slots can be found. */
+static void ask(struct resid *r)
+{
+    settle_guesses(r);
+    for (; r->next_ask < r->n_want; r->next_ask++) {
+        const int i = r->next_ask, gi = r->want[i];
+        if (r->stage[i] != (WANT_MISS | WANT_READ)) continue;
+        if (r->streaming && r->n_open && r->n_open >= window_of(r, class_of_group(r, gi))) return;
+        const int slot = find_slot(r, gi, false);
+        if (slot < 0) return;
+        expert_start(r, gi, slot, &r->demand);
+        r->group[gi].pins++;
+        r->stage[i] = WANT_ASKED | WANT_READ;
+        r->n_open++;
+    }
+    /* Nearly all of this layer's are wanted: the next layer's will be, too. */
+    if (r->streaming && r->n_want >= r->n_experts * 3 / 4 && r->layer + 1 < r->n_banks)
+        read_ahead(r, r->layer + 1);
+}
+
+void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t *count, int n)
+{
+    policy_route(r->policy, bank, expert, count, n);
+    r->layer = bank;
+    r->n_want = n;
+    r->next_ask = r->next_ahead = 0;
+    if (r->all_ram) {
+        for (int i = 0; i < n; i++) r->want[i] = r->first_expert + bank * r->n_experts + expert[i];
+        r->count.hits += (uint64_t)n;
+        memset(r->stage, WANT_RUN, (size_t)n);
+        return;
+    }
+    pthread_mutex_lock(&r->fetch.lock);
+    settle_guesses(r);
+    for (int i = 0; i < n; i++) {
+        const int gi = r->first_expert + bank * r->n_experts + expert[i];
+        struct group *g = &r->group[gi];
+        r->want[i] = gi;
+        r->count.useful += g->speculative;
+        r->count.hits += g->state == GROUP_RAM;
+        r->count.misses += g->state != GROUP_RAM;
+        r->stage[i] = g->state == GROUP_RAM && !g->speculative ? WANT_ASKED
+                      : g->state != GROUP_DISK ? WANT_ASKED | WANT_READ : WANT_MISS | WANT_READ;
+        if (g->state == GROUP_DISK) continue;
+        g->pins++;
+        r->n_open += g->speculative;
+        if (g->state == GROUP_LOADING) load_promote(r, gi);
+        g->speculative = false;
+    }
+    ask(r);
+    pthread_mutex_unlock(&r->fetch.lock);
+}
+
+int resid_take(struct resid *r, int32_t *list, struct err *e)
+{
+    if (r->all_ram) {
+        int n = 0;
+        for (; n < r->n_want; n++) list[n] = n;
+        return n;
+    }
+    int n = 0, waiting = 1;
+    pthread_mutex_lock(&r->fetch.lock);
+    for (; !n && waiting && !r->err.code;) {
+        waiting = 0;
+        for (int i = 0; i < r->n_want; i++) {
+            const int stage = r->stage[i] & WANT_STAGE;
+            waiting += stage == WANT_MISS || stage == WANT_ASKED;
+            if (stage != WANT_ASKED || r->group[r->want[i]].state != GROUP_RAM) continue;
+            r->stage[i] = (uint8_t)((r->stage[i] & WANT_READ) | WANT_GIVEN);
+            list[n++] = i;
+        }
+        if (n || !waiting) break;
+        const int asked = r->next_ask;
+        ask(r); /* a guess may have become evictable */
+        if (asked == r->next_ask) {
+            ASSERT(r->n_loading); /* else nothing will ever arrive */
+            load_sleep(r);
+        }
+    }
+    if (r->err.code) {
+        if (e && !e->code) *e = r->err;
+        n = -1;
+    }
+    pthread_mutex_unlock(&r->fetch.lock);
+    return n;
+}
+
+void resid_ran(struct resid *r)
+{
+    if (r->all_ram) return;
+    pthread_mutex_lock(&r->fetch.lock);
+    for (int i = 0; i < r->n_want; i++) {
+        if ((r->stage[i] & WANT_STAGE) != WANT_GIVEN) continue;
+        struct group *g = &r->group[r->want[i]];
+        const bool was_read = r->stage[i] & WANT_READ;
+        r->stage[i] = WANT_RUN;
+        g->pins--;
+        if (!was_read) continue;
+        r->n_open--;
+        if (!g->passed) queue_push(&r->passed, r->want[i]);
+        g->passed = true;
+    }
+    ask(r);
+    pthread_mutex_unlock(&r->fetch.lock);
+}
+
+const void *resid_expert(const struct resid *r, int i, int k)
+{
+    const struct group *g = &r->group[r->want[i]];
+    return g->base + g->at[k];
+}
+
+/* ---- streamed matrices ---- */
+
+/* Uses from now until a piece's turn. */
+static int distance(const struct resid *r, int gi, int now)
+{
+    const int d = r->seq_at[gi - r->first_piece] - now;
+    return d < 0 ? d + r->n_seq : d;
+}
+
+/* A slot for a piece that is used in `due` steps: idle, or of one that is used later still. */
+static int ring_slot(struct resid *r, int gi, int now, int due)
+{
+    struct slot_class *c = &r->cls[RING];
+    int last = -1;
+    for (int s = 0; !c->n_idle && s < c->n_max; s++) {
+        const int o = c->owner[s];
+        if (o < 0 || r->group[o].state != GROUP_RAM || r->group[o].pins) continue;
+        if (distance(r, o, now) > due && (last < 0 || distance(r, o, now) > distance(r, last, now)))
+            last = o;
+    }
+    if (last >= 0) resid_evict(r, last);
+    return slot_take_idle(c, gi);
+}
+
+/* Starts the read of a piece if there is a slot for it. */
+static bool start_piece(struct resid *r, int gi, int now, int due, struct index_queue *q)
+{
+    if (r->group[gi].state != GROUP_DISK) return true;
+    const int slot = ring_slot(r, gi, now, due);
+    if (slot < 0) return false;
+    expert_start(r, gi, slot, q);
+    r->count.pieces_read++;
+    return true;
+}
+
+/* Starts the reads of the pieces that come after this one. */
+static void pieces_ahead(struct resid *r, int at)
+{
+    int most = r->now.n_ring - 1 < PIECES_AHEAD ? r->now.n_ring - 1 : PIECES_AHEAD;
+    if (most > r->n_seq - 1) most = r->n_seq - 1;
+    for (int d = 1; d <= most; d++)
+        if (!start_piece(r, r->seq[(at + d) % r->n_seq], at, d, &r->ahead)) return;
+}
+
+enum status resid_piece(struct resid *r, int at, struct resid_piece *p, struct err *e)
+{
+    const int gi = r->seq[at];
+    struct group *g = &r->group[gi];
+    enum status s = OK;
+    pthread_mutex_lock(&r->fetch.lock);
+    if (r->pinned_piece >= 0) r->group[r->pinned_piece].pins--;
+    r->pinned_piece = -1;
+    r->count.pieces++;
+    while (g->state != GROUP_RAM && !r->err.code) {
+        /* -1: whatever is in the ring and not on its way may go for what is needed now. */
+        if (start_piece(r, gi, at, -1, &r->demand)) load_promote(r, gi);
+        pieces_ahead(r, at);
+        if (g->state != GROUP_RAM && !r->err.code) load_sleep(r);
+    }
+    if (r->err.code) {
+        if (e && !e->code) *e = r->err;
+        s = r->err.code;
+    } else {
+        g->pins++;
+        r->pinned_piece = gi;
+        pieces_ahead(r, at);
+        const struct weight *w = &r->parts.weights->at[r->parts.part[g->part[0]].weight];
+        *p = (struct resid_piece){g->base, g->row0, g->n_rows, g->row0 + g->n_rows == w->n_rows};
+    }
+    pthread_mutex_unlock(&r->fetch.lock);
+    return s;
+}
+
+/* ---- rows of tables ---- */
+
+enum status resid_rows(struct resid *r, int weight, const int32_t *ids, int n, char *dst,
+                       uint64_t stride, struct err *e)
+{
+    pthread_mutex_lock(&r->fetch.lock);
+    r->rows.weight = weight;
+    r->rows.ids = ids;
+    r->rows.dst = dst;
+    r->rows.stride = stride;
+    r->rows.next = 0;
+    r->rows.n = r->rows.left = n;
+    pthread_cond_broadcast(&r->fetch.work);
+    while (r->rows.left) load_sleep(r);
+    const enum status s = r->err.code;
+    if (s && e && !e->code) *e = r->err;
+    pthread_mutex_unlock(&r->fetch.lock);
+    return s;
+}

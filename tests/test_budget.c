@@ -1,0 +1,460 @@
+/* Budgets: the same bits whatever is in memory, from the smallest budget that works to no limit, for
+ * decode, prefill, batches and resizes in the middle; nothing above the budget; refusals; and reads
+ * that fail, come short, or find another file. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "bench/gen.h"
+#include "moe/run/engine_int.h"
+#include "tests/fault.h"
+
+enum { N = 100, VOCAB = 2048, MIB = 1 << 20 };
+
+static char dir[64] = "/tmp/tessera-budget-XXXXXX";
+static int32_t ids[N];
+
+/* Wide enough that matrices stream in several pieces: 3 layers, 16 experts. */
+static const char *model(const char *arch, unsigned type, bool tied)
+{
+    static char path[160];
+    struct err e;
+    err_clear(&e);
+    struct gen_spec g = gen_tiny(arch, QTYPE_Q4_K);
+    g.type = type;
+    g.n_layer = 3;
+    g.n_embd = 512;
+    g.n_head = 16;
+    g.n_head_kv = strcmp(arch, "olmoe") ? 4 : 16;
+    g.head_dim = g.n_head_kv == 16 ? 32 : 64;
+    g.n_ff = 256;
+    g.n_expert = strcmp(arch, "llama") ? 16 : 0;
+    g.n_expert_used = 3;
+    g.n_ctx = 512;
+    g.n_vocab = VOCAB;
+    g.tied = tied;
+    (void)snprintf(path, sizeof path, "%s/%s-%u%s.gguf", dir, arch, type, tied ? "-tied" : "");
+    if (access(path, R_OK) && gen_write(&g, path, NULL, &e)) fail_msg("%s", e.msg);
+    return path;
+}
+
+static struct tessera_options options(const char *path, uint64_t budget)
+{
+    struct tessera_options o = tessera_defaults();
+    o.model_path = path;
+    o.n_threads = 2;
+    o.n_ctx = 128;
+    o.n_ubatch = 64;
+    o.n_logits = 64;
+    o.mem_budget = budget;
+    return o;
+}
+
+static tessera_engine *must_open(const struct tessera_options *o)
+{
+    struct err e;
+    tessera_engine *engine;
+    if (tessera_open(o, &engine, &e)) fail_msg("%s", e.msg);
+    return engine;
+}
+
+static tessera_session *session(tessera_engine *e)
+{
+    struct err err;
+    tessera_session *s;
+    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
+    return s;
+}
+
+/* The number in a refusal. */
+static uint64_t smallest(const struct tessera_options *like)
+{
+    struct tessera_options o = *like;
+    struct err err;
+    tessera_engine *e;
+    o.mem_budget = MIB;
+    assert_int_equal(tessera_open(&o, &e, &err), ERR_BUDGET);
+    const char *at = strstr(err.msg, "--mem ");
+    assert_non_null(at);
+    return strtoull(at + 6, NULL, 10) * MIB;
+}
+
+/* Feeds all ids in pieces of at most `most`; resize() is called between steps when it is there. */
+static enum status feed(tessera_engine *e, int most, float *out,
+                        void (*between)(tessera_engine *e, int at), struct err *err)
+{
+    tessera_session *s = session(e);
+    enum status st = OK;
+    if (most > e->opt.n_ubatch) most = e->opt.n_ubatch;
+    for (int at = 0; at < N && !st;) {
+        const int n = N - at < most ? N - at : most;
+        struct tessera_input in = {s, ids + at, n, TESSERA_LOGITS_ALL};
+        st = tessera_step(e, &in, 1, err);
+        for (int i = 0; i < n && !st; i++)
+            memcpy(out + (size_t)(at + i) * VOCAB, tessera_logits(e, 0, i), VOCAB * sizeof *out);
+        at += n;
+        if (between && !st) between(e, at);
+        assert_true(tessera_memory(e).peak <= tessera_memory(e).budget || between);
+    }
+    tessera_session_close(s);
+    return st;
+}
+
+struct bits {
+    float *want, *got;
+};
+
+static struct bits reference(const struct tessera_options *o)
+{
+    struct bits b = {calloc(N * VOCAB, sizeof(float)), calloc(N * VOCAB, sizeof(float))};
+    struct tessera_options all = *o;
+    struct err err;
+    all.mem_budget = UINT64_MAX;
+    tessera_engine *e = must_open(&all);
+    assert_true(e->resid.all_ram);
+    assert_int_equal(feed(e, 64, b.want, NULL, &err), OK);
+    tessera_close(e);
+    return b;
+}
+
+static void bits_free(struct bits *b)
+{
+    free(b->want);
+    free(b->got);
+}
+
+/* ---- the same bits ---- */
+
+static void check_budgets(const char *arch, unsigned type, bool tied)
+{
+    const struct tessera_options o = options(model(arch, type, tied), 0);
+    const uint64_t least = smallest(&o);
+    struct bits b = reference(&o);
+    int streamed = 0, pooled = 0, all = 0;
+    for (int step = 0; step < 12; step++) {
+        struct tessera_options p = o;
+        struct err err;
+        p.mem_budget = least + (uint64_t)step * step * MIB / 2;
+        p.no_uring = step % 4 == 3;
+        tessera_engine *e = must_open(&p);
+        streamed += !e->resid.now.dense_home;
+        pooled += e->resid.now.dense_home && !e->resid.all_ram;
+        all += e->resid.all_ram;
+        assert_int_equal(feed(e, step % 3 == 0 ? 1 : step % 3 == 1 ? 64 : 7, b.got, NULL, &err), OK);
+        assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+        tessera_close(e);
+    }
+    assert_true(streamed && (pooled || !strcmp(arch, "llama")));
+    struct err err;
+    struct tessera_options p = o;
+    tessera_engine *e;
+    p.mem_budget = least - MIB;
+    assert_int_equal(tessera_open(&p, &e, &err), ERR_BUDGET);
+    bits_free(&b);
+}
+
+static void test_same_bits(void **state)
+{
+    (void)state;
+    check_budgets("qwen3moe", QTYPE_Q8_0, false);
+    check_budgets("qwen3moe", GEN_Q4_K_M, true);
+    check_budgets("olmoe", QTYPE_F16, false);
+    check_budgets("llama", QTYPE_Q8_0, false);
+}
+
+/* ---- resizing ---- */
+
+static uint64_t least_now, most_now;
+
+static void resize(tessera_engine *e, int at)
+{
+    struct err err;
+    const uint64_t span = most_now - least_now, before = tessera_memory(e).budget;
+    /* down to the least, up to everything, and in between */
+    const uint64_t to = at % 5 == 0 ? least_now : at % 5 == 1 ? most_now
+                        : least_now + span / 97 * (uint64_t)(at * 31 % 97);
+    const bool had_all = e->resid.all_ram;
+    atomic_store(&e->ledger.peak, atomic_load(&e->ledger.total));
+    if (tessera_resize(e, to, &err)) fail_msg("%s", err.msg);
+    const struct tessera_memory m = tessera_memory(e);
+    assert_true(m.budget == to && m.total <= to);
+    assert_true(m.peak <= (to > before ? to : before));
+    assert_true(e->resid.all_ram || to < most_now || !had_all);
+    atomic_store(&e->ledger.peak, m.total);
+}
+
+static void check_resize(const char *arch, unsigned type)
+{
+    struct tessera_options o = options(model(arch, type, false), UINT64_MAX);
+    struct bits b = reference(&o);
+    struct err err;
+    o.n_ubatch = 16; /* what a resize keeps */
+    o.n_logits = 16;
+    tessera_engine *e = must_open(&o);
+    least_now = (fit_least(e) + MIB - 1) / MIB * MIB;
+    most_now = fit_need(e, &e->placement) + 8 * MIB;
+    assert_int_equal(feed(e, 3, b.got, resize, &err), OK);
+    assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    /* Too little is refused and changes nothing. */
+    const struct tessera_memory before = tessera_memory(e);
+    assert_int_equal(tessera_resize(e, least_now - MIB, &err), ERR_BUDGET);
+    assert_non_null(strstr(err.msg, "needs"));
+    assert_int_equal(tessera_memory(e).total, before.total);
+    assert_int_equal(feed(e, 16, b.got, NULL, &err), OK);
+    assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    tessera_close(e);
+    bits_free(&b);
+}
+
+static void test_resize(void **state)
+{
+    (void)state;
+    check_resize("qwen3moe", GEN_Q4_K_M);
+    check_resize("llama", QTYPE_Q8_0);
+}
+
+/* Logits of many rows that the plan knew nothing of: expert slots give way. */
+static void test_room(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
+    struct bits b = reference(&o);
+    struct err err;
+    o.n_logits = 1;
+    o.n_ubatch = 32;
+    o.mem_budget = smallest(&o) + 6 * MIB;
+    tessera_engine *e = must_open(&o);
+    assert_false(e->resid.all_ram);
+    const uint64_t before = tessera_memory(e).weights;
+    assert_int_equal(feed(e, 32, b.got, NULL, &err), OK);
+    assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    assert_true(tessera_memory(e).weights <= before);
+    tessera_close(e);
+    bits_free(&b);
+}
+
+/* ---- the token path allocates nothing ---- */
+
+static void test_no_allocation(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
+    const uint64_t least = smallest(&o);
+    for (int k = 0; k < 2; k++) {
+        struct err err;
+        o.mem_budget = least + (k ? 8 : 0) * MIB;
+        tessera_engine *e = must_open(&o);
+        assert_int_equal(e->resid.now.dense_home, k);
+        tessera_session *s = session(e);
+        struct tessera_input in = {s, ids, 1, TESSERA_LOGITS_LAST};
+        assert_int_equal(tessera_step(e, &in, 1, &err), OK);
+        fault_arm(FAULT_ALLOC, 1 << 30);
+        for (int i = 0; i < 30; i++) {
+            in = (struct tessera_input){s, ids + i, 1, TESSERA_LOGITS_LAST};
+            assert_int_equal(tessera_step(e, &in, 1, &err), OK);
+        }
+        const int calls = (1 << 30) - atomic_load(&fault_left);
+        (void)fault_disarm();
+        assert_int_equal(calls, 0);
+        assert_true(tessera_traffic(e).misses > 0);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* ---- files that misbehave ---- */
+
+static _Atomic int countdown; /* reads until one fails; < 0: never */
+static _Atomic int fail_with; /* errno; 0: the file ends there */
+static _Atomic int short_by;  /* reads of at most this many bytes; 0: whole */
+
+static int64_t bad_pread(int fd, void *buf, size_t n, uint64_t offset)
+{
+    if (atomic_load(&countdown) >= 0 && atomic_fetch_sub(&countdown, 1) == 0) {
+        const int e = atomic_load(&fail_with);
+        return e ? -e : 0;
+    }
+    const size_t most = (size_t)atomic_load(&short_by);
+    return osfile_system.pread(fd, buf, most && n > most ? most : n, offset);
+}
+
+static int buffered_open(const char *path, int how)
+{
+    return how == OSFILE_DIRECT ? -EINVAL : osfile_system.open(path, how);
+}
+
+static struct osfile_ops bad_ops(void)
+{
+    struct osfile_ops ops = osfile_system;
+    ops.pread = bad_pread;
+    atomic_store(&countdown, -1);
+    atomic_store(&short_by, 0);
+    return ops;
+}
+
+/* Short reads change nothing; a failing one fails the step and nothing else. */
+static void test_bad_reads(void **state)
+{
+    (void)state;
+    struct osfile_ops ops = bad_ops();
+    struct tessera_options o = options(model("qwen3moe", GEN_Q4_K_M, false), 0);
+    struct bits b = reference(&o);
+    const uint64_t least = smallest(&o);
+    struct err err;
+    o.files = &ops;
+    for (int k = 0; k < 4; k++) {
+        o.mem_budget = least + (k % 2 ? 6 : 0) * MIB;
+        ops.open = k / 2 ? buffered_open : osfile_system.open;
+        tessera_engine *e = must_open(&o);
+        atomic_store(&short_by, 8192);
+        assert_int_equal(feed(e, 9, b.got, NULL, &err), OK);
+        assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+        atomic_store(&short_by, 0);
+        tessera_session *s = session(e);
+        struct rng r;
+        rng_seed(&r, (uint64_t)k + 1);
+        int failed = 0;
+        for (int at = 0, tries = 0; at < N; tries++) {
+            atomic_store(&fail_with, tries % 2 ? EIO : 0);
+            atomic_store(&countdown, tries < 40 ? (int)rng_below(&r, 40) : -1);
+            const int n = N - at < 5 ? N - at : 5;
+            struct tessera_input in = {s, ids + at, n, TESSERA_LOGITS_ALL};
+            const enum status st = tessera_step(e, &in, 1, &err);
+            assert_int_equal(tessera_session_n(s), st ? at : at + n);
+            if (st) {
+                assert_int_equal(st, ERR_IO);
+                assert_non_null(strstr(err.msg, ".gguf"));
+                failed++;
+                continue;
+            }
+            for (int i = 0; i < n; i++)
+                assert_memory_equal(b.want + (size_t)(at + i) * VOCAB, tessera_logits(e, 0, i),
+                                    VOCAB * sizeof(float));
+            at += n;
+        }
+        assert_true(failed > 3);
+        atomic_store(&countdown, -1);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+    /* While opening: every read once. */
+    o.mem_budget = least + 4 * MIB;
+    atomic_store(&fail_with, EIO);
+    int n = 0;
+    for (;; n += 1 + n / 8) {
+        tessera_engine *e;
+        atomic_store(&countdown, n);
+        const enum status st = tessera_open(&o, &e, &err);
+        if (!st) {
+            tessera_close(e);
+            break;
+        }
+        assert_int_equal(st, ERR_IO);
+    }
+    assert_true(n > 5);
+    bits_free(&b);
+}
+
+/* Cancelled in the middle, the timeline is as it was and the next step runs. */
+static void test_cancel(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
+    struct bits b = reference(&o);
+    struct err err;
+    o.mem_budget = smallest(&o) + 2 * MIB;
+    tessera_engine *e = must_open(&o);
+    for (int i = 0; i < 5; i++) {
+        tessera_session *s = session(e);
+        struct tessera_input in = {s, ids, 20, TESSERA_LOGITS_ALL};
+        tessera_cancel(e);
+        assert_int_equal(tessera_step(e, &in, 1, &err), ERR_CANCELLED);
+        tessera_session_close(s);
+    }
+    assert_int_equal(feed(e, 20, b.got, NULL, &err), OK);
+    assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    tessera_close(e);
+    bits_free(&b);
+}
+
+/* Written to or cut while it is in use: an error that stays.  Replaced by another: no matter. */
+static void test_changed(void **state)
+{
+    (void)state;
+    const char *good = model("qwen3moe", QTYPE_Q8_0, false);
+    char copy[160], cmd[800];
+    (void)snprintf(copy, sizeof copy, "%s/copy.gguf", dir);
+    struct tessera_options o = options(good, 0);
+    struct bits b = reference(&o);
+    const uint64_t least = smallest(&o);
+    for (int how = 0; how < 3; how++) {
+        struct err err;
+        (void)snprintf(cmd, sizeof cmd, "rm -f %s && cp %s %s", copy, good, copy);
+        assert_int_equal(system(cmd), 0);
+        o.model_path = copy;
+        o.mem_budget = least + 2 * MIB;
+        tessera_engine *e = must_open(&o);
+        tessera_session *s = session(e);
+        struct tessera_input in = {s, ids, 10, TESSERA_LOGITS_LAST};
+        assert_int_equal(tessera_step(e, &in, 1, &err), OK);
+        (void)usleep(20000); /* a file system's clock is coarse */
+        if (how == 0) assert_int_equal(truncate(copy, 100000), 0);
+        if (how == 1) {
+            FILE *f = fopen(copy, "r+b");
+            assert_non_null(f);
+            assert_int_equal(fseek(f, 3 << 20, SEEK_SET), 0);
+            assert_int_equal(fputc(7, f), 7);
+            assert_int_equal(fclose(f), 0);
+        }
+        if (how == 2) {
+            (void)snprintf(cmd, sizeof cmd, "head -c 999 %s > %s.new && mv %s.new %s", good, copy,
+                           copy, copy);
+            assert_int_equal(system(cmd), 0);
+            assert_int_equal(feed(e, 10, b.got, NULL, &err), OK);
+            assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+        } else {
+            in = (struct tessera_input){s, ids + 10, 30, TESSERA_LOGITS_LAST};
+            assert_int_equal(tessera_step(e, &in, 1, &err), ERR_IO);
+            assert_non_null(strstr(err.msg, "copy.gguf"));
+            assert_int_equal(tessera_session_n(s), 10);
+            if (how == 1) assert_int_equal(tessera_step(e, &in, 1, &err), ERR_IO);
+        }
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+    bits_free(&b);
+}
+
+static int make_dir(void **state)
+{
+    (void)state;
+    struct rng r;
+    rng_seed(&r, 11);
+    for (int i = 0; i < N; i++) ids[i] = (int32_t)rng_below(&r, VOCAB);
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int remove_dir(void **state)
+{
+    (void)state;
+    char cmd[128];
+    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    return system(cmd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_room),      cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_changed),
+    };
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
