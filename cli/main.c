@@ -25,6 +25,7 @@ static const struct cli_command *commands(void)
         {"perplexity", "-m F -f TEXT [-c 512]", "how well a model predicts a text",
          cmd_perplexity},
         {"bench", "-m F [-p 512] [-n 128] [-r 5]", "tokens per second", cmd_bench},
+        {"imatrix", "-m F -f TEXT [-o OUT]", "what matters to a model, for quantize", cmd_imatrix},
         {"quantize", "IN OUT TYPE", "another weight format", cmd_quantize},
         {"convert", "DIR OUT", "a Hugging Face folder to a GGUF file", cmd_convert},
         {"trace", "-m F -p TEXT | -f FILE -o OUT", "which experts a text uses, as a file", cmd_trace},
