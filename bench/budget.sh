@@ -10,7 +10,7 @@
 #   - in an unlimited control group the peak charge stays under the budget, or, every second time,
 #     in a group limited to the budget nothing is killed; the peak resident set stays under it;
 #   - logits (or the text of a conversation) are those of a run without a limit, byte for byte.
-# Prints what failed, then a summary with the largest shares of the budget that were used.
+# Prints what failed, then (or when it is interrupted) a summary with the largest shares of the budget that were used.
 # Exit code: 0 all held, 1 something did not, 77 no control group can be made here.
 set -u
 cd "$(dirname "$0")/.."
@@ -24,6 +24,12 @@ trap 'rm -rf "$T"' EXIT
 "$CONFINED" 0 true 2>/dev/null || { echo "skipped: no control group for memory can be made here"; exit 77; }
 RANDOM=$SEED
 MIB=1048576 bad=0 done=0 best=0 least=999 floors=0
+
+summary() {
+    echo "$done combinations ($((done > N ? done - N : 0)) of them on a file of 1 GiB or more), seed $SEED: $bad failed"
+    echo "largest share of a budget that was resident: $best %; of a smallest budget ($floors runs) at least $least %"
+}
+trap 'summary; exit 1' INT TERM
 
 below() { R=$(((RANDOM * 32768 + RANDOM) % $1)); } # 0 .. $1 - 1, in R
 fail() { bad=$((bad + 1)); echo "FAILED: $*"; [ -s "$T/err" ] && tail -n 3 "$T/err" | sed 's/^/    /'; }
@@ -128,6 +134,5 @@ if [ "$BIG" -gt 0 ]; then
         below 8; if [ "$R" = 0 ]; then chat_case half; else logits_case half; fi
     done
 fi
-echo "$done combinations ($BIG of them on a file of 1 GiB or more), seed $SEED: $bad failed"
-echo "largest share of a budget that was resident: $best %; of a smallest budget ($floors runs) at least $least %"
+summary
 [ $bad = 0 ]
