@@ -236,7 +236,7 @@ static void embed_task(void *arg, int task, int worker)
 {
     (void)worker;
     const struct embed *j = arg;
-    char raw[RESID_ROW_MAX];
+    _Alignas(64) char raw[RESID_ROW_MAX];
     const size_t bytes = part_row_bytes(j->w);
     const int end = (task + 1) * EMBED_TASK < j->n ? (task + 1) * EMBED_TASK : j->n;
     for (int r = task * EMBED_TASK; r < end; r++) {
