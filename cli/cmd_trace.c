@@ -296,5 +296,6 @@ int cmd_trace(int argc, char **argv)
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc == CLI_GO_ON) rc = check(&a, &own);
     if (rc != CLI_GO_ON) return rc;
+    a.n_logits = own.one_by_one ? 1 : a.ubatch; /* all rows, see step() */
     return own.train ? train(&a, &own) : record(&a, &own);
 }
