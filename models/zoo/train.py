@@ -37,15 +37,18 @@ class Schedule:
         return min(1.0, (slot + 1) / warm, max(0.0, 1 - t) / (1 - flat))
 
 def orthogonal(g, steps=5):
-    """Nearest (half-)orthogonal matrices to a batch of matrices, by an odd quintic iterated (Newton-Schulz)."""
-    x = g.bfloat16()
-    tall = x.shape[-2] > x.shape[-1]
-    if tall: x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    return (x.mT if tall else x).float()
+    """Nearest (half-)orthogonal matrices to a batch of matrices, by an odd quintic iterated (Newton-Schulz). Few at a time stay in cache."""
+    out = []
+    for x in g.split(8 if g.device.type == "cpu" else len(g)):
+        x = x.bfloat16()
+        tall = x.shape[-2] > x.shape[-1]
+        if tall: x = x.mT
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+        for _ in range(steps):
+            a = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        out.append((x.mT if tall else x).float())
+    return torch.cat(out)
 
 class State:
     """All parameters laid end to end: f32 master, one gradient row per process, momentum, second moment."""
