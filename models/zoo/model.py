@@ -32,7 +32,7 @@ class Config:
 PRESETS = {
     "story": Config(),
     "story-dense": Config(experts=0, top=0, ff=512),     # the same active matrices per token
-    "middle": Config(layers=6, heads=8, kv_heads=2, experts=64, top=8, context=1024),
+    "middle": Config(experts=64, top=8),                 # story with eight experts for each of its experts, see upcycle.py
     "tiny": Config(layers=2, experts=4),                 # for trying things out
 }
 

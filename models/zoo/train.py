@@ -62,8 +62,9 @@ class State:
     def share(s):
         for t in (s.master, s.grad, s.mom, s.second, s.note): t.share_memory_()
     def save(s): return {"master": s.master, "mom": s.mom, "second": s.second}
-    def load(s, d, net):
-        for k in ("master", "mom", "second"): getattr(s, k).copy_(d[k])
+    def load(s, d, net, what=("master", "mom", "second")):
+        assert [tuple(x) for x in d["slices"]] == s.slices, "weights of another shape"
+        for k in what: getattr(s, k).copy_(d[k])
         for (a, b), p in zip(s.slices, net.parameters()): p.data.copy_(s.master[a:b].view_as(p))
 
 def as_matrices(name, p, c):
@@ -177,6 +178,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("preset", choices=M.PRESETS); ap.add_argument("data"); ap.add_argument("run")
     ap.add_argument("--tokens", type=float, help="length of the run; default: the whole stream once")
+    ap.add_argument("--from", dest="first", metavar="FILE", help="first weights: upcycle.py's file or another run's last.pt")
     ap.add_argument("--schedule", help="schedule.json of another run, to see exactly its data")
     ap.add_argument("--procs", type=int, default=2); ap.add_argument("--batch", type=int, default=8192); ap.add_argument("--micro", type=int, default=2048)
     ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=4e-3); ap.add_argument("--decay", type=float, default=0.1)
@@ -194,6 +196,7 @@ def main():
     assert width == c.context + 1, "prepare.py made windows of another length"
     batch, step = o.batch // c.context, 0
     sched = Schedule(n_stream, [[0, n_stream // batch * batch, 0]])
+    if o.first and not os.path.exists(o.run + "/last.pt"): st.load(torch.load(o.first, map_location=device), net, ["master"])
     if os.path.exists(o.run + "/last.pt"):
         d = torch.load(o.run + "/last.pt", map_location=device)
         st.load(d, net); step = d["step"]
