@@ -13,10 +13,28 @@ import argparse, math
 import numpy as np, sentencepiece as spm, torch
 import export
 
+def entropy(f): return -(f * (f + 1e-12).log()).sum(-1)
+
+class Watch:
+    """Sees what every router picks: how often each expert, and how many experts a token shares with the one before it."""
+    def __init__(s, net):
+        s.top, s.kept, s.pairs = net.c.top, torch.zeros(net.c.layers), 0
+        s.used = torch.zeros(net.c.layers, net.c.experts)
+        for i, b in enumerate(net.blocks): b.ffn.register_forward_pre_hook(lambda m, a, i=i: s.see(i, a[1] @ m.router.t()))
+    def see(s, i, logits):
+        on = torch.zeros_like(logits).scatter_(1, logits.topk(s.top).indices, 1)
+        s.used[i] += on.sum(0)
+        s.kept[i] += (on[1:] * on[:-1]).sum()
+        if i == 0: s.pairs += len(on) - 1
+    def take(s):
+        """The counts since the last call."""
+        u, s.used = s.used, torch.zeros_like(s.used)
+        return u
+
 @torch.no_grad()
 def held_out(net, sp, data, limit):
     T, E = net.c.context, net.c.experts
-    used = torch.zeros(net.c.layers, max(E, 1))
+    watch, used = Watch(net) if E else None, []
     print("| held-out | tokens | loss | perplexity | bits per byte |\n|---|---|---|---|---|")
     for name in ("stories", "dialogues", "books"):
         ids = np.load(f"{data}/held-{name}.npy").astype(np.int64)
@@ -24,16 +42,20 @@ def held_out(net, sp, data, limit):
         total, size = 0.0, len(sp.decode(ids[:n * T + 1].tolist()).encode())
         for k in range(n):
             z = torch.from_numpy(ids[k * T:k * T + T + 1])[None]
-            loss, _, counts = net(z[:, :-1], z[:, 1:])
-            total += loss.item()
-            if counts: used += torch.stack(counts)
+            total += net(z[:, :-1], z[:, 1:])[0].item()
+        if watch: used.append(watch.take())
         loss = total / n
         print(f"| {name} | {n * T} | {loss:.4f} | {math.exp(loss):.2f} | {loss * n * T / math.log(2) / size:.3f} |", flush=True)
-    if E:
-        f = used / used.sum(-1, keepdim=True)
-        h = -(f * (f + 1e-12).log()).sum(-1) / math.log(E)
-        print("\n| layer | routing entropy / uniform | most used | least used |\n|---|---|---|---|")
-        for i in range(len(h)): print(f"| {i} | {h[i] * 100:.1f} % | {f[i].max() * 100:.1f} % | {f[i].min() * 100:.1f} % |")
+    if not E: return
+    f = torch.stack(used)                                # [set, layer, expert]
+    f, each = f.sum(0) / f.sum((0, 2))[:, None], f / f.sum(-1, keepdim=True)
+    h = entropy(f) / math.log(E)
+    told = (entropy(each.mean(0)) - entropy(each).mean(0)) / math.log(len(used))
+    kept = watch.kept / watch.pairs / net.c.top
+    print("\n| layer | routing entropy / uniform | most used | least used | tells the set | kept |\n|---|---|---|---|---|---|")
+    for i in range(len(h)): print(f"| {i} | {h[i] * 100:.1f} % | {f[i].max() * 100:.2f} % | {f[i].min() * 100:.2f} % | {told[i] * 100:.1f} % | {kept[i] * 100:.1f} % |")
+    print(f"\ntells the set: information that a picked expert carries about stories, dialogues or books, of what there is; "
+          f"kept: experts that the next token uses again (by chance {net.c.top / E * 100:.1f} %)")
 
 @torch.no_grad()
 def say(net, sp, asks, temp, seed, limit=400):

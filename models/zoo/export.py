@@ -65,11 +65,11 @@ def write(ckpt, tokenizer, out, f32):
     print(f"{out}: {sum(a.size for a in w.values()) / 1e6:.2f} M weights; as Q8_0 about {q8 / 1e6:.2f} MB and the tokenizer")
 
 def read(path):
-    """GGUF (f16 or f32) -> torch model in f32"""
+    """GGUF (f32, f16 or quantised) -> torch model in f32"""
     r = gguf.GGUFReader(path)
     arch = r.fields["general.architecture"].contents()
     get = lambda k, d=None: r.fields[f"{arch}.{k}"].contents() if f"{arch}.{k}" in r.fields else d
-    t = {x.name: torch.from_numpy(np.array(x.data, np.float32)) for x in r.tensors}
+    t = {x.name: torch.from_numpy(np.array(gguf.dequantize(x.data, x.tensor_type), np.float32)) for x in r.tensors}
     E = get("expert_count", 0)
     c = M.Config(layers=get("block_count"), width=get("embedding_length"), heads=get("attention.head_count"), kv_heads=get("attention.head_count_kv"),
                  head_dim=get("attention.key_length"), ff=get("expert_feed_forward_length") if E else get("feed_forward_length"), experts=E,

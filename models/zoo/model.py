@@ -32,7 +32,7 @@ class Config:
 PRESETS = {
     "story": Config(),
     "story-dense": Config(experts=0, top=0, ff=512),     # the same active matrices per token
-    "middle": Config(layers=6, heads=8, kv_heads=2, experts=64, top=8, context=1024),
+    "middle": Config(experts=64, top=8),                 # story with eight experts for each of its experts, see upcycle.py
     "tiny": Config(layers=2, experts=4),                 # for trying things out
 }
 
@@ -71,9 +71,13 @@ def swiglu(h):
     g, u = h.float().chunk(2, -1)
     return (F.silu(g) * u).to(h.dtype)
 
+def weigh(y, w):
+    """[N,K,D] of the experts, [N,K] -> their sum [N,D]"""
+    return (y * w[..., None]).sum(1)
+
 def compile_pieces():
-    global project_qkv, attend_block, swiglu, norm_to
-    project_qkv, attend_block, swiglu, norm_to = (torch.compile(f) for f in (project_qkv, attend_block, swiglu, norm_to))
+    global project_qkv, attend_block, swiglu, weigh, norm_to
+    project_qkv, attend_block, swiglu, weigh, norm_to = (torch.compile(f) for f in (project_qkv, attend_block, swiglu, weigh, norm_to))
 
 def norm_to(x, w, eps, like):
     return norm(x, w, eps).to(like.dtype)
@@ -84,16 +88,44 @@ def attend(q, k, v, block=128):
     return torch.cat([attend_block(q[:, :, i:i + block], k[:, :, :i + block], v[:, :, :i + block], i) for i in range(0, T, block)], 2)
 
 class Gather(torch.autograd.Function):
-    """rows x[src]; every row of x is taken k times and `back` lists where, so that the gradient is a gather, too."""
+    """rows x[src]; every row of x is taken k times and `back` lists where, so that the gradient is a gather, too. Rows in `spare` are never taken."""
     @staticmethod
-    def forward(ctx, x, src, back, k):
-        ctx.save_for_backward(back); ctx.k = k
+    def forward(ctx, x, src, back, k, spare=None):
+        ctx.save_for_backward(back, spare); ctx.k = k
         return x.index_select(0, src)
     @staticmethod
     def backward(ctx, g):
-        back, = ctx.saved_tensors
+        back, spare = ctx.saved_tensors
         g = g.index_select(0, back)
-        return (g.view(-1, ctx.k, g.shape[-1]).sum(1) if ctx.k > 1 else g), None, None, None
+        if spare is not None: g.index_fill_(0, spare, 0)
+        return (g.view(-1, ctx.k, g.shape[-1]).sum(1) if ctx.k > 1 else g), None, None, None, None
+
+def filled(order, count, grain=64):
+    """Makes room for every expert's rows up to a multiple of grain: the CPU library compiles a kernel for each new size, so there must be few.
+    Returns rows per expert, where each row comes from (anywhere for the spare ones), where the sorted rows went, which are spare."""
+    n = (count + grain - 1) // grain * grain
+    gap = n - count
+    at = torch.arange(len(order)) + (gap.cumsum(0) - gap).repeat_interleave(count)
+    src, spare = order.new_zeros(int(n.sum())), torch.ones(int(n.sum()), dtype=torch.bool)
+    src[at] = order; spare[at] = False
+    return n.tolist(), src, at, spare.nonzero()[:, 0]
+
+class Grouped(torch.autograd.Function):
+    """y = x @ w[e]^T for rows sorted by expert, n[e] rows each. Every product is written where it belongs: nothing is joined afterwards."""
+    @staticmethod
+    def forward(ctx, x, w, n):
+        ctx.save_for_backward(x, w); ctx.n = n
+        y = x.new_empty(len(x), w.shape[1])
+        for a, m, b in zip(x.split(n), w, y.split(n)): torch.mm(a, m.t(), out=b)
+        return y
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        dx, dw = torch.empty_like(x), torch.empty_like(w)
+        for a, m, b, da, dm in zip(x.split(ctx.n), w, g.contiguous().split(ctx.n), dx.split(ctx.n), dw):
+            torch.mm(b, m, out=da)
+            torch.mm(b.t(), a, out=dm)
+        return dx, dw, None
 
 class Experts(nn.Module):
     def __init__(s, c):
@@ -112,20 +144,19 @@ class Experts(nn.Module):
         w = w / w.sum(-1, keepdim=True)
         flat = pick.flatten()
         order = flat.argsort(stable=True)
-        back = torch.empty_like(order); back[order] = torch.arange(N * K, device=h.device)
         count = torch.bincount(flat, minlength=E)
-        rows = Gather.apply(h, order // K, back, K)
+        src, at, spare = order, torch.arange(N * K, device=h.device), None
+        if not h.is_cuda: n, src, at, spare = filled(order, count)
+        back = torch.empty_like(order); back[order] = at
+        rows = Gather.apply(h, src // K, back, K)
         if h.is_cuda:
             ends = count.cumsum(0).int()
             mid = swiglu(F.grouped_mm(rows, s.gate_up.mT, offs=ends))
             y = F.grouped_mm(mid, s.down.mT, offs=ends)
         else:
-            n = count.tolist()
-            mid = torch.cat([F.linear(r, m) for r, m in zip(rows.split(n), s.gate_up.unbind(0))])
-            mid = swiglu(mid)
-            y = torch.cat([F.linear(r, m) for r, m in zip(mid.split(n), s.down.unbind(0))])
-        y = Gather.apply(y, back, order, 1).view(N, K, -1)
-        out = torch.bmm(w.to(y.dtype)[:, None], y)[:, 0] if h.is_cuda else (y * w[..., None]).sum(1)
+            y = Grouped.apply(swiglu(Grouped.apply(rows, s.gate_up, n)), s.down, n)
+        y = Gather.apply(y, back, src, 1, spare).view(N, K, -1)
+        out = torch.bmm(w.to(y.dtype)[:, None], y)[:, 0] if h.is_cuda else weigh(y, w)
         share = count.float() / (N * K)
         balance = E * (share * prob.mean(0)).sum()
         z = logits.logsumexp(-1).pow(2).mean()

@@ -12,9 +12,11 @@ the learning rate lands at zero earlier and windows are left out evenly, so that
 schedule.json records that; a twin given the file sees the same windows in the same order.
 """
 import argparse, csv, json, math, os, time
-if __name__ == "__main__" and "MALLOC_MMAP_MAX_" not in os.environ:      # large blocks are kept, not mapped anew each time
+# Large blocks are kept, not mapped anew each time. The compiler is told that the CPU's vectors work: its own trial gives up without
+# a word when the machine is busy, and everything it makes is scalar then.
+if __name__ == "__main__" and "MALLOC_MMAP_MAX_" not in os.environ:
     import sys
-    os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="17179869184")
+    os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="17179869184", TORCHINDUCTOR_VEC_ISA_OK="1")
     os.execv(sys.executable, [sys.executable] + sys.argv)
 import numpy as np
 import torch
@@ -37,15 +39,18 @@ class Schedule:
         return min(1.0, (slot + 1) / warm, max(0.0, 1 - t) / (1 - flat))
 
 def orthogonal(g, steps=5):
-    """Nearest (half-)orthogonal matrices to a batch of matrices, by an odd quintic iterated (Newton-Schulz)."""
-    x = g.bfloat16()
-    tall = x.shape[-2] > x.shape[-1]
-    if tall: x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    return (x.mT if tall else x).float()
+    """Nearest (half-)orthogonal matrices to a batch of matrices, by an odd quintic iterated (Newton-Schulz). Few at a time stay in cache."""
+    out = []
+    for x in g.split(8 if g.device.type == "cpu" else len(g)):
+        x = x.bfloat16()
+        tall = x.shape[-2] > x.shape[-1]
+        if tall: x = x.mT
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+        for _ in range(steps):
+            a = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        out.append((x.mT if tall else x).float())
+    return torch.cat(out)
 
 class State:
     """All parameters laid end to end: f32 master, one gradient row per process, momentum, second moment."""
@@ -59,8 +64,9 @@ class State:
     def share(s):
         for t in (s.master, s.grad, s.mom, s.second, s.note): t.share_memory_()
     def save(s): return {"master": s.master, "mom": s.mom, "second": s.second}
-    def load(s, d, net):
-        for k in ("master", "mom", "second"): getattr(s, k).copy_(d[k])
+    def load(s, d, net, what=("master", "mom", "second")):
+        assert [tuple(x) for x in d["slices"]] == s.slices, "weights of another shape"
+        for k in what: getattr(s, k).copy_(d[k])
         for (a, b), p in zip(s.slices, net.parameters()): p.data.copy_(s.master[a:b].view_as(p))
 
 def as_matrices(name, p, c):
@@ -174,6 +180,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("preset", choices=M.PRESETS); ap.add_argument("data"); ap.add_argument("run")
     ap.add_argument("--tokens", type=float, help="length of the run; default: the whole stream once")
+    ap.add_argument("--from", dest="first", metavar="FILE", help="first weights: upcycle.py's file or another run's last.pt")
     ap.add_argument("--schedule", help="schedule.json of another run, to see exactly its data")
     ap.add_argument("--procs", type=int, default=2); ap.add_argument("--batch", type=int, default=8192); ap.add_argument("--micro", type=int, default=2048)
     ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=4e-3); ap.add_argument("--decay", type=float, default=0.1)
@@ -191,6 +198,7 @@ def main():
     assert width == c.context + 1, "prepare.py made windows of another length"
     batch, step = o.batch // c.context, 0
     sched = Schedule(n_stream, [[0, n_stream // batch * batch, 0]])
+    if o.first and not os.path.exists(o.run + "/last.pt"): st.load(torch.load(o.first, map_location=device), net, ["master"])
     if os.path.exists(o.run + "/last.pt"):
         d = torch.load(o.run + "/last.pt", map_location=device)
         st.load(d, net); step = d["step"]
