@@ -4,8 +4,9 @@
 #   bench/quality.sh --model F16.gguf --texts "wiki.txt stories.txt" \
 #       --llama-perplexity PATH --llama-quantize PATH --greedy PATH
 #
-# 1. Perplexity of the F16 file and of its quantised forms (made by llama-quantize --pure, so that
-#    every matrix has the one type) on each text; the two numbers may differ by 0.5 %.
+# 1. Perplexity of the F16 file and of its quantised forms (made by llama-quantize) on each text; the
+#    two numbers may differ by 0.5 %.  A form is a weight type, which every matrix then has, or a
+#    recipe such as Q4_K_M.
 # 2. Greedy text: 64 tokens on 10 prompts in F16.  Both engines pick the same token everywhere, or,
 #    where they part first, the two best logits differ by less than 0.02 (in llama.cpp's numbers).
 #
@@ -18,13 +19,17 @@ usage()
 bench/quality.sh --model F16.gguf [options]
 
   --tessera PATH           the tessera to check (default: ./tessera of this tree)
-  --model FILE             a model in F16
+  --model FILE             a model in F16; a quantised one is widened to F16 first
   --texts "A B"            texts for the perplexity; without them only greedy text is checked
   --text-bytes N           only the first N bytes of each text (default: all)
   --ctx N                  tokens per chunk (default 512)
-  --types "T T"            quantised forms (default "Q8_0 Q6_K Q4_K Q4_0"; "" = F16 only)
+  --types "T T"            weight types (default "Q8_0 Q6_K Q4_K Q4_0"; "" = F16 only; "all")
+  --recipes "R R"          recipes (default none; "all")
+  --imatrix FILE           an importance matrix, for the forms that llama-quantize makes with one
+                           only (IQ1 to IQ3_XXS, Q2_K_S): they are left out without
   --llama-perplexity PATH  llama.cpp's llama-perplexity
   --llama-quantize PATH    llama.cpp's llama-quantize
+  --llama-args "A B"       more arguments for llama-perplexity
   --greedy PATH            a program of the peer, see below; without it greedy text is not checked
   --llama-commit ID        for the CSV
   --tessera-commit ID      default: what `tessera --version` says
@@ -47,6 +52,7 @@ N=64      # greedy tokens
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 tessera=$root/tessera model='' texts='' text_bytes='' ctx=512 types='Q8_0 Q6_K Q4_K Q4_0'
+recipes='' imatrix='' llama_args=''
 perplexity='' quantize='' greedy='' llama_commit='' tessera_commit='' threads='' out=''
 while [ $# -gt 0 ]; do
     case $1 in
@@ -60,6 +66,9 @@ while [ $# -gt 0 ]; do
     --text-bytes) text_bytes=$2 ;;
     --ctx) ctx=$2 ;;
     --types) types=$2 ;;
+    --recipes) recipes=$2 ;;
+    --imatrix) imatrix=$2 ;;
+    --llama-args) llama_args=$2 ;;
     --llama-perplexity) perplexity=$2 ;;
     --llama-quantize) quantize=$2 ;;
     --greedy) greedy=$2 ;;
@@ -74,11 +83,16 @@ done
 [ -r "$model" ] || die "--model: cannot read '$model'" 2
 [ -n "$texts$greedy" ] || die "give --texts, --greedy or both (--help)" 2
 [ -z "$texts" ] || [ -x "$perplexity" ] || die "--llama-perplexity: cannot run '$perplexity'" 2
-[ -z "$texts" ] || [ -z "$types" ] || [ -x "$quantize" ] ||
+[ -z "$texts" ] || [ -z "$types$recipes" ] || [ -x "$quantize" ] ||
     die "--llama-quantize: cannot run '$quantize'" 2
 [ -z "$greedy" ] || [ -x "$greedy" ] || die "--greedy: cannot run '$greedy'" 2
 [ -x "$tessera" ] || die "cannot run $tessera" 2
-for f in $texts; do [ -r "$f" ] || die "cannot read $f" 2; done
+for f in $texts $imatrix; do [ -r "$f" ] || die "cannot read $f" 2; done
+[ "$types" != all ] || types='BF16 Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 NVFP4
+    Q3_K IQ3_S IQ3_XXS Q2_K IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S'
+[ "$recipes" != all ] || recipes='Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL
+    IQ4_XS MXFP4_MOE Q3_K_L Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S IQ2_M IQ2_S IQ2_XS
+    IQ2_XXS IQ1_M IQ1_S'
 
 cpu=$(lscpu | sed -n 's/^Model name: *//p' | head -n 1)
 cores=$(lscpu -p=CORE,SOCKET | grep -v '^#' | sort -u | wc -l)
@@ -96,6 +110,7 @@ broken=0
 
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 model=$(absolute "$model")
+imatrix=${imatrix:+$(absolute "$imatrix")}
 sum=$(sha256sum "$model" | cut -c 1-16)
 : >"$tmp/rows"
 
@@ -107,7 +122,9 @@ final() { sed -n 's/.*Final estimate: PPL = *\([0-9.naif]*\).*/\1/p' "$1" | tail
 perplexity_of() # FILE TYPE TEXT
 {
     # llama.cpp's tools may leave a log in the folder that they run in.
-    (cd "$tmp" && "$perplexity" -m "$1" -f "$3" -c "$ctx" -t "$threads" >peer.out 2>&1) || true
+    # shellcheck disable=SC2086
+    (cd "$tmp" && "$perplexity" -m "$1" -f "$3" -c "$ctx" -t "$threads" $llama_args >peer.out 2>&1) ||
+        true
     "$tessera" perplexity -m "$1" -f "$3" -c "$ctx" -t "$threads" >"$tmp/ours.out" 2>&1 || true
     theirs=$(final "$tmp/peer.out")
     ours=$(final "$tmp/ours.out")
@@ -122,8 +139,35 @@ perplexity_of() # FILE TYPE TEXT
     awk '{ printf "| %s | %s | %s | %s | %s %% | %s |\n", $2, $3, $4, $5, $6, $7 }' "$tmp/row"
 }
 
+# Whether llama-quantize makes the form with an importance matrix only.
+needs_imatrix() { case $1 in IQ1_* | IQ2_* | IQ3_XXS | IQ3_XS | Q2_K_S) ;; *) return 1 ;; esac; }
+
+# The form of the model in $tmp/form.gguf; false when it has to be left out.  What has no importance
+# of its own, the embedding, cannot have the types that need it.
+make_form() # pure|recipe NAME
+{
+    with=''
+    if needs_imatrix "$2"; then
+        [ -n "$imatrix" ] || { echo "| $2 | left out: no --imatrix | | | | |"; return 1; }
+        with="--imatrix $imatrix"
+        [ "$1" = recipe ] || with="$with --token-embedding-type q6_K --output-tensor-type q6_K"
+    fi
+    last=$2
+    [ "$1" = recipe ] || { with="$with --pure --tensor-type .*=$2"; last=Q8_0; }
+    # shellcheck disable=SC2086
+    (cd "$tmp" && set -f && "$quantize" $with "$model" form.gguf "$last" >quantize.out 2>&1) ||
+        { tail -n 3 "$tmp/quantize.out" >&2; die "llama-quantize failed for $2"; }
+}
+
+# A quantised model is widened: every weight is what it was.
+if "$tessera" info "$model" --tensors | awk 'NR > 3 && $2 !~ /^B?F(16|32)$/ { exit 1 }'; then :; else
+    "$tessera" quantize --allow-requantize "$model" "$tmp/$name.gguf" F16 >"$tmp/widen.out" 2>&1 ||
+        { tail -n 3 "$tmp/widen.out" >&2; die "the model cannot be widened"; }
+    model=$tmp/$name.gguf
+fi
+
 if [ -n "$texts" ]; then
-    echo "| type | text (bytes) | tessera | llama.cpp | difference | bound $BOUND % |"
+    echo "| form | text (bytes) | tessera | llama.cpp | difference | bound $BOUND % |"
     echo "|---|---|---|---|---|---|"
     n=0
     for f in $texts; do
@@ -131,16 +175,16 @@ if [ -n "$texts" ]; then
         mkdir "$tmp/$n"
         head -c "${text_bytes:-$(wc -c <"$f")}" "$f" >"$tmp/$n/$(basename "$f")"
     done
-    for type in F16 $types; do
-        file=$model
-        if [ "$type" != F16 ]; then
-            file=$tmp/$type.gguf
-            (cd "$tmp" && "$quantize" --pure "$model" "$file" "$type" >quantize.out 2>&1) ||
-                { tail -n 3 "$tmp/quantize.out" >&2; die "llama-quantize failed for $type"; }
-        fi
-        for t in "$tmp"/[0-9]*/*; do perplexity_of "$file" "$type" "$t"; done
-        [ "$type" = F16 ] || rm -f "$file"
+    for t in "$tmp"/[0-9]*/*; do perplexity_of "$model" F16 "$t"; done
+    for type in $types; do
+        make_form pure "$type" || continue
+        for t in "$tmp"/[0-9]*/*; do perplexity_of "$tmp/form.gguf" "$type" "$t"; done
     done
+    for recipe in $recipes; do
+        make_form recipe "$recipe" || continue
+        for t in "$tmp"/[0-9]*/*; do perplexity_of "$tmp/form.gguf" "$recipe-recipe" "$t"; done
+    done
+    rm -f "$tmp/form.gguf"
     echo
 fi
 

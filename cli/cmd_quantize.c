@@ -2,6 +2,7 @@
  * table of tensors; the choice is quant/build/recipe.c's, the work quant/build/requant.c's. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
@@ -80,8 +81,8 @@ static enum status write_model(const struct order *q, const struct requant *r,
     struct cli_progress bar = {.label = "quantising"};
     const struct requant_origin origin = {q->imatrix, m->n_datasets ? m->dataset[0] : NULL};
     if (r->lossy && !q->allow_requantize)
-        return err_set(e, ERR_USAGE, "%s: %.*s is %s already, and quantising it again loses more "
-                       "than doing it once: take the F16 or BF16 file, or give --allow-requantize",
+        return err_set(e, ERR_UNSUPPORTED, "%s: %.*s is %s already, and quantising it again loses "
+                       "more than doing it once: take the F16 or BF16 file, or give --allow-requantize",
                        q->in, (int)r->lossy->in->name.n, r->lossy->in->name.s,
                        qtype_info(r->lossy->in->type)->name);
     enum status s = pool_open(q->n_threads, &pool, e);
@@ -174,13 +175,21 @@ static int parse_recipe(struct order *q, const char *name)
     return cli_usage("quantize", "unknown type '%s'", name);
 }
 
+/* Both name one file, by whatever path. */
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !strcmp(a, b) ||
+           (!stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino);
+}
+
 static int parse(struct order *q, const struct cli_args *a, const struct quantize_args *own)
 {
     const bool named = a->n_pos == 3;
     const long n = a->threads > 0 ? a->threads : sysconf(_SC_NPROCESSORS_ONLN);
     if (!named && !own->dry_run)
         return cli_usage("quantize", "which file shall be written? tessera quantize IN OUT TYPE");
-    if (named && !strcmp(a->pos[0], a->pos[1]))
+    if (named && !own->dry_run && same_file(a->pos[0], a->pos[1]))
         return cli_usage("quantize", "the output would replace the input");
     q->in = a->pos[0];
     q->out = own->dry_run ? NULL : a->pos[1];
@@ -194,8 +203,12 @@ static int parse(struct order *q, const struct cli_args *a, const struct quantiz
         return usage_type("--token-embedding-type", own->embedding);
     if (own->output && !type_by_name(own->output, &q->o.output))
         return usage_type("--output-tensor-type", own->output);
-    const int rc = parse_recipe(q, a->pos[a->n_pos - 1]);
-    return rc == CLI_GO_ON ? parse_overrides(q, &own->tensor_types) : rc;
+    struct err e;
+    err_clear(&e);
+    int rc = parse_recipe(q, a->pos[a->n_pos - 1]);
+    if (rc == CLI_GO_ON) rc = parse_overrides(q, &own->tensor_types);
+    if (rc == CLI_GO_ON && recipe_check(&q->o, &e)) return cli_usage("quantize", "%s", e.msg);
+    return rc;
 }
 
 /* "TYPE: ..." for --help. */

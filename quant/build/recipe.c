@@ -393,6 +393,21 @@ static enum status compile(struct chooser *c, struct err *e)
     return OK;
 }
 
+static void free_patterns(struct chooser *c)
+{
+    for (int i = 0; c->pattern && i < c->o->n_override; i++) pcre2_code_free(c->pattern[i]);
+    free(c->pattern);
+    pcre2_match_data_free(c->match);
+}
+
+enum status recipe_check(const struct recipe_options *o, struct err *e)
+{
+    struct chooser c = {.o = o};
+    const enum status s = compile(&c, e);
+    free_patterns(&c);
+    return s;
+}
+
 enum status recipe_choose(const struct recipe_options *o, const struct gguf *in,
                           struct recipe_choice *choice, struct err *e)
 {
@@ -410,9 +425,7 @@ enum status recipe_choose(const struct recipe_options *o, const struct gguf *in,
         qsort(order, (size_t)n, sizeof *order, by_layer_and_name);
         for (uint64_t i = 0; i < n; i++) choose(&c, order[i].t, &choice[order[i].i]);
     }
-    for (int i = 0; c.pattern && i < o->n_override; i++) pcre2_code_free(c.pattern[i]);
-    free(c.pattern);
-    pcre2_match_data_free(c.match);
+    free_patterns(&c);
     free(order);
     return s;
 }

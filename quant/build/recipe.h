@@ -49,8 +49,11 @@ struct recipe_choice {
     bool fallback; /* another type than the rules say, because blocks do not divide the columns */
 };
 
-/* Fills choice[gguf_n_tensors(in)], in file order.  ERR_USAGE for a pattern that is no regular
- * expression, ERR_FORMAT for keys that make no sense, ERR_MEMORY. */
+/* ERR_USAGE for a pattern that is no regular expression, before any file is opened. */
+enum status recipe_check(const struct recipe_options *o, struct err *e);
+
+/* Fills choice[gguf_n_tensors(in)], in file order.  As recipe_check; ERR_FORMAT for keys that make
+ * no sense, ERR_MEMORY. */
 enum status recipe_choose(const struct recipe_options *o, const struct gguf *in,
                           struct recipe_choice *choice, struct err *e);
 
