@@ -97,19 +97,22 @@ check: $(CHECKS)
 bench: $(BIN) $(CHECKS) $(TOOLS)
 	$(Q)for c in $(CHECKS); do $$c --bench || exit 1; done
 
-# Coverage-guided fuzzing with clang's libFuzzer, MINUTES each (needs clang and libclang-rt).  What
-# it finds goes to build/fuzz; what is worth keeping is copied to tests/corpus by hand.
+# Coverage-guided fuzzing with clang's libFuzzer, MINUTES each (needs clang and libclang-rt), in a tree
+# of its own.  What it finds goes to build/fuzz; what is worth keeping is copied to tests/corpus by hand.
 MINUTES ?= 5
 fuzz:
+	$(Q)$(MAKE) -j$(JOBS) CC=clang SAN=address,undefined,fuzzer-no-link DEFS=-DFUZZER fuzz-targets
 	$(Q)for n in $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c)); do \
 	  mkdir -p build/fuzz/$$n && \
-	  clang $(CSTD) -U__x86_64__ -DFUZZER -g -O1 -fsanitize=fuzzer,address,undefined \
-	    $(shell pkg-config --cflags $(PKGS)) tests/fuzz_$$n.c \
-	    $(filter-out %_avx512.c %_avx2.c %_amx.c moe/run/% models/% quant/build/% \
-	      routing/fit/%,$(ALL_SRC)) \
-	    -o build/fuzz/fuzz_$$n $(shell pkg-config --libs $(PKGS)) -lm && \
 	  build/fuzz/fuzz_$$n -max_total_time=$$(( $(MINUTES) * 60 )) -max_len=65536 \
 	    build/fuzz/$$n tests/corpus/$$n || exit 1; done
+
+fuzz-targets: $(FUZZ:$(BUILD)/tests/%=build/fuzz/%)
+
+build/fuzz/%: $(BUILD)/tests/%.o $(BUILD)/libtessera.a
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
 chat: $(BIN)
 	./$(BIN) chat -m models/zoo/story-q8_0.gguf
@@ -121,5 +124,5 @@ install: $(BIN)
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/tessera
 
 -include $(shell find build -name '*.d' 2>/dev/null)
-.PHONY: all tools clean install test test-one check bench fuzz chat
+.PHONY: all tools clean install test test-one check bench fuzz fuzz-targets chat
 .SECONDARY:
