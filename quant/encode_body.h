@@ -119,15 +119,18 @@ static float grid_highest(const struct grid *g)
     return g->table ? g->table[g->n - 1] : (float)g->hi;
 }
 
-/* at[i] for i = 0..15 in every lane; from memory where there is no instruction for it. */
+/* at[i] for i = 0..15 in every lane; from memory where there is no instruction for it (or no name
+ * for the instruction: clang, which only the fuzz targets use). */
 INLINE vec lookup(const float *at, mask i)
 {
-#if defined __AVX512F__
+#if defined __AVX512F__ && !defined __clang__
     return __builtin_shuffle(load(at), i);
-#elif defined __AVX2__
+#elif defined __AVX2__ && !defined __clang__
     return __builtin_shuffle(load(at), load(at + LANES), i);
 #else
-    return (vec){at[i[0]], at[i[1]], at[i[2]], at[i[3]]};
+    vec y;
+    for (int k = 0; k < LANES; k++) y[k] = at[i[k]];
+    return y;
 #endif
 }
 
