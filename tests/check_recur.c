@@ -9,7 +9,6 @@
 
 #include "moe/compute/recur.h"
 
-static const char *const tiers[] = {"ref", "avx2", "avx512"};
 static const int sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 128, 200};
 enum { N_SIZES = sizeof sizes / sizeof *sizes };
 
@@ -232,10 +231,11 @@ int main(int argc, char **argv)
     for (int t = CPU_REF; t <= (int)cpu_tier_best(); t++) {
         const struct recur_kernels *k = recur_kernels((enum cpu_tier)t);
         if (o.bench) {
-            bench_tier(k, tiers[t]);
+            bench_tier(k, cpu_tier_name((enum cpu_tier)t));
             continue;
         }
-        struct job j = {.o = &o, .ref = recur_kernels(CPU_REF), .k = k, .tier = tiers[t]};
+        struct job j = {.o = &o, .ref = recur_kernels(CPU_REF), .k = k,
+                        .tier = cpu_tier_name((enum cpu_tier)t)};
         rng_seed(&j.rng, o.seed + (uint64_t)t);
         check_tier(&j);
         if (o.list) break;
