@@ -510,6 +510,7 @@ int main(int argc, char **argv)
         struct job j = {.o = &o, .ref = elem_kernels(CPU_REF), .k = elem_kernels((enum cpu_tier)t),
                         .tier = cpu_tier_name((enum cpu_tier)t)};
         if (t == CPU_REF && cpu_tier_best() != CPU_REF) continue;
+        if (t > CPU_REF && j.k == elem_kernels((enum cpu_tier)(t - 1))) continue; /* none of its own */
         rng_seed(&j.rng, o.seed);
         for (int op = 0; op < ROW_OP_N; op++)
             if (check_wanted(&o, row_names[op])) row_check(&j, (enum row_op)op);

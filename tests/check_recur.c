@@ -230,6 +230,7 @@ int main(int argc, char **argv)
     if (!check_parse(&o, argc, argv)) return 2;
     for (int t = CPU_REF; t <= (int)cpu_tier_best(); t++) {
         const struct recur_kernels *k = recur_kernels((enum cpu_tier)t);
+        if (t > CPU_REF && k == recur_kernels((enum cpu_tier)(t - 1))) continue; /* none of its own */
         if (o.bench) {
             bench_tier(k, cpu_tier_name((enum cpu_tier)t));
             continue;
