@@ -2,7 +2,8 @@
  * their tier.  Private to them.  Owns no state, never allocates.
  *
  * DESIGN.  What is minimised is the sum over a block of w (x - x')^2, x' being what the stored bytes
- * decode to and w how much the column matters (all 1 without an importance matrix).
+ * decode to and w how much the column matters (all 1 without an importance matrix); in Q2_K and Q3_K
+ * the weight's size counts as well.
  *
  *   1. Every sub-block gets the real scale (and offset) that suits it best.  Rounding to the grid
  *      and least squares are done in turns from many starting points at once: a SIMD lane is a
@@ -586,11 +587,23 @@ static void encode_mxfp4(const float *x, const float *w, uint8_t *b)
     put_nibbles(q, b + 1, NULL);
 }
 
+/* Where a grid has a few values only, least squares shrinks the large weights, and with them what a
+ * layer says.  So at two and three bits they count more: sqrt(1 + x^2 / mean x^2) times. */
+static void weigh_by_size(const float *x, const float *w, float *out)
+{
+    float mean = 0;
+    for (int k = 0; k < 256; k++) mean += x[k] * x[k] / 256;
+    const bool usable = mean > 1e-30f && mean < 1e30f;
+    for (int k = 0; k < 256; k++) out[k] = usable ? w[k] * sqrtf(1 + x[k] * x[k] / mean) : w[k];
+}
+
 static void encode_q2_k(const float *x, const float *w, uint8_t *b)
 {
     int sc[16], m[16], q[256];
+    float by_size[256];
+    weigh_by_size(x, w, by_size);
     memset(b, 0, 84);
-    encode_affine_super(16, 3, 15, x, w, b + 80, b + 82, sc, m, q);
+    encode_affine_super(16, 3, 15, x, by_size, b + 80, b + 82, sc, m, q);
     for (int s = 0; s < 16; s++) b[s] = (uint8_t)(sc[s] | m[s] << 4);
     for (int k = 0; k < 256; k++) {
         uint8_t *p = b + 16 + (k >> 7) * 32 + (k & 31);
@@ -601,8 +614,10 @@ static void encode_q2_k(const float *x, const float *w, uint8_t *b)
 static void encode_q3_k(const float *x, const float *w, uint8_t *b)
 {
     int sc[16], q[256];
+    float by_size[256];
+    weigh_by_size(x, w, by_size);
     memset(b, 0, 110);
-    put_half(b + 108, encode_grid_super(&grid_q3, 16, -32, 31, x, w, 0.7f, 1.8f, sc, q));
+    put_half(b + 108, encode_grid_super(&grid_q3, 16, -32, 31, x, by_size, 0.7f, 1.8f, sc, q));
     for (int s = 0; s < 16; s++) {
         const int v = sc[s] + 32;
         uint8_t *lo = b + 96 + s % 8, *hi = b + 104 + s % 4;
