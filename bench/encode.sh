@@ -6,8 +6,9 @@
 # For each recipe, without and with the importance matrix: the types that both give (they must be
 # the same), the sum of (w - w')^2 over all quantised matrices, weighted where there is importance,
 # tessera's over llama-quantize's; the worst such ratio of a single tensor; seconds of CPU time of
-# both; and, with a text, the perplexity of both files as tessera computes it.  No ratio may be above
-# 1.02, and no file may have other types.
+# both; and, with a text, how far both files' predictions are from the source's (mean KL divergence,
+# as tessera computes it, and its uncertainty).  No tensor's error may be above 1.02 times the
+# other's, and no file may have other types.
 #
 # Prints a table, writes a CSV, exits 1 when a bound is broken.
 set -eu
@@ -23,7 +24,7 @@ bench/encode.sh --model F16.gguf --llama-quantize PATH [options]
   --imatrix FILE         an importance matrix; without it only plain encoding is checked
   --recipes "R R"        default: all that tessera writes by searching
   --args "A A"           more arguments for both (--pure)
-  --text FILE            a text for the perplexity
+  --text FILE            a text for the divergence (some 60 KB are enough)
   --ctx N                tokens per chunk (default 512)
   --llama-quantize PATH  llama.cpp's llama-quantize
   --llama-commit ID      for the CSV
@@ -86,16 +87,19 @@ cpu_seconds() # COMMAND...
     awk 'NR == 2 { gsub(/[ms]/, " "); print $1 * 60 + $2 + $3 * 60 + $4 }' "$tmp/time"
 }
 
-perplexity_of() # FILE
+# "mean+-uncertainty" of the divergence from the source.
+divergence_of() # FILE
 {
     [ -n "$text" ] || { echo -; return; }
-    "$tessera" perplexity -m "$1" -f "$text" -c "$ctx" -t "$threads" 2>"$tmp/log" |
-        sed -n 's/.*PPL = *\([0-9.naif]*\).*/\1/p'
+    "$tessera" perplexity -m "$1" -c "$ctx" -t "$threads" --kl-divergence \
+        --kl-divergence-base "$tmp/base" 2>"$tmp/log" |
+        sed -n 's/^Mean *KLD: *\([0-9.]*\) ± *\([0-9.]*\).*/\1+-\2/p'
 }
 
-echo "| recipe | importance | types | error, of llama-quantize's | worst tensor | CPU s | llama.cpp's | perplexity | llama.cpp's | F16 |"
-echo "|---|---|---|---|---|---|---|---|---|---|"
-base=$(perplexity_of "$model")
+echo "| recipe | importance | types | error, of llama-quantize's | worst tensor | CPU s | llama.cpp's | divergence | llama.cpp's |"
+echo "|---|---|---|---|---|---|---|---|---|"
+[ -z "$text" ] || "$tessera" perplexity -m "$model" -f "$text" -c "$ctx" -t "$threads" \
+    --kl-divergence-base "$tmp/base" >"$tmp/log" 2>&1 || { tail -n 3 "$tmp/log" >&2; die "no base"; }
 for r in $recipes; do
     for im in no ${imatrix:+yes}; do
         with=$args
@@ -111,16 +115,16 @@ for r in $recipes; do
         "$error" "$model" "$tmp/a.gguf" "$tmp/b.gguf" $w >"$tmp/errors" 2>"$tmp/differ"
         ok=ok
         [ ! -s "$tmp/differ" ] || ok=BROKEN
-        awk -v r="$r" -v im=$im -v ok=$ok -v a="$a" -v b="$b" -v bound=$BOUND -v f="$base" \
-            -v pa="$(perplexity_of "$tmp/a.gguf")" -v pb="$(perplexity_of "$tmp/b.gguf")" '
+        awk -v r="$r" -v im=$im -v ok=$ok -v a="$a" -v b="$b" -v bound=$BOUND \
+            -v pa="$(divergence_of "$tmp/a.gguf")" -v pb="$(divergence_of "$tmp/b.gguf")" '
         { x += $3; y += $4; if ($6 > worst) worst = $6; types = types (types ? "+" : "") $1 }
         END {
-            if (!(x <= bound * y)) ok = "BROKEN"
-            printf "%s %s %s %.4f %.4f %s %s %s %s %s %s\n", r, im, types, x / y, worst, a, b, pa, pb, f, ok
+            if (!(worst <= bound)) ok = "BROKEN"
+            printf "%s %s %s %.4f %.4f %s %s %s %s %s\n", r, im, types, x / y, worst, a, b, pa, pb, ok
         }' "$tmp/errors" >"$tmp/row"
         cat "$tmp/row" >>"$tmp/rows"
-        awk '{ printf "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |%s\n", $1, $2, $3, $4, $5, $6, $7, $8, $9,
-            $10, $11 == "ok" ? "" : " BROKEN" }' "$tmp/row"
+        awk '{ printf "| %s | %s | %s | %s | %s | %s | %s | %s | %s |%s\n", $1, $2, $3, $4, $5, $6, $7, $8, $9,
+            $10 == "ok" ? "" : " BROKEN" }' "$tmp/row"
     done
 done
 if [ "$out" != - ]; then
@@ -129,10 +133,10 @@ if [ "$out" != - ]; then
         -v lc="$llama_commit" -v t="$threads" -v args="$args" '
     BEGIN {
         print "date,cpu,cores,threads,model,tessera,llama_cpp,arguments,recipe,importance,types,error_ratio,worst_tensor," \
-            "tessera_cpu_s,llama_cpu_s,tessera_perplexity,llama_perplexity,f16_perplexity,verdict"
+            "tessera_cpu_s,llama_cpu_s,tessera_divergence,llama_divergence,verdict"
     }
-    { printf "%s,\"%s\",%d,%d,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s\n", when, cpu, cores, t, model, tc, lc, args,
-          $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 }' "$tmp/rows" >"$out.new"
+    { printf "%s,\"%s\",%d,%d,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s\n", when, cpu, cores, t, model, tc, lc, args,
+          $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 }' "$tmp/rows" >"$out.new"
     mv "$out.new" "$out"
     echo "written: $out"
 fi
