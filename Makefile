@@ -80,10 +80,10 @@ CHECKS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/check_*.c))
 SCRIPTS := $(wildcard tests/cli_*.sh)
 REPLAY  := $(foreach f,$(FUZZ),"$(f) tests/corpus/$(f:$(BUILD)/tests/fuzz_%=%)")
 
-# One configuration: unit tests, kernel checks, fuzz corpora, command line.
+# One configuration: kernel checks (the longest, so first), unit tests, fuzz corpora, command line.
 test-one: $(BIN) $(TESTS) $(CHECKS) $(FUZZ) $(TOOLS)
 	$(Q)BIN=./$(BIN) GEN=$(BUILD)/bench/gen_model bash tests/run.sh \
-	    $(if $(SAN),,tests/includes.sh) $(TESTS) $(CHECKS) $(REPLAY) $(SCRIPTS)
+	    $(CHECKS) $(if $(SAN),,tests/includes.sh) $(TESTS) $(REPLAY) $(SCRIPTS)
 
 # Everything, twice: as released, and under AddressSanitizer and UBSan.
 test:

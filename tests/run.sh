@@ -1,23 +1,49 @@
 #!/usr/bin/env bash
 # Runs every test given as an argument: a program, or a script that gets the tessera binary ($BIN).
-# Prints one line per test and the output of those that fail; ends in one summary line.
+# $JOBS of them run at a time (default: one per core), so a test may count on nothing but its own
+# files and never on speed.  Prints one line per test when it ends, and the output of those that
+# fail; ends in one summary line.
 # Exit codes of a test: 0 passed, 77 skipped, anything else failed.
 set -u
-passed=0 failed=0 skipped=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-for t in "$@"; do
+jobs=${JOBS:-$(nproc)}
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+trap 'exit 130' INT TERM
+
+run_one() # NUMBER TEST
+{
+    local log=$logs/$1 start code took
     start=$(date +%s.%N)
-    case "$t" in
-        *.sh) bash "$t" "$BIN" >"$log" 2>&1 </dev/null ;;
-        *) $t >"$log" 2>&1 </dev/null ;; # may carry arguments
+    case "$2" in
+        *.sh) bash "$2" "$BIN" >"$log" 2>&1 </dev/null ;;
+        *) $2 >"$log" 2>&1 </dev/null ;; # may carry arguments
     esac
     code=$?
     took=$(printf '%5.1f' "$(echo "$(date +%s.%N) $start" | awk '{print $1 - $2}')")
-    case $code in
-        0) passed=$((passed + 1)); echo "  ok    ${took}s  $t"; grep -h '  NOTE  ' "$log" | sed 's/^/          /' ;;
-        77) skipped=$((skipped + 1)); echo "  skip  ${took}s  $t: $(tail -n 1 "$log")" ;;
-        *) failed=$((failed + 1)); echo "  FAIL  ${took}s  $t (exit $code)"; sed 's/^/      | /' "$log" | tail -n 60 ;;
+    { # one write, so that lines of two tests do not mix
+        case $code in
+            0) echo "  ok    ${took}s  $2"; grep -h '  NOTE  ' "$log" | sed 's/^/          /' ;;
+            77) echo "  skip  ${took}s  $2: $(tail -n 1 "$log")" ;;
+            *) echo "  FAIL  ${took}s  $2 (exit $code)"; sed 's/^/      | /' "$log" | tail -n 60 ;;
+        esac
+    } >"$log.line"
+    cat "$log.line"
+    echo "$code" >"$log.code"
+}
+
+n=0
+for t in "$@"; do
+    [ "$(jobs -rp | wc -l)" -lt "$jobs" ] || wait -n
+    run_one $n "$t" &
+    n=$((n + 1))
+done
+wait
+passed=0 failed=0 skipped=0
+for ((i = 0; i < n; i++)); do
+    case $(cat "$logs/$i.code" 2>/dev/null) in
+        0) passed=$((passed + 1)) ;;
+        77) skipped=$((skipped + 1)) ;;
+        *) failed=$((failed + 1)) ;;
     esac
 done
 echo "$passed passed, $failed failed, $skipped skipped"
