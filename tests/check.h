@@ -29,6 +29,14 @@
 
 #define CHECK_UNUSED __attribute__((unused))
 
+/* How many of the random cases run.  A sanitizer makes them ten times slower and looks for bad
+ * accesses and arithmetic only, which depend on shapes; there a third of them is enough. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { CHECK_ONE_IN = 3 };
+#else
+enum { CHECK_ONE_IN = 1 };
+#endif
+
 struct check_opts {
     int bench, list;
     const char *filter; /* substring of the kernel's name, NULL = all */

@@ -284,7 +284,7 @@ static void attn_check(struct job *j, enum kv_type type, int latent)
             if (type == KV_Q8_0 && (c.dk % 32 || c.dv % 32)) continue;
             attn_check_one(j, type, &c);
         }
-    for (int i = 0; i < 150; i++) {
+    for (int i = 0; i < 150 / CHECK_ONE_IN; i++) {
         const uint32_t s = rng_below(&j->rng, (uint32_t)n_shapes);
         struct attn_case c = {
             .latent = latent,
