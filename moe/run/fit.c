@@ -76,10 +76,10 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 
-/* Everything but weights, KV cache and staging. */
+/* Everything but weights, KV cache and staging; what a device reads from the host is part of it. */
 static uint64_t beside(const struct tessera_engine *e)
 {
-    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e);
+    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e) + e->device_plan.host;
 }
 
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
