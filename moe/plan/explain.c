@@ -240,8 +240,10 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
                   s->name[0] ? "\"" : "", m->n_layer);
     if (s->n_expert) (void)fprintf(to, ", %d experts, %d per token", s->n_expert, s->n_expert_used);
     (void)fprintf(to, "\n");
-    const uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
+    uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
                            s->tiers.device_host + (all ? 0 : s->staging);
+    const uint64_t lent = total > s->budget ? total - s->budget : 0;
+    total -= lent;
     (void)fprintf(to, "memory  %s%s%s\n", human(h, sizeof h, total), s->budget == UINT64_MAX ? "" :
                   " of ", s->budget == UINT64_MAX ? " planned, no limit set" :
                   human(note, sizeof note, s->budget));
@@ -252,6 +254,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     (void)snprintf(note, sizeof note, "%d session%s x %d positions, %s, committed as they fill",
                    s->n_sessions, s->n_sessions == 1 ? "" : "s", s->n_ctx, s->kv_type);
     print_bytes(to, "KV cache", s->kv, note);
+    if (lent) print_bytes(to, "  lent", lent, "of these: used for weights until it fills");
     if (s->state) {
         (void)snprintf(note, sizeof note, "of these: current, next and %d snapshot%s per session",
                        s->n_snapshots, s->n_snapshots == 1 ? "" : "s");

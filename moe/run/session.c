@@ -242,7 +242,7 @@ static enum status read_saved(struct tessera_session *s, const struct gguf *g,
         return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
                        gguf_path(g, 0));
     char *at = NULL;
-    enum status st = region_commit(&s->kv, session_bytes(s, n), err);
+    enum status st = engine_commit(s->engine, &s->kv, session_bytes(s, n), err);
     if (st) return st;
     struct osfile f;
     if ((st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err))) return st;
