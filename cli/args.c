@@ -40,7 +40,10 @@ static const struct cli_flag model_flags[] = {
     {"-ctv --cache-type-v", "TYPE", "type of its values; equals -ctk", CLI_KVTYPE, AT(kv_v), 0, 0},
     {"--mem", "SIZE", "memory for the whole process: 8G, 8GiB, 8192M, 50%, auto (default auto)",
      CLI_SIZE, AT(mem), 0, 0},
-    {"--vram", "SIZE", "memory on the GPU (no GPU in this version)", CLI_SIZE, AT(vram), 0, 0},
+    {"-dev --device", "NAME", "a second device that runs experts: sim, which stands in for a GPU (for "
+     "tests; its memory is RAM beside --mem), or none (default none)", CLI_STR, AT(device), 0, 0},
+    {"--vram", "SIZE", "memory on the device for the whole process: 4G, auto (default auto)", CLI_SIZE,
+     AT(vram), 0, 0},
     {"--pack", "DIR", "where re-laid-out copies go (none are made in this version)", CLI_STR,
      AT(pack), 0, 0},
     {"--machine", "FILE", "rates for promises of time, a file of `tessera doctor -o`", CLI_STR,
@@ -118,7 +121,6 @@ static const struct cli_flag note_flags[] = {
     {"-ts --tensor-split", "LIST", PLACED, CLI_NOTE, 0, 0, 0},
     {"-sm --split-mode", "MODE", PLACED, CLI_NOTE, 0, 0, 0},
     {"-mg --main-gpu", "N", PLACED, CLI_NOTE, 0, 0, 0},
-    {"-dev --device", "LIST", PLACED, CLI_NOTE, 0, 0, 0},
     {"-nkvo --no-kv-offload --kv-offload", NULL, PLACED, CLI_NOTE, 0, 0, 0},
     {"-tb --threads-batch", "N", "-t sets the threads of prompts as well", CLI_NOTE, 0, 0, 0},
     {"--numa", "TYPE", "threads keep the cores the system gives them", CLI_NOTE, 0, 0, 0},
@@ -614,8 +616,11 @@ static int check(const struct cli_spec *spec, struct cli_args *a)
     if (a->threads < 0) a->threads = 0;
     if (a->prompt && a->file && spec->groups & CLI_PROMPT)
         return cli_usage(spec->name, "-p and -f both name a prompt: give one");
-    if (a->vram && spec->groups & CLI_MODEL)
-        fprintf(stderr, "tessera: --vram is ignored: this version computes on the CPU only\n");
+    if (a->device && strcmp(a->device, "sim") && strcmp(a->device, "none"))
+        return cli_usage(spec->name, "-dev %s: this version knows the devices sim and none",
+                         a->device);
+    if (a->vram && (!a->device || strcmp(a->device, "sim")) && spec->groups & CLI_MODEL)
+        fprintf(stderr, "tessera: --vram is ignored: no device was named (-dev)\n");
     return CLI_GO_ON;
 }
 

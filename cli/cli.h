@@ -91,6 +91,7 @@ struct cli_args {
     int kv_k, kv_v;           /* -ctk, -ctv: enum tessera_kv; equal after parsing */
     uint64_t mem;             /* --mem; bytes, 0 = automatic */
     uint64_t vram;            /* --vram; bytes, 0 = automatic */
+    const char *device;       /* -dev: "sim", "none"; NULL = none */
     const char *pack;         /* --pack */
     const char *machine;      /* --machine */
     bool analyze, deterministic;
@@ -196,6 +197,9 @@ struct tessera_options cli_engine_options(const struct cli_args *a);
 int cli_open_engine(const struct cli_args *a, tessera_engine **out);
 
 /* The one line: name, architecture, context, memory. */
+/* Warnings that were raised since the last call; closing prints them, too. */
+void cli_print_warnings(const tessera_engine *e);
+void cli_close_engine(tessera_engine *e);
 void cli_print_model(const tessera_engine *e, const struct cli_args *a);
 
 /* Prints "tessera: message" with a hint and returns the exit code that belongs to the error. */

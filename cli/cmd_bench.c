@@ -486,6 +486,6 @@ int cmd_bench(int argc, char **argv)
     cli_interrupt_target(b.e);
     enum status s = run_tests(&b, tests, n_tests, &err);
     cli_interrupt_target(NULL);
-    tessera_close(b.e);
+    cli_close_engine(b.e);
     return s ? cli_fail(&err) : CLI_OK;
 }

@@ -60,7 +60,7 @@ static enum status check_written(const char *path, struct err *e)
     enum status s = tessera_open(&o, &engine, &why);
     if (!s && *tessera_tok_error(engine))
         s = err_set(&why, ERR_FORMAT, "%s", tessera_tok_error(engine));
-    tessera_close(engine);
+    cli_close_engine(engine);
     if (s == ERR_UNSUPPORTED) cli_warn("Tessera cannot run the result: %s", why.msg);
     if (!s || s == ERR_UNSUPPORTED) return OK;
     return err_set(e, s, "config.json or the tokenizer contradict the tensors; nothing was written: "

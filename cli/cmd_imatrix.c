@@ -131,7 +131,7 @@ static int run(struct cli_args *a, const struct imatrix_args *own)
         s = run_text(&c, &t, a, own, &err);
         cli_interrupt_target(NULL);
         chunks_free(&t);
-        tessera_close(e);
+        cli_close_engine(e);
     }
     if (!s) s = imatrix_write(&c.m, a->output, &err);
     if (!s) report(&c.m, a->output);

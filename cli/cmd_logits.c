@@ -163,7 +163,7 @@ static int write_logits(struct cli_args *a, const struct logits_args *own, struc
         s = osfile_writer_commit(&w, &err);
     job_free(j);
     j->n = 0;
-    tessera_close(e);
+    cli_close_engine(e);
     return s ? cli_fail(&err) : CLI_OK;
 }
 

@@ -133,6 +133,6 @@ int cmd_perplexity(int argc, char **argv)
     cli_interrupt_target(NULL);
     rc = s ? cli_fail(&err) : CLI_OK;
     ppl_free(&p);
-    tessera_close(e);
+    cli_close_engine(e);
     return rc;
 }

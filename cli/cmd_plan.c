@@ -32,6 +32,6 @@ int cmd_plan(int argc, char **argv)
     struct err err;
     err_clear(&err);
     rc = print_plan(e, a.json, &err) ? cli_fail(&err) : CLI_OK;
-    tessera_close(e);
+    cli_close_engine(e);
     return rc;
 }

@@ -97,6 +97,14 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
         fprintf(stderr, "%11s", "-");
     fprintf(stderr, " %8.1f ms, %.1f of them waiting for reads\n", 1e3 * seconds / steps,
             1e3 * (t.waited - before->waited) / steps);
+    const uint64_t there = t.device_ran - before->device_ran;
+    if (there)
+        fprintf(stderr, "  on the device     %11s %9.1f %%, %.1f sent over and %s moved per token; its work "
+                "%.2f ms%s\n", "-", 100 * (double)there / (double)(there + all),
+                (double)(t.device_sent - before->device_sent) / steps,
+                cli_bytes((uint64_t)((double)(t.device_bytes - before->device_bytes) / steps), got),
+                1e3 * (t.device_seconds - before->device_seconds) / steps,
+                t.device_modelled ? " (modelled)" : "");
     if (!(t.seconds_expected[1] > 0))
         fprintf(stderr, "  (times are promised with --machine FILE, see `tessera doctor -o`)\n");
 }
@@ -165,7 +173,7 @@ static int run_prompt(struct run *r, const char *text, size_t n)
 static void run_close(struct run *r)
 {
     if (r->s) tessera_session_close(r->s);
-    if (r->e) tessera_close(r->e);
+    if (r->e) cli_close_engine(r->e);
     free(r->ids);
 }
 

@@ -209,7 +209,7 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     if (!s) report(r, a->output);
     rc = s ? cli_fail(&err) : CLI_OK;
     sampler_close(&r->sampler);
-    tessera_close(r->e);
+    cli_close_engine(r->e);
     trace_free(r->t);
     free(r->ids);
     free(r);

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "moe/base/machine.h"
+#include "moe/compute/dev.h"
 #include "moe/load/tok.h"
 
 /* ---- errors ---- */
@@ -46,6 +47,8 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     o.kv = (enum tessera_kv)a->kv_k;
     o.mem_budget = a->mem;
     o.header_only = a->header_only;
+    o.vram_budget = a->vram;
+    if (a->device && !strcmp(a->device, "sim")) o.device = dev_sim_api();
     return o;
 }
 
@@ -99,6 +102,21 @@ static enum status check_path(const char *path, struct err *err)
     return OK;
 }
 
+/* Warnings printed so far, of the engine that is open: a command has one at a time. */
+static int n_warned;
+
+void cli_print_warnings(const tessera_engine *e)
+{
+    const char *w;
+    for (; (w = tessera_warning(e, n_warned)); n_warned++) cli_warn("%s", w);
+}
+
+void cli_close_engine(tessera_engine *e)
+{
+    if (e) cli_print_warnings(e);
+    tessera_close(e);
+}
+
 int cli_open_engine(const struct cli_args *a, tessera_engine **out)
 {
     struct err err;
@@ -114,8 +132,8 @@ int cli_open_engine(const struct cli_args *a, tessera_engine **out)
     enum status s = tessera_open(&o, out, &err);
     cli_progress_end(&bar);
     if (s) return cli_fail(&err);
-    const char *w;
-    for (int i = 0; (w = tessera_warning(*out, i)); i++) cli_warn("%s", w);
+    n_warned = 0;
+    cli_print_warnings(*out);
     if (!a->quiet_open) cli_print_model(*out, a);
     return CLI_OK;
 }

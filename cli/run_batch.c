@@ -330,7 +330,7 @@ static void batch_close(struct batch *b)
         if (b->slots[i].g) tessera_generator_close(b->slots[i].g);
         if (b->slots[i].s) tessera_session_close(b->slots[i].s);
     }
-    if (b->e) tessera_close(b->e);
+    if (b->e) cli_close_engine(b->e);
     for (int i = 0; i < b->n_jobs; i++) {
         cJSON_Delete(b->jobs[i].line);
         free(b->jobs[i].text);

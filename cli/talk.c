@@ -96,7 +96,7 @@ void talk_close(struct talk *t)
     free(t->read);
     chat_close(t->chat);
     if (t->s) tessera_session_close(t->s);
-    if (t->e) tessera_close(t->e);
+    if (t->e) cli_close_engine(t->e);
 }
 
 /* ---- ids ---- */

@@ -104,6 +104,7 @@ void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, co
     char mem[24];
     struct tessera_memory m = tessera_memory(e);
     int fresh = t->n_prompt - t->n_prompt_reused;
+    cli_print_warnings(e);
     fprintf(stderr, "%s%d + %d tokens", cli_dim(), t->n_prompt, t->n_gen);
     if (t->n_prompt_reused > 0) fprintf(stderr, " (%d kept)", t->n_prompt_reused);
     /* The first token comes out of the prompt's step, so it is no part of gen_s. */

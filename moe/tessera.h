@@ -38,6 +38,7 @@ struct tok;  /* moe/load/tok.h */
 struct gguf; /* moe/load/gguf.h */
 struct obs;  /* moe/run/obs.h */
 struct osfile_ops; /* moe/base/osfile.h */
+struct dev_api;    /* moe/compute/dev.h */
 
 /* ---- engine ---- */
 
@@ -52,6 +53,8 @@ struct tessera_options {
     int n_logits;         /* rows with logits per step that the plan has memory for; default 1 */
     enum tessera_kv kv;   /* type of K and V */
     uint64_t mem_budget;  /* bytes for the whole process, UINT64_MAX = no limit; 0 = auto */
+    const struct dev_api *device; /* a second device for experts, NULL = none */
+    uint64_t vram_budget; /* bytes on it for everything; 0 = auto */
     /* Called while weights are read; returns false to cancel (ERR_CANCELLED).  May be NULL. */
     bool (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_arg;
@@ -82,7 +85,8 @@ struct tessera_model tessera_model(const tessera_engine *e);
 const struct tok *tessera_tok(const tessera_engine *e);   /* NULL: none; why: see below */
 const char *tessera_tok_error(const tessera_engine *e);   /* "" when there is a tokenizer */
 const struct gguf *tessera_gguf(const tessera_engine *e);
-/* The i-th warning raised while opening (NaN weights, ...), NULL past the end. */
+/* The i-th warning (NaN weights, a device that was given up, ...), NULL past the end: most are raised
+ * while opening, some by a step. */
 const char *tessera_warning(const tessera_engine *e, int i);
 
 struct tessera_memory {
@@ -98,6 +102,11 @@ struct tessera_traffic {
     uint64_t bytes_read;           /* from files, the loading included */
     uint64_t speculative, useful;  /* experts read ahead; of them used */
     uint64_t evictions;
+    int shrunk, grown, spilled;    /* times that an automatic budget moved; KV caches put on disk */
+    uint64_t device_ran, device_sent; /* experts run on the second device; of them sent over for it */
+    uint64_t device_filled, device_bytes; /* experts that came to it; bytes moved to and from it */
+    double device_seconds;         /* of its work; modelled when device_modelled says so */
+    bool device_modelled;
     double waited;                 /* seconds in which nothing could be computed */
     double hit_expected;           /* of a decoded token, with uniform routing */
     uint64_t token_disk_expected;  /* bytes */
@@ -108,7 +117,9 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e);
 /* Another budget for the whole process, between two steps: shrinks or grows what of the weights is
  * in memory, never taking more than the larger of both on the way, and without a change in what the
  * model says.  0 = auto, UINT64_MAX = no limit.  ERR_BUDGET names the least that works with the
- * sessions and micro-batch as they are; nothing has changed then.  ERR_IO: the weights could not be
+ * sessions and micro-batch as they are; nothing has changed then.  An automatic budget is watched
+ * from then on: it shrinks between steps when others need the memory (KV caches of sessions that the
+ * step does not use go to disk last) and grows back, see moe/run/govern.h; a fixed one is not.  ERR_IO: the weights could not be
  * read, and no step can be run any more. */
 enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err);
 
@@ -162,7 +173,7 @@ int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n);
 
 /* Tokens, KV cache and recurrent state (no snapshots) as a GGUF container tied to the model;
  * written aside, then renamed. */
-enum status tessera_session_save(const tessera_session *s, const char *path, struct err *err);
+enum status tessera_session_save(tessera_session *s, const char *path, struct err *err);
 enum status tessera_session_load(tessera_session *s, const char *path, struct err *err);
 
 /* ---- step ---- */

@@ -239,6 +239,39 @@ static void test_room(void **state)
     bits_free(&b);
 }
 
+/* What a KV cache has not filled works for the weights, and is given back page by page. */
+static void test_lent(void **state)
+{
+    (void)state;
+    enum { CTX = 512 };
+    static float want[VOCAB], got[VOCAB];
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
+    struct err err;
+    o.n_ctx = CTX;
+    o.n_ubatch = 32;
+    o.n_logits = 1;
+    const uint64_t least = smallest(&o);
+    for (int k = 0; k < 4; k++) {
+        o.mem_budget = k ? least + (uint64_t)(k - 1) * 3 * MIB : UINT64_MAX;
+        tessera_engine *e = must_open(&o);
+        tessera_session *s = session(e);
+        const uint64_t before = tessera_memory(e).weights;
+        for (int at = 0; at < CTX; at += 8) {
+            struct tessera_input in = {s, ids + at % 64, 8, TESSERA_LOGITS_LAST};
+            assert_int_equal(tessera_step(e, &in, 1, &err), OK);
+            assert_true(tessera_memory(e).peak <= o.mem_budget);
+        }
+        memcpy(k ? got : want, tessera_logits(e, 0, 7), sizeof got);
+        if (k) {
+            assert_memory_equal(want, got, sizeof got);
+            assert_true(tessera_memory(e).weights < before);
+            assert_true(tessera_memory(e).kv >= fit_kv_bytes(e, CTX));
+        }
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
 /* ---- the token path allocates nothing ---- */
 
 static void test_no_allocation(void **state)
@@ -452,7 +485,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_resize),
-        cmocka_unit_test(test_room),      cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_room),      cmocka_unit_test(test_lent),
+        cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_changed),
     };

@@ -56,6 +56,7 @@ const char *err_name(enum status code)
     case ERR_BUDGET: return "does not fit the budget";
     case ERR_FULL: return "context full";
     case ERR_CANCELLED: return "interrupted";
+    case ERR_DEVICE: return "a device failed";
     case ERR_USAGE: return "usage";
     }
     return "unknown";

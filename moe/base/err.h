@@ -20,6 +20,7 @@ enum status {
     ERR_BUDGET,      /* does not fit the memory budget: exit code 3 */
     ERR_FULL,        /* the context is full */
     ERR_CANCELLED,   /* the caller asked to stop */
+    ERR_DEVICE,      /* a device failed or cannot be used */
     ERR_USAGE,       /* wrong before any file was opened: exit code 2 */
 };
 

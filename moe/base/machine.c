@@ -3,7 +3,9 @@
 #include "moe/base/machine.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <hwloc.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,20 +26,21 @@ enum { PATH_CAP = 1024, TEXT_CAP = 16384 };
 
 /* ---- the kernel's text files ---- */
 
-/* Reads at most cap - 1 bytes of root/path; false when it cannot be read. */
+/* Reads at most cap - 1 bytes of root/path; false when it cannot be read.  Allocates nothing. */
 static bool text_of(const char *root, const char *path, char *buf, size_t cap)
 {
     char full[PATH_CAP];
     int n = snprintf(full, sizeof full, "%s%s", root, path);
     buf[0] = 0;
     if (n < 0 || (size_t)n >= sizeof full) return false;
-    FILE *f = fopen(full, "re");
-    if (!f) return false;
-    size_t got = fread(buf, 1, cap - 1, f);
-    bool ok = !ferror(f);
-    (void)fclose(f);
+    const int fd = open(full, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    size_t got = 0;
+    ssize_t k = 0;
+    while (got < cap - 1 && (k = read(fd, buf + got, cap - 1 - got)) > 0) got += (size_t)k;
+    (void)close(fd);
     buf[got] = 0;
-    return ok;
+    return k >= 0;
 }
 
 /* The number after `key` at the start of a line; 0 when there is none. */
@@ -63,12 +66,6 @@ static void copy_line(char *to, size_t cap, const char *from)
 
 /* ---- control groups ---- */
 
-/* Where one controller of this process lives: files are at mount + path + "/" + name. */
-struct cgroup {
-    int version; /* 1 or 2; 0 = none */
-    char mount[PATH_CAP / 4], path[PATH_CAP / 2];
-};
-
 /* Is `word` an item of a comma-separated list of n bytes? */
 static bool in_list(const char *list, size_t n, const char *word)
 {
@@ -83,7 +80,7 @@ static bool in_list(const char *list, size_t n, const char *word)
 }
 
 /* /proc/self/cgroup has lines id:controllers:path; v2 has the id 0 and no controllers. */
-static void cgroup_path(const char *text, const char *controller, struct cgroup *c)
+static void cgroup_path(const char *text, const char *controller, struct machine_cgroup *c)
 {
     for (const char *line = text; *line;) {
         size_t len = strcspn(line, "\n");
@@ -101,7 +98,7 @@ static void cgroup_path(const char *text, const char *controller, struct cgroup 
 }
 
 /* One line of mountinfo: "id parent dev root mount options ... - type source superoptions". */
-static bool cgroup_mount(const char *line, const char *controller, struct cgroup *c)
+static bool cgroup_mount(const char *line, const char *controller, struct machine_cgroup *c)
 {
     char root[PATH_CAP / 4], mount[PATH_CAP / 4], type[32], super[PATH_CAP / 4];
     if (sscanf(line, "%*s %*s %*s %255s %255s", root, mount) != 2) return false;
@@ -119,7 +116,7 @@ static bool cgroup_mount(const char *line, const char *controller, struct cgroup
 }
 
 /* Finds the controller's directory for this process; false when there is none. */
-static bool cgroup_find(const char *root, const char *controller, struct cgroup *c)
+static bool cgroup_find(const char *root, const char *controller, struct machine_cgroup *c)
 {
     memset(c, 0, sizeof *c);
     char text[TEXT_CAP], line[PATH_CAP], full[PATH_CAP];
@@ -136,7 +133,7 @@ static bool cgroup_find(const char *root, const char *controller, struct cgroup 
 }
 
 /* Reads `name` of the group at c->path. */
-static bool cgroup_text(const char *root, const struct cgroup *c, const char *name, char *buf,
+static bool cgroup_text(const char *root, const struct machine_cgroup *c, const char *name, char *buf,
                         size_t cap)
 {
     char path[PATH_CAP];
@@ -146,7 +143,7 @@ static bool cgroup_text(const char *root, const struct cgroup *c, const char *na
 }
 
 /* Steps to the parent group; false at the root. */
-static bool cgroup_up(struct cgroup *c)
+static bool cgroup_up(struct machine_cgroup *c)
 {
     char *slash = strrchr(c->path, '/');
     if (!slash) return false;
@@ -155,7 +152,7 @@ static bool cgroup_up(struct cgroup *c)
 }
 
 /* What one group allows: limit, use and reclaimable page cache. */
-static void cgroup_memory_at(const char *root, const struct cgroup *c, struct machine *m)
+static void cgroup_memory_at(const char *root, const struct machine_cgroup *c, struct machine *m)
 {
     char text[TEXT_CAP];
     bool v2 = c->version == 2;
@@ -179,11 +176,9 @@ static void cgroup_memory_at(const char *root, const struct cgroup *c, struct ma
     if (headroom < m->cgroup_headroom) m->cgroup_headroom = headroom;
 }
 
-void machine_memory(struct machine *m, const char *root)
+static void memory_of(const char *root, struct machine_cgroup c, struct machine *m)
 {
     char text[TEXT_CAP];
-    struct cgroup c;
-    if (!root) root = "";
     m->ram_bytes = m->ram_available = MACHINE_NONE;
     m->cgroup_limit = m->cgroup_headroom = MACHINE_NONE;
     m->cgroup_used = 0;
@@ -191,15 +186,53 @@ void machine_memory(struct machine *m, const char *root)
         m->ram_bytes = number_after(text, "MemTotal") * 1024;
         m->ram_available = number_after(text, "MemAvailable") * 1024;
     }
-    if (!cgroup_find(root, "memory", &c)) return;
+    if (!c.version) return;
     do cgroup_memory_at(root, &c, m);
     while (cgroup_up(&c));
+}
+
+void machine_memory(struct machine *m, const char *root)
+{
+    struct machine_cgroup c;
+    if (!root) root = "";
+    if (!cgroup_find(root, "memory", &c)) c.version = 0;
+    memory_of(root, c, m);
+}
+
+/* ---- memory pressure ---- */
+
+void machine_watch_open(struct machine_watch *w, const char *root)
+{
+    memset(w, 0, sizeof *w);
+    (void)snprintf(w->root, sizeof w->root, "%s", root ? root : "");
+    if (!cgroup_find(w->root, "memory", &w->group)) w->group.version = 0;
+}
+
+/* "some avg10=1.23 avg60=..." */
+static double stalled(const char *text)
+{
+    const char *at = strstr(text, "some avg10=");
+    return at ? strtod(at + strlen("some avg10="), NULL) : 0;
+}
+
+void machine_watch_read(const struct machine_watch *w, struct machine_room *r)
+{
+    char text[512];
+    struct machine m;
+    memory_of(w->root, w->group, &m);
+    r->available = m.ram_available < m.cgroup_headroom ? m.ram_available : m.cgroup_headroom;
+    r->total = m.ram_bytes < m.cgroup_limit ? m.ram_bytes : m.cgroup_limit;
+    r->stalled = 0;
+    if (w->group.version == 2 && cgroup_text(w->root, &w->group, "memory.pressure", text, sizeof text))
+        r->stalled = stalled(text);
+    if (text_of(w->root, "/proc/pressure/memory", text, sizeof text) && stalled(text) > r->stalled)
+        r->stalled = stalled(text);
 }
 
 /* Cores' worth of CPU time, the tightest on the way up; 0 = no limit. */
 static double cgroup_quota(const char *root)
 {
-    struct cgroup c;
+    struct machine_cgroup c;
     char text[256];
     double best = 0;
     if (!cgroup_find(root, "cpu", &c)) return 0;
@@ -388,6 +421,46 @@ void machine_disk_of(const struct machine *m, const char *path, char name[32])
             memcpy(name, m->disk[i].name, n + 1);
         }
     }
+}
+
+/* ---- where measurements are kept ---- */
+
+static uint64_t hash_text(uint64_t h, const char *s)
+{
+    while (*s) h = (h ^ (unsigned char)*s++) * 0x100000001b3u; /* FNV-1a */
+    return h;
+}
+
+static uint64_t machine_key(const char *path)
+{
+    char text[TEXT_CAP], line[256] = "", fact[512];
+    struct stat st = {.st_dev = 0};
+    cpu_set_t mine;
+    struct machine m;
+    if (text_of("", "/proc/cpuinfo", text, sizeof text) && strstr(text, "model name"))
+        copy_line(line, sizeof line, strstr(text, "model name"));
+    const int cores = sched_getaffinity(0, sizeof mine, &mine) ? 0 : CPU_COUNT(&mine);
+    machine_memory(&m, NULL);
+    if (path && stat(path, &st)) st.st_dev = 0;
+    (void)snprintf(fact, sizeof fact, "%s|%s|%d|%llu|%u:%u", line, cpu_tier_name(cpu_tier_best()),
+                   cores, (unsigned long long)(m.ram_bytes >> 26), major(st.st_dev),
+                   minor(st.st_dev));
+    return hash_text(0xcbf29ce484222325u, fact);
+}
+
+bool machine_cache(const char *path, bool make, char *file, size_t cap)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char dir[PATH_CAP];
+    const bool own = xdg && xdg[0] == '/';
+    if (!own && (!home || home[0] != '/')) return false;
+    int n = snprintf(dir, sizeof dir, "%s%s", own ? xdg : home, own ? "" : "/.cache");
+    if (n < 0 || (size_t)n + 16 > sizeof dir) return false;
+    if (make) (void)mkdir(dir, 0700);
+    memcpy(dir + n, "/tessera", sizeof "/tessera");
+    if (make) (void)mkdir(dir, 0700);
+    n = snprintf(file, cap, "%s/machine-%016llx.txt", dir, (unsigned long long)machine_key(path));
+    return n > 0 && (size_t)n < cap;
 }
 
 /* ---- measuring memory ---- */

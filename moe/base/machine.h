@@ -60,6 +60,29 @@ enum status machine_detect(struct machine *m, const char *root, struct err *e);
 /* The part of machine_detect that a memory budget needs: the ram_ and cgroup_ fields only. */
 void machine_memory(struct machine *m, const char *root);
 
+/* Watching how much memory is left for everybody: opened once, then read as often as wanted, which
+ * costs some microseconds and allocates nothing. */
+struct machine_cgroup {   /* files of a controller are at mount + path + "/" + name */
+    int version;          /* 1 or 2; 0 = none */
+    char mount[256], path[512];
+};
+
+struct machine_watch {
+    char root[256];
+    struct machine_cgroup group;
+};
+
+struct machine_room {
+    uint64_t available;   /* bytes that can be had without taking them from somebody: the system's and
+                             the control groups'; MACHINE_NONE = not known */
+    uint64_t total;       /* of the tighter one */
+    double stalled;       /* % of the last 10 s in which some task waited for memory (PSI); 0 also
+                             where the kernel does not say */
+};
+
+void machine_watch_open(struct machine_watch *w, const char *root);
+void machine_watch_read(const struct machine_watch *w, struct machine_room *r);
+
 /* Streams over `bytes` of own memory with n_threads, best of five passes. */
 enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s, struct err *e);
 
@@ -68,6 +91,12 @@ enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s,
  * could not the numbers may be those of memory. */
 enum status machine_measure_disk(const char *path, double *gb_per_s, double *random_gb_per_s,
                                  bool *direct, struct err *e);
+
+/* Where the measured description of this machine and of the drive that holds `path` (NULL: of no
+ * drive) is kept: tessera/machine-KEY.txt in XDG_CACHE_HOME, or in .cache in HOME.  The key is made
+ * of processor, instruction tier, cores of this process' affinity, memory and drive: cheap to find
+ * out, without hwloc.  false: there is no such folder.  make: creates the folders. */
+bool machine_cache(const char *path, bool make, char *file, size_t cap);
 
 /* Name of the disk in m->disk[] that holds path, or "" when that is not known. */
 void machine_disk_of(const struct machine *m, const char *path, char name[32]);

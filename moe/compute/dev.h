@@ -1,10 +1,20 @@
 /* The device interface: something that runs ops of a plan on buffers, weights and KV slots.
  *
- * Submitting is asynchronous: submit() may return before the ops have run, wait() returns when the
- * fence has passed.  Ops of one device run in submission order.  The CPU device runs them at once
- * on a thread pool, so its fences have always passed; a device with its own memory does not.
+ * Submitting is asynchronous: submit() and copy() may return before anything has happened, wait()
+ * tells when a fence has passed.  Ops and copies of one device take effect in the order in which they
+ * were submitted.  The CPU device runs them at once on a thread pool, so its fences have always
+ * passed and it never fails.
  *
- * All pointers in a struct dev_bind stay valid until the fence of the last op that uses them.
+ * A device with memory of its own (own_memory) works on that only: buf, weight, route and scratch of
+ * a struct dev_bind then point to what its alloc() gave, while the structs, the op and the index
+ * lists themselves are the host's and are read any time before the fence passes: the caller changes
+ * nothing of them until then.  Host memory is touched by copies alone, and copies take host addresses
+ * of alloc(DEV_HOST) only, so a device that was given up may be late as it likes: it writes where
+ * nobody looks.
+ *
+ * Nothing fails but alloc() (NULL: no more) and wait().  A device that is LOST stays lost: every later
+ * submission returns at once, every later wait() says so.
+ *
  * Called by the executor thread only. */
 #ifndef MOE_COMPUTE_DEV_H
 #define MOE_COMPUTE_DEV_H
@@ -18,7 +28,8 @@
 #include "moe/compute/op.h"
 #include "quant/mm.h"
 
-enum { DEV_ABI = 1 };
+enum { DEV_ABI = 2 };
+#define DEV_BUILD "tessera 0.1.0, devices 2" /* what a plugin must have been built with */
 
 /* A buffer of a plan as the device sees it. */
 struct dev_buf {
@@ -43,10 +54,14 @@ struct dev_row {
 
 /* Routed work, both ways: row r's slot s is pair r*n_used + s; expert-major order lists, for every
  * expert that is used, its pairs.  Experts may be computed in several submissions, begin .. end - 1
- * of the list each, in order; the one with the last of them sums up. */
+ * of the list each, none twice; the last one sums up (and may name no more experts: begin == end). */
 struct dev_route {
     int n_rows, n_used, n_active;   /* n_active: experts with at least one pair */
+    int n_pairs;                    /* that scratch is laid out for */
     int begin, end;
+    bool sum;                       /* every pair has its row now: out = sum over a row's slots */
+    char *pair_out;                 /* where down's rows go, in the order of pair[], as far apart as
+                                       in scratch; NULL: into scratch, where sum looks for them */
     const float *w;                 /* [n_rows][n_used] */
     const int32_t *expert;          /* [n_active] expert ids */
     const int32_t *first;           /* [n_active + 1] into pair[] */
@@ -84,14 +99,34 @@ struct dev_bind {
 struct dev;
 typedef uint64_t dev_fence;
 
+enum dev_state { DEV_PASSED, DEV_PENDING, DEV_LOST };
+enum dev_where { DEV_OWN, DEV_HOST }; /* its own memory; host memory that it can copy from and to */
+
+struct dev_caps {
+    uint64_t memory;          /* bytes that alloc(DEV_OWN) gives in all */
+    double rate, rate_copy;   /* bytes per second: from its own memory; between it and the host */
+    double latency;           /* seconds from a submission to its first effect */
+    bool modelled;            /* these and clock() come from a model of time, not from a clock */
+};
+
 struct dev_api {
-    uint32_t abi, size;               /* DEV_ABI, sizeof(struct dev_api) */
+    uint32_t abi, size;       /* DEV_ABI, sizeof(struct dev_api) */
+    const char *build;        /* DEV_BUILD */
     const char *name;
-    bool own_memory;                  /* weights and buffers must be copied to it first */
+    bool own_memory;
     bool (*supports)(const struct dev *d, const struct op *op);
     dev_fence (*submit)(struct dev *d, const struct op *ops, int n, const struct dev_bind *b);
-    void (*wait)(struct dev *d, dev_fence f);
-    void (*close)(struct dev *d);
+    /* Waits for a fence, so many seconds at most; why it was lost is in e (may be NULL). */
+    enum dev_state (*wait)(struct dev *d, dev_fence f, double seconds, struct err *e);
+    void (*close)(struct dev *d); /* waits for what was submitted; frees what it gave */
+
+    /* Those with memory of their own; NULL in others. */
+    enum status (*open)(uint64_t memory, struct dev **out, struct err *e); /* may be less: caps */
+    struct dev_caps (*caps)(const struct dev *d);
+    void *(*alloc)(struct dev *d, enum dev_where where, uint64_t bytes); /* before the first
+                                                                             submission */
+    dev_fence (*copy)(struct dev *d, void *to, const void *from, uint64_t bytes);
+    double (*clock)(struct dev *d); /* seconds of work since it was opened */
 };
 
 /* Bytes of a recurrent slot in a state, a multiple of 64; *matrices: where its matrices begin. */
@@ -106,6 +141,17 @@ static inline uint64_t dev_state_bytes(const struct kv_slot *s, uint64_t *matric
 /* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs. */
 uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind);
 
+/* Bytes from row to row of pair_out. */
+static inline uint64_t dev_experts_out_stride(int n_embd)
+{
+    return (sizeof(float) * (uint64_t)n_embd + 63) & ~(uint64_t)63;
+}
+
+/* Puts down's rows of pairs first .. first + n - 1 (of b->route->pair), which another device has
+ * computed, where the sum looks for them. */
+void dev_experts_put(const struct op *op, const struct dev_bind *b, int first, int n,
+                     const char *rows);
+
 /* When OP_EXPERTS has run, its scratch begins with what down was multiplied with: n_ff floats per
  * pair in expert-major order, so many bytes apart. */
 static inline uint64_t dev_experts_hidden_stride(int n_ff)
@@ -116,5 +162,10 @@ static inline uint64_t dev_experts_hidden_stride(int n_ff)
 /* The CPU device: kernels of one tier on a pool that it borrows. */
 enum status dev_cpu_open(struct pool *pool, enum cpu_tier tier, struct dev **out, struct err *e);
 const struct dev_api *dev_cpu_api(void);
+
+/* Device sim, which stands in for a GPU: computes with the CPU's kernels, on a thread of its own, in
+ * memory whose addresses the host cannot read and that is filled with NaN until it is written; keeps
+ * time on a virtual clock.  It runs OP_EXPERTS. */
+const struct dev_api *dev_sim_api(void);
 
 #endif

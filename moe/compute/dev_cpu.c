@@ -546,7 +546,7 @@ static void experts_layout(struct experts *x, char *p, int n_pairs)
     const uint64_t n = (uint64_t)n_pairs, ints = round64(sizeof(int32_t) * (n + 1));
     x->ff_stride = dev_experts_hidden_stride(x->n_ff);
     x->prep_stride = round64(act_bytes(x->kind, x->n_ff));
-    x->out_stride = round64(sizeof(float) * (uint64_t)x->n_embd);
+    x->out_stride = dev_experts_out_stride(x->n_embd);
     x->gate = p; /* where watchers look for what down is multiplied with (dev.h) */
     x->up = x->gate + n * x->ff_stride;
     x->prep = x->up + n * x->ff_stride;
@@ -717,28 +717,48 @@ static void combine_task(void *arg, int task, int worker)
     }
 }
 
-static void run_experts(struct job *j)
+static void experts_of(struct experts *x, const struct op *op, const struct dev_bind *b)
 {
-    const struct dev_bind *b = j->b;
     const struct dev_route *rt = b->route;
     const struct dev_weight *w[OP_IO];
-    for (int i = 0; i < OP_IO; i++) w[i] = &b->weight[j->op->weight[i]];
-    struct experts x = {
-        .rt = rt, .wg = w[0], .wu = w[1], .wd = w[2], .c0 = rt->first[rt->begin],
-        .c1 = rt->first[rt->end], .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows,
+    for (int i = 0; i < OP_IO; i++) w[i] = &b->weight[op->weight[i]];
+    *x = (struct experts){
+        .rt = rt, .wg = w[0], .wu = w[1], .wd = w[2], .n_embd = w[0]->n_cols, .n_ff = w[0]->n_rows,
         .kind = qtype_info(w[2]->type)->act,
     };
     for (int i = 0; i < OP_IO; i++) {
-        const int bias = j->op->weight[OP_IO + i];
-        x.bias[i] = bias < 0 ? NULL : b->weight[bias].data;
+        const int bias = op->weight[OP_IO + i];
+        x->bias[i] = bias < 0 ? NULL : b->weight[bias].data;
     }
-    ASSERT(rt->n_used <= USED_MAX && rt->n_rows == j->n_rows && rt->begin < rt->end);
-    experts_layout(&x, b->scratch, rt->n_rows * rt->n_used);
-    for (int c = x.c0; c < x.c1; c++) x.place[rt->pair[c]] = c;
+    experts_layout(x, b->scratch, rt->n_pairs);
+    if (rt->pair_out) x->out = rt->pair_out;
+}
+
+void dev_experts_put(const struct op *op, const struct dev_bind *b, int first, int n,
+                     const char *rows)
+{
+    struct experts x;
+    experts_of(&x, op, b);
+    memcpy(x.out + x.out_stride * (uint64_t)first, rows, x.out_stride * (uint64_t)n);
+    for (int c = first; c < first + n; c++) x.place[b->route->pair[c]] = c;
+}
+
+static void run_experts(struct job *j)
+{
+    const struct dev_route *rt = j->b->route;
+    struct experts x;
+    experts_of(&x, j->op, j->b);
+    ASSERT(rt->n_used <= USED_MAX && rt->n_rows == j->n_rows && rt->begin <= rt->end);
     j->ex = &x;
-    pool_run(j->d->pool, expert_task, j, experts_blocks(&x, j->d));
-    if (rt->end < rt->n_active) return;
-    pool_run(j->d->pool, combine_task, j, ceil_div(j->n_rows, ELEM_ROWS));
+    if (rt->begin < rt->end) {
+        x.c0 = rt->first[rt->begin];
+        x.c1 = rt->first[rt->end];
+        if (!rt->pair_out)
+            for (int c = x.c0; c < x.c1; c++) x.place[rt->pair[c]] = c;
+        pool_run(j->d->pool, expert_task, j, experts_blocks(&x, j->d));
+    }
+    if (rt->sum) pool_run(j->d->pool, combine_task, j, ceil_div(j->n_rows, ELEM_ROWS));
+    j->ex = NULL;
 }
 
 /* ---- the interface ---- */
@@ -790,7 +810,13 @@ static dev_fence cpu_submit(struct dev *d, const struct op *ops, int n, const st
     return ++d->n_done;
 }
 
-static void cpu_wait(struct dev *d, dev_fence f) { ASSERT(f <= d->n_done); }
+static enum dev_state cpu_wait(struct dev *d, dev_fence f, double seconds, struct err *e)
+{
+    (void)seconds;
+    (void)e;
+    ASSERT(f <= d->n_done);
+    return DEV_PASSED;
+}
 
 static void cpu_close(struct dev *d) { free(d); }
 
@@ -810,7 +836,7 @@ enum status dev_cpu_open(struct pool *pool, enum cpu_tier tier, struct dev **out
 const struct dev_api *dev_cpu_api(void)
 {
     static const struct dev_api api = {
-        .abi = DEV_ABI, .size = sizeof(struct dev_api), .name = "cpu", .own_memory = false,
+        .abi = DEV_ABI, .size = sizeof(struct dev_api), .build = DEV_BUILD, .name = "cpu",
         .supports = cpu_supports, .submit = cpu_submit, .wait = cpu_wait, .close = cpu_close,
     };
     return &api;

@@ -204,6 +204,15 @@ static void print_tiers(FILE *to, const struct plan_tiers *t)
     print_bytes(to, "on disk", t->on_disk, "weights that have no place in memory");
 }
 
+static void print_device(FILE *to, const struct plan_tiers *t)
+{
+    char note[160], h[32];
+    (void)snprintf(note, sizeof note, "on %s: %d of %d experts, and %s of rows and scratch%s",
+                   t->device_name, t->n_device, t->n_experts, human(h, sizeof h, t->device_fixed),
+                   t->device_modelled ? "; a model of a device" : "");
+    print_bytes(to, "device", t->device, note);
+}
+
 static void print_promise(FILE *to, const struct plan_tiers *t)
 {
     char h[32], r[32], d[32];
@@ -231,8 +240,10 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
                   s->name[0] ? "\"" : "", m->n_layer);
     if (s->n_expert) (void)fprintf(to, ", %d experts, %d per token", s->n_expert, s->n_expert_used);
     (void)fprintf(to, "\n");
-    const uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
-                           (all ? 0 : s->staging);
+    uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
+                           s->tiers.device_host + (all ? 0 : s->staging);
+    const uint64_t lent = total > s->budget ? total - s->budget : 0;
+    total -= lent;
     (void)fprintf(to, "memory  %s%s%s\n", human(h, sizeof h, total), s->budget == UINT64_MAX ? "" :
                   " of ", s->budget == UINT64_MAX ? " planned, no limit set" :
                   human(note, sizeof note, s->budget));
@@ -243,6 +254,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     (void)snprintf(note, sizeof note, "%d session%s x %d positions, %s, committed as they fill",
                    s->n_sessions, s->n_sessions == 1 ? "" : "s", s->n_ctx, s->kv_type);
     print_bytes(to, "KV cache", s->kv, note);
+    if (lent) print_bytes(to, "  lent", lent, "of these: used for weights until it fills");
     if (s->state) {
         (void)snprintf(note, sizeof note, "of these: current, next and %d snapshot%s per session",
                        s->n_snapshots, s->n_snapshots == 1 ? "" : "s");
@@ -252,6 +264,10 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     print_bytes(to, "logits", s->logits, "more when more rows ask for them");
     print_bytes(to, "staging", s->staging, all ? "only while loading" : "reads on their way");
     print_bytes(to, "process", s->process, "code, libraries, heap, stacks: estimated from above");
+    if (s->tiers.device_name) {
+        print_bytes(to, "device's host", s->tiers.device_host, "what the device copies from and to");
+        print_device(to, &s->tiers);
+    }
     if (!all) print_promise(to, &s->tiers);
     print_plan(to, prefill, "prefill");
     print_plan(to, decode, "decode");
@@ -306,6 +322,13 @@ static cJSON *json_tiers(const struct plan_tiers *t)
     if (t->seconds[1] > 0) {
         cJSON_AddNumberToObject(o, "token_seconds_least", t->seconds[0]);
         cJSON_AddNumberToObject(o, "token_seconds_most", t->seconds[1]);
+    }
+    if (t->device_name) {
+        cJSON_AddStringToObject(o, "device", t->device_name);
+        cJSON_AddNumberToObject(o, "device_expert_bytes", (double)t->device);
+        cJSON_AddNumberToObject(o, "device_fixed_bytes", (double)t->device_fixed);
+        cJSON_AddNumberToObject(o, "device_host_bytes", (double)t->device_host);
+        cJSON_AddNumberToObject(o, "device_experts", t->n_device);
     }
     if (t->all_ram) return o;
     cJSON_AddNumberToObject(o, "hit_with_another_gib", t->more_hit);

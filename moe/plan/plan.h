@@ -61,6 +61,11 @@ struct plan_tiers {
     uint64_t slot;            /* bytes of the largest */
     uint64_t ring;            /* bytes: slots that dense matrices stream through */
     int n_ring;
+    uint64_t device, device_fixed; /* bytes on the second device: experts; rows and scratch */
+    uint64_t device_host;     /* bytes of host memory that it copies from and to */
+    int n_device;             /* experts that it holds */
+    const char *device_name;  /* NULL = there is none */
+    bool device_modelled;
     uint64_t on_disk;         /* bytes that have no place in memory */
     double hit;               /* expected share of a token's experts in memory, uniform routing */
     uint64_t token_ram, token_disk; /* bytes read per token */

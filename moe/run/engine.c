@@ -22,7 +22,7 @@ struct tessera_options tessera_defaults(void)
                                     .n_logits = 1};
 }
 
-static void add_warning(void *arg, const char *text)
+void engine_warn(void *arg, const char *text)
 {
     struct tessera_engine *e = arg;
     if (e->n_warnings == WARNINGS_MAX) return;
@@ -127,7 +127,7 @@ static void open_tokenizer(struct tessera_engine *e)
         (void)snprintf(text, sizeof text,
                        "%s: the tokenizer has %d tokens but the model only %d: some text will be "
                        "refused", e->path, tok_n_vocab(e->tok), e->model.n_vocab);
-        add_warning(e, text);
+        engine_warn(e, text);
     }
 }
 
@@ -214,24 +214,25 @@ static enum status load(struct tessera_engine *e, const struct placement *p, str
         return s;
     resid_prepare(&e->resid, &(struct resid_start){
         .ledger = &e->ledger, .n_threads = e->opt.n_threads, .ops = e->opt.files,
-        .no_uring = e->opt.no_uring, .warn = add_warning, .warn_arg = e,
+        .no_uring = e->opt.no_uring, .warn = engine_warn, .warn_arg = e,
     });
     if (fit_need(e, p) > e->opt.mem_budget - CODE_SLACK) mem_drop_code();
     return resid_apply(&e->resid, p, e->opt.progress, e->opt.progress_arg, err);
 }
 
 /* Automatic budget: what is free now, in memory and in the control group, less a reserve for
- * everybody else of max(1 GiB, 6 %), and of half at most on small machines. */
-static uint64_t auto_budget(void)
+ * everybody else of max(1 GiB, 6 %), and of half at most on small machines; *reserve: that. */
+static uint64_t auto_budget(uint64_t *reserve)
 {
     struct machine m;
     memset(&m, 0, sizeof m);
     machine_memory(&m, NULL);
-    uint64_t room = m.ram_available, reserve = m.ram_bytes / 100 * 6;
-    if (!room) return UINT64_MAX; /* nothing is known: no limit is more honest than a guess */
+    uint64_t room = m.ram_available;
     if (m.cgroup_headroom < room) room = m.cgroup_headroom;
-    if (reserve < (1u << 30)) reserve = 1u << 30;
-    return reserve < room / 2 ? room - reserve : room / 2;
+    if (!room || room == MACHINE_NONE) return UINT64_MAX; /* no limit is more honest than a guess */
+    *reserve = govern_reserve(m.ram_bytes);
+    if (*reserve > room / 2) *reserve = room / 2;
+    return room - *reserve;
 }
 
 static enum status resolve(struct tessera_engine *e, const struct tessera_options *o,
@@ -247,7 +248,9 @@ static enum status resolve(struct tessera_engine *e, const struct tessera_option
         long n = sysconf(_SC_NPROCESSORS_ONLN);
         e->opt.n_threads = n < 1 ? 1 : n > 256 ? 256 : (int)n;
     }
-    if (!o->mem_budget) e->opt.mem_budget = auto_budget();
+    uint64_t reserve = 0;
+    if (!o->mem_budget) e->opt.mem_budget = auto_budget(&reserve);
+    if (reserve && !o->header_only) govern_open(&e->govern, e->opt.mem_budget, reserve);
     e->path = strdup(o->model_path);
     if (!e->path) return err_set(err, ERR_MEMORY, "no memory to open the model");
     e->opt.model_path = e->path;
@@ -274,10 +277,12 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         ledger_init(&e->ledger, e->opt.mem_budget);
         open_tokenizer(e);
         e->process = fit_process_bytes(e);
+        second_find(e);
         s = fit_budget(e, &e->placement, err);
     }
     if (!s) s = open_step_arrays(e, err);
     if (!s && !o->header_only) s = load(e, &e->placement, err);
+    if (!s && !o->header_only) second_open(e);
     if (s) {
         tessera_close(e);
         return s;
@@ -290,6 +295,7 @@ void tessera_close(tessera_engine *e)
 {
     if (!e) return;
     ASSERT(e->n_sessions == 0);
+    second_close(e);
     if (e->dev) e->api->close(e->dev);
     pool_close(e->pool);
     resid_close(&e->resid);
@@ -380,11 +386,16 @@ struct tessera_memory tessera_memory(const tessera_engine *e)
 struct tessera_traffic tessera_traffic(const tessera_engine *e)
 {
     const struct resid_counts *c = &e->resid.count;
+    const struct devtier *d = &e->devtier;
     struct plan_tiers t;
     promise(e, &e->placement, &t);
     return (struct tessera_traffic){
+        .device_ran = d->count.ran, .device_sent = d->count.sent, .device_filled = d->count.uploads,
+        .device_bytes = d->count.bytes, .device_seconds = devtier_on(d) ? d->api->clock(d->dev) : 0,
+        .device_modelled = e->device_modelled,
         .steps = e->n_steps, .hits = c->hits, .misses = c->misses, .bytes_read = c->bytes_read,
         .speculative = c->speculative, .useful = c->useful, .evictions = c->evictions,
+        .shrunk = e->govern.shrunk, .grown = e->govern.grown, .spilled = e->govern.spilled,
         .waited = c->waited, .hit_expected = t.hit, .token_disk_expected = t.token_disk,
         .seconds_expected = {t.seconds[0], t.seconds[1]},
     };
@@ -430,18 +441,9 @@ bool tessera_profile_at(const tessera_engine *e, int i, struct tessera_step_kind
 
 static unsigned long long mib_up(uint64_t n) { return (n + (1u << 20) - 1) >> 20; }
 
-enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)
+enum status engine_resize(struct tessera_engine *e, uint64_t budget, struct err *err)
 {
-    struct err local;
     struct placement p;
-    if (!err) err = &local;
-    err_clear(err);
-    if (e->opt.header_only)
-        return err_set(err, ERR_USAGE, "the model was opened for planning only");
-    if (!budget) { /* what is taken already is not free, but ours */
-        budget = auto_budget();
-        if (budget != UINT64_MAX) budget += atomic_load(&e->ledger.total);
-    }
     region_trim(&e->logits, fit_logits_bytes(e));
     if (!fit_weights(e, budget, &p))
         return err_set(err, ERR_BUDGET, "%llu MiB are too little for what is open now: it needs "
@@ -456,8 +458,27 @@ enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)
     return OK;
 }
 
-/* Commits, taking memory from the weights when the plan had none for it. */
-static enum status commit(struct tessera_engine *e, struct region *r, uint64_t bytes,
+enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)
+{
+    struct err local;
+    uint64_t reserve = 0;
+    if (!err) err = &local;
+    err_clear(err);
+    if (e->opt.header_only)
+        return err_set(err, ERR_USAGE, "the model was opened for planning only");
+    const bool watched = !budget;
+    if (!budget) { /* what is taken already is not free, but ours */
+        budget = auto_budget(&reserve);
+        if (budget != UINT64_MAX) budget += atomic_load(&e->ledger.total);
+    }
+    enum status s = engine_resize(e, budget, err);
+    if (s) return s;
+    e->govern.on = false;
+    if (watched && reserve) govern_open(&e->govern, budget, reserve);
+    return OK;
+}
+
+enum status engine_commit(struct tessera_engine *e, struct region *r, uint64_t bytes,
                           struct err *err)
 {
     struct placement p;
@@ -554,12 +575,16 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
     e->n_inputs = 0;
     enum status s = check_inputs(e, in, n_in, &n_rows, err);
     if (s || !n_rows) return s;
-    for (int i = 0; i < n_in; i++)
-        if ((s = commit(e, &in[i].session->kv, session_bytes(in[i].session, in[i].session->n + in[i].n), err)))
+    if ((s = govern_step(e, in, n_in, err))) return s;
+    for (int i = 0; i < n_in; i++) {
+        struct tessera_session *t = in[i].session;
+        if ((s = session_unspill(t, err)) ||
+            (s = engine_commit(e, &t->kv, session_bytes(t, t->n + in[i].n), err)))
             return s;
+    }
     if ((s = bind_states(e, in, n_in, err))) return s;
     const int n_out = bind_rows(e, in, n_in, e->serials);
-    if ((s = commit(e, &e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
+    if ((s = engine_commit(e, &e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
                     err)) ||
         (s = exec_run(e, plan_for(e, n_rows), n_rows, n_out, e->serials, err))) {
         e->n_inputs = 0;

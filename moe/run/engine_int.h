@@ -9,10 +9,12 @@
 #include "moe/compute/dev.h"
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
+#include "moe/run/govern.h"
 #include "moe/run/obs.h"
 #include "moe/run/watch.h"
 #include "moe/run/profile.h"
 #include "moe/tessera.h"
+#include "offload/devtier.h"
 #include "offload/residency.h"
 
 enum { WARNINGS_MAX = 16, BUCKETS_MAX = 20, SNAPSHOTS_MAX = 8 };
@@ -37,6 +39,11 @@ struct tessera_engine {
     enum cpu_tier tier;
     const struct dev_api *api;
     struct dev *dev;
+    struct devtier devtier;          /* the second device, where there is one */
+    struct dev *second;              /* the same until the tier has it */
+    struct devtier_bank *bank;       /* [resid.n_banks] its experts' ops */
+    struct devtier_plan device_plan; /* all zeros without a device */
+    bool device_modelled;
     struct region arena, logits;
     struct tok *tok;
     struct err tok_err;
@@ -51,8 +58,10 @@ struct tessera_engine {
     uint64_t *state_offset;          /* [n_slot] of a recurrent slot in a state */
     uint64_t state_bytes;            /* of one state; 0 = no recurrent layers */
     int n_snapshots;                 /* states that a session may keep */
+    struct tessera_session *session; /* the open ones, a list */
     int n_sessions;
     int32_t serial;
+    struct govern govern;
 
     /* the step being run, all sized by n_ubatch at open */
     struct dev_buf *buf;             /* [n_buf] */
@@ -96,10 +105,24 @@ struct tessera_session {
     struct state_pool state;
     int32_t *ids;                    /* [n_ctx] */
     int32_t n, n_ctx, serial;
+    int spill_fd;                    /* the file that holds the KV cache; -1: it is in memory */
+    uint64_t spilled;                /* its bytes */
+    struct tessera_session *next;
 };
 
 /* Bytes of the pages that hold n positions. */
 uint64_t session_bytes(const struct tessera_session *s, int32_t n);
+
+/* Puts the KV cache (not the recurrent states) into a file without a name, and back: exactly.
+ * ERR_IO: it is where it was. */
+enum status session_spill(struct tessera_session *s, struct err *e);
+enum status session_unspill(struct tessera_session *s, struct err *e);
+
+/* Moves the budget; see tessera_resize. */
+enum status engine_resize(struct tessera_engine *e, uint64_t budget, struct err *err);
+/* Commits pages of r, taking memory from the weights when the plan had none for them. */
+enum status engine_commit(struct tessera_engine *e, struct region *r, uint64_t bytes,
+                          struct err *err);
 
 /* All of these do nothing for models without recurrent layers.
  *   begin     cuts the next n tokens, rows first.. of the step, into segments, which are appended
@@ -134,6 +157,13 @@ uint64_t fit_least(const struct tessera_engine *e);
 bool fit_weights(const struct tessera_engine *e, uint64_t budget, struct placement *p);
 /* A placement that leaves `bytes` to something else. */
 bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *p);
+
+/* The second device: opens e->opt.device, if it can be used, and plans what it will hold; takes the
+ * experts to it.  What cannot be used is a warning and a run without it.  See second.c. */
+void second_find(struct tessera_engine *e);
+void second_open(struct tessera_engine *e);
+void second_close(struct tessera_engine *e);
+void engine_warn(void *arg, const char *text);
 
 /* What a placement promises; see promise.c. */
 void promise(const struct tessera_engine *e, const struct placement *p, struct plan_tiers *t);

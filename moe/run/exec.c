@@ -20,8 +20,10 @@ struct exec {
     const struct plan *plan;
     struct dev_bind bind;
     struct dev_route route;
+    struct dev_route whole;       /* the same as the router left it */
     struct plan_route ctl;        /* the control buffer of the layer being run */
     const struct op *route_op;
+    bool two_sides;               /* a device takes part in the layer being run */
     const int32_t *serial;        /* [n_rows] session serial of each row */
     int n_rows, n_out;
 };
@@ -97,8 +99,20 @@ static void run_route(struct exec *x, const struct op *op)
     /* Absent experts are asked for now: what comes before the experts runs meanwhile. */
     for (int a = 0; a < x->route.n_active; a++)
         x->ctl.ready[a] = x->ctl.first[a + 1] - x->ctl.first[a];
-    resid_route(&x->e->resid, x->e->op_bank[op - x->e->model.op], x->ctl.expert, x->ctl.ready,
-                x->route.n_active);
+    const int bank = x->e->op_bank[op - x->e->model.op];
+    x->route.expert = x->ctl.expert;
+    x->route.first = x->ctl.first;
+    x->route.pair = x->ctl.pair;
+    x->route.n_pairs = x->plan->n_rows * p->n_used;
+    x->whole = x->route;
+    struct devtier *t = &x->e->devtier;
+    x->two_sides = devtier_on(t) && !x->e->watch.fn; /* watchers look into the CPU's scratch */
+    if (x->two_sides) {
+        devtier_route(t, bank, &x->whole, x->ctl.ready);
+        resid_route(&x->e->resid, bank, t->rest_expert, t->rest_count, t->n_rest);
+    } else {
+        resid_route(&x->e->resid, bank, x->ctl.expert, x->ctl.ready, x->route.n_active);
+    }
 }
 
 static bool cancelled(struct exec *x, const struct op *op, struct err *err)
@@ -111,10 +125,10 @@ static bool cancelled(struct exec *x, const struct op *op, struct err *err)
 static void submit(struct exec *x, const struct op *op, int n)
 {
     const struct dev_api *api = x->e->api;
-    api->wait(x->e->dev, api->submit(x->e->dev, op, n, &x->bind));
+    (void)api->wait(x->e->dev, api->submit(x->e->dev, op, n, &x->bind), 0, NULL);
 }
 
-/* Appends the n experts in ctl.ready to the lists of those that run. */
+/* Appends the n experts whose numbers are in ctl.ready to the lists of those that run. */
 static void append_ready(struct exec *x, int n, int *n_run)
 {
     struct plan_route *c = &x->ctl;
@@ -126,6 +140,21 @@ static void append_ready(struct exec *x, int n, int *n_run)
         memcpy(c->run_pair + at, c->pair + from, sizeof *c->pair * (size_t)count);
         c->run_first[++*n_run] = at + count;
     }
+}
+
+static void run_lists(struct exec *x)
+{
+    x->route.expert = x->ctl.run_expert;
+    x->route.first = x->ctl.run_first;
+    x->route.pair = x->ctl.run_pair;
+}
+
+static void submit_experts(struct exec *x, const struct op *op, int begin, int end, bool sum)
+{
+    x->route.begin = begin;
+    x->route.end = end;
+    x->route.sum = sum;
+    submit(x, op, 1);
 }
 
 static enum status run_experts(struct exec *x, const struct op *op, struct err *err)
@@ -142,22 +171,124 @@ static enum status run_experts(struct exec *x, const struct op *op, struct err *
             for (int k = 0; k < OP_IO; k++)
                 table[k][before + i] = resid_expert(r, c->ready[i], k);
         if (n == x->route.n_active) {
-            x->route.expert = c->expert;
-            x->route.first = c->first;
-            x->route.pair = c->pair;
             n_run = n;
         } else {
             append_ready(x, n, &n_run);
-            x->route.expert = c->run_expert;
-            x->route.first = c->run_first;
-            x->route.pair = c->run_pair;
+            run_lists(x);
         }
-        x->route.begin = before;
-        x->route.end = n_run;
-        submit(x, op, 1);
+        submit_experts(x, op, before, n_run, n_run == x->route.n_active);
         resid_ran(r);
         if (cancelled(x, op, err)) return err->code;
     }
+    return OK;
+}
+
+/* ---- experts on two sides ---- */
+
+/* The device's experts from `from` on take the last places of the lists, so that the CPU's can come
+ * in any order in front of them; n_cpu: how many the CPU has left to run. */
+static void place_device(struct exec *x, int from, int *n_cpu)
+{
+    const struct devtier *t = &x->e->devtier;
+    struct plan_route *c = &x->ctl;
+    for (int i = from; i < t->n; i++) {
+        const int a = t->number[i], n = c->first[a + 1] - c->first[a], at = --*n_cpu;
+        c->run_expert[at] = c->expert[a];
+        c->run_first[at] = c->run_first[at + 1] - n;
+        memcpy(c->run_pair + c->run_first[at], c->pair + c->first[a], sizeof *c->pair * (size_t)n);
+    }
+}
+
+/* Everything that the router chose, minus what the device takes, as it arrives in RAM. */
+static enum status run_cpu_side(struct exec *x, const struct op *op, int *n_cpu, struct err *err)
+{
+    struct tessera_engine *e = x->e;
+    struct devtier *t = &e->devtier;
+    struct plan_route *c = &x->ctl;
+    const void **table[OP_IO] = {c->gate, c->up, c->down};
+    for (int n_run = 0, tried = 0; n_run < *n_cpu; tried = 1) {
+        int n = resid_take(&e->resid, c->ready, err), sent = 0;
+        if (n < 0) return err->code;
+        ASSERT(n > 0);
+        for (int i = 0; i < n; i++) {
+            for (int k = 0; k < OP_IO; k++)
+                table[k][n_run + i] = resid_expert(&e->resid, c->ready[i], k);
+            c->ready[i] = t->rest[c->ready[i]];
+        }
+        const int had = t->n;
+        if (!tried) {
+            const void *const *const m[OP_IO] = {c->gate, c->up, c->down};
+            sent = devtier_send(t, &x->whole, c->ready, n, m);
+            place_device(x, had, n_cpu);
+        }
+        n -= sent;
+        for (int i = 0; i < n; i++) { /* the front of the list has left */
+            c->ready[i] = c->ready[i + sent];
+            for (int k = 0; k < OP_IO; k++) table[k][n_run + i] = table[k][n_run + i + sent];
+        }
+        const int before = n_run;
+        append_ready(x, n, &n_run);
+        if (n) submit_experts(x, op, before, n_run, false);
+        for (int i = 0; i < n; i++) {
+            const void *const m[OP_IO] = {c->gate[before + i], c->up[before + i],
+                                          c->down[before + i]};
+            devtier_offer(t, &x->whole, c->ready[i], m);
+        }
+        resid_ran(&e->resid);
+        if (cancelled(x, op, err)) return err->code;
+    }
+    return OK;
+}
+
+/* What a device that was given up has not delivered: one by one, in the order of arrival. */
+static enum status run_undelivered(struct exec *x, const struct op *op, int n_cpu, struct err *err)
+{
+    struct resid *r = &x->e->resid;
+    struct plan_route *c = &x->ctl;
+    const void **table[OP_IO] = {c->gate, c->up, c->down};
+    const int n = x->route.n_active - n_cpu;
+    for (int i = 0; i < n; i++) c->ready[i] = c->run_first[n_cpu + i + 1] - c->run_first[n_cpu + i];
+    resid_route(r, x->e->op_bank[op - x->e->model.op], c->run_expert + n_cpu, c->ready, n);
+    for (int n_run = 0; n_run < n;) {
+        const int got = resid_take(r, c->ready, err);
+        if (got < 0) return err->code;
+        ASSERT(got > 0);
+        for (int i = 0; i < got; i++) {
+            const int at = n_cpu + c->ready[i];
+            for (int k = 0; k < OP_IO; k++) table[k][at] = resid_expert(r, c->ready[i], k);
+            submit_experts(x, op, at, at + 1, false);
+        }
+        n_run += got;
+        resid_ran(r);
+        if (cancelled(x, op, err)) return err->code;
+    }
+    return OK;
+}
+
+static enum status run_two_sides(struct exec *x, const struct op *op, struct err *err)
+{
+    struct devtier *t = &x->e->devtier;
+    struct plan_route *c = &x->ctl;
+    const int n = x->route.n_active;
+    int n_cpu = n;
+    x->bind.scratch = x->e->buf[op->in[2]].base;
+    run_lists(x);
+    c->run_first[n] = x->route.n_rows * x->route.n_used;
+    devtier_run(t, &x->whole, &x->e->buf[op->in[0]]);
+    place_device(x, 0, &n_cpu);
+    enum status s = run_cpu_side(x, op, &n_cpu, err);
+    if (s) return s;
+    const char *rows = n_cpu < n ? devtier_land(t) : NULL;
+    if (rows) {
+        const uint64_t stride = dev_experts_out_stride(x->e->buf[op->out[0]].width);
+        for (int i = 0; i < t->n; i++)
+            dev_experts_put(op, &x->bind, c->run_first[n - 1 - i], t->first[i + 1] - t->first[i],
+                            rows + stride * (uint64_t)t->first[i]);
+    } else if (n_cpu < n && (s = run_undelivered(x, op, n_cpu, err))) {
+        return s;
+    }
+    submit_experts(x, op, n, n, true);
+    devtier_done(t);
     return OK;
 }
 
@@ -285,7 +416,9 @@ static enum status run_special(struct exec *x, const struct op *op, struct err *
 {
     switch (op->code) {
     case OP_ROUTE: run_route(x, op); return OK;
-    case OP_EXPERTS: return x->route.n_rows ? run_experts(x, op, err) : OK;
+    case OP_EXPERTS:
+        if (!x->route.n_rows) return OK;
+        return x->two_sides ? run_two_sides(x, op, err) : run_experts(x, op, err);
     case OP_EMBED: return stream_embed(x, op, err);
     default: return stream_matmul(x, op, err);
     }
@@ -364,6 +497,7 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
         .n_sessions = e->state_bytes ? e->n_inputs : 0, .route = &x.route,
     };
+    devtier_step(&e->devtier, n_rows);
     enum status s = resid_step(&e->resid, n_rows, err);
     if (!s) s = resid_step_end(&e->resid, run_steps(&x, err), err);
     if (!s) e->n_steps++;

@@ -5,7 +5,8 @@
  * staging, and weights.  If everything fits it is all in RAM, a default context giving way first.
  * Otherwise weights get what is left, and the rest of the process is kept small: a micro-batch
  * whose buffers stay within BESIDE_BYTES with the process and the staging and take an eighth of the
- * budget at most, a default context whose KV cache takes a quarter at most.  If not even the least placement fits, all of these shrink to
+ * budget at most, a default context whose KV cache takes a quarter at most.  What of it is not filled
+ * yet is lent to the weights, and taken back page by page (engine_commit).  If not even the least placement fits, all of these shrink to
  * their least; if that is too much the model is refused, with the number that works.
  *
  * Pure functions of the engine's description; no memory is taken here. */
@@ -76,10 +77,10 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 
-/* Everything but weights, KV cache and staging. */
+/* Everything but weights, KV cache and staging; what a device reads from the host is part of it. */
 static uint64_t beside(const struct tessera_engine *e)
 {
-    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e);
+    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e) + e->device_plan.host;
 }
 
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
@@ -110,9 +111,26 @@ static bool solve(const struct tessera_engine *e, uint64_t budget, int n_ctx, st
     return p->bytes < place_all(&e->resid.sizes).bytes || need(e, p, n_ctx) <= budget;
 }
 
+/* KV bytes that are there whatever the contexts hold: recurrent states, and pages that are filled. */
+static uint64_t kv_now(const struct tessera_engine *e)
+{
+    uint64_t sum = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes;
+    for (const struct tessera_session *s = e->session; s; s = s->next) sum += s->kv.committed;
+    return sum;
+}
+
 bool fit_weights(const struct tessera_engine *e, uint64_t budget, struct placement *p)
 {
-    return solve(e, budget, e->opt.n_ctx, p);
+    if (!solve(e, budget, e->opt.n_ctx, p)) return false;
+    if (p->bytes == place_all(&e->resid.sizes).bytes) return true;
+    /* What the KV caches have not filled yet works for the weights until they do. */
+    const uint64_t rest = beside(e) + kv_now(e) + staging(e);
+    struct placement more;
+    if (rest >= budget) return true;
+    const uint64_t left = budget - rest;
+    if (place_solve(&e->resid.sizes, left - left / (PAGE_TABLE + 1), &more) && more.bytes > p->bytes)
+        *p = more;
+    return true;
 }
 
 uint64_t fit_least(const struct tessera_engine *e)
@@ -194,5 +212,5 @@ enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err
         }
     }
     e->opt.n_ctx = want;
-    return OK;
+    return fit_weights(e, budget, p) ? OK : err_set(err, ERR_BUDGET, "the plan does not fit");
 }

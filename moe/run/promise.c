@@ -32,7 +32,9 @@ static void per_token(const struct tessera_engine *e, const struct placement *p,
     double expert_bytes = 0, hit_sum = 0;
     for (int b = 0; b < r->n_banks; b++) {
         const int c = r->class_of[b];
-        const double hit = share(p->n_slots[c], r->sizes.n_groups[c]);
+        /* What the device holds is not asked for in RAM: the tiers are exclusive. */
+        const double slots = share(p->n_slots[c] + e->device_plan.n_slots[c], r->sizes.n_groups[c]);
+        const double hit = slots < 1 ? slots : 1;
         for (int k = 0; k < 3; k++)
             expert_bytes += (1 - hit) * used *
                             (double)e->weights.at[r->bank[b].weight[k]].mat_file_bytes;
@@ -59,6 +61,14 @@ void promise(const struct tessera_engine *e, const struct placement *p, struct p
     const struct place_sizes *s = &e->resid.sizes;
     const struct placement all = place_all(s);
     count_slots(e, p, t);
+    if (e->device_plan.n_all) {
+        t->device = e->device_plan.slots;
+        t->device_fixed = e->device_plan.fixed;
+        t->device_host = e->device_plan.host;
+        t->n_device = e->device_plan.n_all;
+        t->device_name = e->opt.device->name;
+        t->device_modelled = e->device_modelled;
+    }
     per_token(e, p, t);
     t->all_ram = p->bytes == all.bytes;
     t->home = s->small + (p->dense_home ? s->dense : 0) + (p->tables_home ? s->tables : 0);

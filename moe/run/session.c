@@ -4,14 +4,88 @@
  * timeline commits a growing prefix.  Going back is exact: positions beyond the end are never read,
  * and are written again before they are.  Recurrent layers are state.c's: with them one goes back
  * to the nearest snapshot. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "moe/run/engine_int.h"
 
 uint64_t session_bytes(const struct tessera_session *s, int32_t n)
 {
     return (uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * s->engine->kv_page_bytes;
+}
+
+/* ---- a KV cache on disk ---- */
+
+static void forget_spilled(struct tessera_session *s)
+{
+    if (s->spill_fd >= 0) (void)close(s->spill_fd);
+    s->spill_fd = -1;
+    s->spilled = 0;
+}
+
+/* A file that is gone when it is closed, on a disk if there is any: /tmp may be memory. */
+static int nameless_file(void)
+{
+    const char *dir = getenv("TMPDIR");
+    char path[] = "/var/tmp/tessera-kv-XXXXXX";
+    int fd = open(dir && *dir ? dir : "/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd >= 0) return fd;
+    fd = mkostemp(path, O_CLOEXEC);
+    if (fd >= 0) (void)unlink(path);
+    return fd;
+}
+
+enum status session_spill(struct tessera_session *s, struct err *e)
+{
+    const uint64_t n = session_bytes(s, s->n);
+    const char *p = s->kv.base;
+    if (s->spill_fd >= 0) return OK;
+    const int fd = nameless_file();
+    int64_t got = 0;
+    for (uint64_t at = 0; fd >= 0 && at < n; at += (uint64_t)got) {
+        got = pwrite(fd, p + at, n - at, (off_t)at);
+        if (got <= 0 && errno != EINTR) break;
+        if (got < 0) got = 0;
+    }
+    if (fd < 0 || (n && got <= 0) || fdatasync(fd)) {
+        const int why = errno;
+        if (fd >= 0) (void)close(fd);
+        return err_set(e, ERR_IO, "cannot put %llu MiB of KV cache into a file: %s: set TMPDIR to a "
+                       "folder with room", (unsigned long long)(n >> 20), strerror(why));
+    }
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* the pages were charged to us */
+    region_trim(&s->kv, 0);
+    s->spill_fd = fd;
+    s->spilled = n;
+    return OK;
+}
+
+enum status session_unspill(struct tessera_session *s, struct err *e)
+{
+    if (s->spill_fd < 0) return OK;
+    /* What lies behind the end of the timeline is not needed any more. */
+    const uint64_t have = session_bytes(s, s->n), n = have < s->spilled ? have : s->spilled;
+    char *p = s->kv.base;
+    enum status st = engine_commit(s->engine, &s->kv, n, e);
+    if (st) return st;
+    for (uint64_t at = 0; at < n;) {
+        const int64_t got = pread(s->spill_fd, p + at, n - at, (off_t)at);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) {
+            const int why = got ? errno : EIO;
+            region_trim(&s->kv, 0);
+            return err_set(e, ERR_IO, "cannot read a session's KV cache back from its file: %s",
+                           strerror(why));
+        }
+        at += (uint64_t)got;
+    }
+    (void)posix_fadvise(s->spill_fd, 0, 0, POSIX_FADV_DONTNEED);
+    forget_spilled(s);
+    return OK;
 }
 
 enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session **out,
@@ -26,6 +100,7 @@ enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session *
     if (!s) return err_set(err, ERR_MEMORY, "no memory for a session");
     s->engine = e;
     s->n_ctx = n_ctx;
+    s->spill_fd = -1;
     s->ids = calloc((size_t)n_ctx, sizeof *s->ids);
     enum status st = OK;
     if (!s->ids) st = err_set(err, ERR_MEMORY, "no memory for a session");
@@ -39,6 +114,8 @@ enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session *
     }
     s->serial = e->serial++;
     e->n_sessions++;
+    s->next = e->session;
+    e->session = s;
     *out = s;
     return OK;
 }
@@ -46,6 +123,10 @@ enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session *
 void tessera_session_close(tessera_session *s)
 {
     if (!s) return;
+    struct tessera_session **at = &s->engine->session;
+    while (*at != s) at = &(*at)->next;
+    *at = s->next;
+    forget_spilled(s);
     region_release(&s->kv);
     state_close(s);
     s->engine->n_sessions--;
@@ -83,10 +164,12 @@ int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n)
 static const char ARCH[] = "tessera-session";
 enum { GGUF_TENSOR_I8 = 24 };
 
-enum status tessera_session_save(const tessera_session *s, const char *path, struct err *err)
+enum status tessera_session_save(tessera_session *s, const char *path, struct err *err)
 {
     const struct tessera_engine *e = s->engine;
     const uint64_t bytes = session_bytes(s, s->n);
+    enum status back = session_unspill(s, err);
+    if (back) return back;
     struct gguf_writer *w = gguf_writer_new();
     if (!w) return err_set(err, ERR_MEMORY, "no memory to write %s", path);
     gguf_put_str(w, "general.architecture", ARCH);
@@ -159,11 +242,12 @@ static enum status read_saved(struct tessera_session *s, const struct gguf *g,
         return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
                        gguf_path(g, 0));
     char *at = NULL;
-    enum status st = region_commit(&s->kv, session_bytes(s, n), err);
+    enum status st = engine_commit(s->engine, &s->kv, session_bytes(s, n), err);
     if (st) return st;
     struct osfile f;
     if ((st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err))) return st;
     s->n = 0; /* what was there is about to be overwritten */
+    forget_spilled(s);
     st = state_restore(s, n, &at, err);
     if (!st && bytes) st = osfile_read(&f, s->kv.base, bytes, t->offset, err);
     if (!st && at) st = osfile_read(&f, at, state, u->offset, err);

@@ -1,0 +1,93 @@
+/* The second device: from an option to a tier of experts; see devtier.h for what it does then.
+ *
+ * Nothing here is fatal: a device that is of another build, does not open, or has too little memory
+ * is one warning, and the CPU computes everything.  Owns nothing of its own. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/run/engine_int.h"
+
+static void without(struct tessera_engine *e, const char *name, const char *why)
+{
+    char text[700];
+    (void)snprintf(text, sizeof text, "device %s is not used: %s", name, why);
+    engine_warn(e, text);
+    memset(&e->device_plan, 0, sizeof e->device_plan);
+}
+
+static const char *unfit(const struct dev_api *api)
+{
+    if (api->abi != DEV_ABI || api->size != sizeof *api || !api->build ||
+        strcmp(api->build, DEV_BUILD))
+        return "it was built for another version of Tessera";
+    if (!api->own_memory || !api->open || !api->caps || !api->alloc || !api->copy || !api->clock ||
+        !api->supports || !api->submit || !api->wait || !api->close)
+        return "it lacks a function that a second device must have";
+    return NULL;
+}
+
+static void list_banks(struct tessera_engine *e)
+{
+    const struct build *m = &e->model;
+    e->bank = calloc((size_t)e->resid.n_banks + 1, sizeof *e->bank);
+    for (int i = 0, n = 0; e->bank && i < m->n_op; i++) {
+        if (m->op[i].code != OP_EXPERTS) continue;
+        e->bank[n].op = &m->op[i];
+        e->bank[n++].x_stride = e->plan[e->n_plans - 1].stride[m->op[i].in[0]];
+    }
+}
+
+static struct devtier_options options(struct tessera_engine *e)
+{
+    return (struct devtier_options){
+        .api = e->opt.device, .dev = e->second, .weights = &e->weights, .resid = &e->resid,
+        .bank = e->bank, .n_rows = e->opt.n_ubatch, .n_used = e->hp.n_expert_used,
+        .ledger = &e->ledger, .rate_ram = e->opt.rate_ram, .warn = engine_warn, .warn_arg = e,
+    };
+}
+
+void second_find(struct tessera_engine *e)
+{
+    const struct dev_api *api = e->opt.device;
+    struct err err;
+    if (!api) return;
+    err_clear(&err);
+    const char *why = unfit(api);
+    if (why) {
+        without(e, api->name && api->abi == DEV_ABI ? api->name : "", why);
+        return;
+    }
+    list_banks(e);
+    const uint64_t want = e->opt.vram_budget ? e->opt.vram_budget : UINT64_MAX;
+    if (!e->bank) {
+        without(e, api->name, "no memory for the list of experts");
+    } else if (api->open(want, &e->second, &err)) {
+        e->second = NULL;
+        without(e, api->name, err.msg);
+    } else {
+        const struct devtier_options o = options(e);
+        e->device_modelled = api->caps(e->second).modelled;
+        if (!devtier_size(&o, api->caps(e->second).memory, &e->device_plan, &err)) return;
+        without(e, api->name, err.msg);
+        api->close(e->second);
+        e->second = NULL;
+    }
+}
+
+void second_open(struct tessera_engine *e)
+{
+    struct err err;
+    if (!e->second) return;
+    err_clear(&err);
+    const struct devtier_options o = options(e);
+    e->second = NULL; /* the tier's from here on */
+    if (devtier_open(&e->devtier, &o, &err)) without(e, o.api->name, err.msg);
+}
+
+void second_close(struct tessera_engine *e)
+{
+    if (e->second) e->opt.device->close(e->second);
+    devtier_close(&e->devtier);
+    free(e->bank);
+}

@@ -1,0 +1,436 @@
+/* See devtier.h. */
+#include "offload/devtier.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double HALF_LIFE = 16, MARGIN = 1; /* offload/README.md, Admission */
+
+/* Steps of more rows are bound by arithmetic, which rates of memory say nothing about. */
+enum { SEND_ROWS = 4 };
+
+static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+static uint64_t page_up(uint64_t n) { return up(n, 4096); }
+
+/* ---- sizes ---- */
+
+static int pairs_of(const struct devtier_options *o)
+{
+    const int all = o->n_rows * o->n_used;
+    return all < DEVTIER_PAIRS ? all : DEVTIER_PAIRS > o->n_used ? DEVTIER_PAIRS : o->n_used;
+}
+
+static const struct weight *weight_of(const struct devtier_options *o, int bank, int k)
+{
+    return &o->weights->at[o->bank[bank].op->weight[k]];
+}
+
+/* Bytes of the biases that a bank's experts add, on the device. */
+static uint64_t bias_bytes(const struct devtier_options *o, int bank)
+{
+    uint64_t sum = 0;
+    for (int k = OP_IO; k < OP_WEIGHTS; k++)
+        if (o->bank[bank].op->weight[k] >= 0) sum += up(weight_of(o, bank, k)->mat_bytes, 256);
+    return sum;
+}
+
+static uint64_t bias_all(const struct devtier_options *o)
+{
+    uint64_t sum = 0;
+    for (int b = 0; b < o->resid->n_banks; b++) sum += bias_bytes(o, b);
+    return sum;
+}
+
+struct fixed {
+    uint64_t x, rows, scratch, slot; /* bytes; slot: of the largest class */
+};
+
+static struct fixed fixed_of(const struct devtier_options *o)
+{
+    struct fixed f = {0};
+    const int n = pairs_of(o);
+    for (int b = 0; b < o->resid->n_banks; b++) {
+        const struct weight *gate = weight_of(o, b, 0), *down = weight_of(o, b, 2);
+        const uint64_t x = (uint64_t)o->bank[b].x_stride * (uint64_t)o->n_rows;
+        const uint64_t rows = dev_experts_out_stride(gate->n_cols) * (uint64_t)n;
+        const uint64_t scratch = dev_experts_scratch(n, gate->n_cols, gate->n_rows,
+                                                     qtype_info(down->type)->act);
+        if (x > f.x) f.x = x;
+        if (rows > f.rows) f.rows = rows;
+        if (scratch > f.scratch) f.scratch = scratch;
+    }
+    for (int c = 0; c < o->resid->sizes.n_classes; c++)
+        if (o->resid->sizes.slot[c] > f.slot) f.slot = o->resid->sizes.slot[c];
+    return f;
+}
+
+enum status devtier_size(const struct devtier_options *o, uint64_t memory, struct devtier_plan *p,
+                         struct err *e)
+{
+    const struct place_sizes *s = &o->resid->sizes;
+    const struct fixed f = fixed_of(o);
+    uint64_t least = 0, all = 0;
+    memset(p, 0, sizeof *p);
+    p->fixed = page_up(f.x) + page_up(f.rows) + page_up(f.scratch) + page_up(bias_all(o));
+    p->host = page_up(f.x) + page_up(f.rows) + DEVTIER_RING * page_up(f.slot);
+    for (int c = 0; c < s->n_classes; c++) {
+        least += s->slot[c];
+        all += s->slot[c] * (uint64_t)s->n_groups[c];
+    }
+    p->least = p->fixed + least;
+    if (!s->n_classes)
+        return err_set(e, ERR_DEVICE, "the model has no experts, and this version runs nothing else "
+                       "on a device");
+    if (memory < p->least)
+        return err_set(e, ERR_BUDGET, "%llu MiB are too little: rows, scratch and an expert of each "
+                       "size take %lluM", (unsigned long long)(memory >> 20),
+                       (unsigned long long)(up(p->least, 1u << 20) >> 20));
+    const double share = (double)(memory - p->fixed) / (double)all;
+    uint64_t left = memory - p->fixed;
+    for (int c = 0; c < s->n_classes; c++) {
+        const int want = share >= 1 ? s->n_groups[c] : (int)(s->n_groups[c] * share);
+        p->n_slots[c] = want > 1 ? want : 1;
+        while (p->n_slots[c] > 1 && s->slot[c] * (uint64_t)p->n_slots[c] > left) p->n_slots[c]--;
+        left -= s->slot[c] * (uint64_t)p->n_slots[c];
+        p->n_all += p->n_slots[c];
+        p->slots += s->slot[c] * (uint64_t)p->n_slots[c];
+    }
+    return OK;
+}
+
+int devtier_split(const struct dev_caps *c, double rate_ram, double bytes, int n, int m)
+{
+    int best = 0;
+    double least = -1;
+    if (!(rate_ram > 0)) return 0;
+    for (int q = 0; q <= m; q++) {
+        const double copy = q * bytes / c->rate_copy, run = q * bytes / c->rate;
+        const double device = (n + q ? c->latency : 0) + n * bytes / c->rate +
+                              (copy > run ? copy : run);
+        const double cpu = (m - q) * bytes / rate_ram, time = device > cpu ? device : cpu;
+        if (least >= 0 && time >= least) continue;
+        least = time;
+        best = q;
+    }
+    return best;
+}
+
+/* ---- opening ---- */
+
+static enum status open_memory(struct devtier *t, struct err *e)
+{
+    const struct place_sizes *s = &t->o.resid->sizes;
+    const struct fixed f = fixed_of(&t->o);
+    bool ok = (t->x_dev = t->api->alloc(t->dev, DEV_OWN, f.x)) &&
+              (t->rows_dev = t->api->alloc(t->dev, DEV_OWN, f.rows)) &&
+              (t->scratch_dev = t->api->alloc(t->dev, DEV_OWN, f.scratch)) &&
+              (t->x_host = t->api->alloc(t->dev, DEV_HOST, f.x)) &&
+              (t->rows_host = t->api->alloc(t->dev, DEV_HOST, f.rows));
+    for (int i = 0; ok && i < DEVTIER_RING; i++)
+        ok = (t->ring[i] = t->api->alloc(t->dev, DEV_HOST, f.slot));
+    for (int c = 0; ok && c < s->n_classes; c++) {
+        const int n = t->plan.n_slots[c];
+        t->cls[c].idle = calloc((size_t)n + 1, sizeof *t->cls[c].idle);
+        t->cls[c].base = t->api->alloc(t->dev, DEV_OWN, s->slot[c] * (uint64_t)n);
+        ok = t->cls[c].idle && t->cls[c].base;
+        for (int i = 0; ok && i < n; i++) t->cls[c].idle[t->cls[c].n_idle++] = n - 1 - i;
+    }
+    return ok ? OK : err_set(e, ERR_DEVICE, "it gave less memory than it said it has");
+}
+
+static enum status open_lists(struct devtier *t, struct err *e)
+{
+    const size_t ne = (size_t)t->o.resid->n_experts, nb = (size_t)t->o.resid->n_banks;
+    const struct policy_options p = {
+        .kind = POLICY_LRFU, .n_layers = (int)nb, .n_experts = (int)ne,
+        .slot_class = t->o.resid->class_of, .half_life = HALF_LIFE, .selective = true,
+        .margin = MARGIN,
+    };
+    t->slot_of = calloc(ne * nb + 1, sizeof *t->slot_of);
+    t->weight = calloc(nb * OP_WEIGHTS + 1, sizeof *t->weight);
+    t->number = calloc(ne + 1, sizeof *t->number);
+    t->expert = calloc(ne + 1, sizeof *t->expert);
+    t->first = calloc(ne + 2, sizeof *t->first);
+    t->pair = calloc((size_t)t->n_pairs + 1, sizeof *t->pair);
+    t->rest = calloc(ne + 1, sizeof *t->rest);
+    t->rest_expert = calloc(ne + 1, sizeof *t->rest_expert);
+    t->rest_count = calloc(ne + 1, sizeof *t->rest_count);
+    bool ok = t->slot_of && t->weight && t->number && t->expert && t->first && t->pair && t->rest &&
+              t->rest_expert && t->rest_count;
+    for (int k = 0; k < OP_IO; k++) {
+        t->table[k] = calloc(ne + 1, sizeof **t->table);
+        ok = ok && t->table[k];
+    }
+    if (!ok) return err_set(e, ERR_MEMORY, "no memory for the list of what is on it");
+    for (size_t i = 0; i < ne * nb; i++) t->slot_of[i] = -1;
+    return policy_open(&p, &t->policy, e);
+}
+
+/* Biases go over once, through the ring. */
+static enum status send_biases(struct devtier *t, struct err *e)
+{
+    const uint64_t all = bias_all(&t->o), ring = fixed_of(&t->o).slot;
+    char *at = all ? t->api->alloc(t->dev, DEV_OWN, all) : NULL;
+    if (all && !at) return err_set(e, ERR_DEVICE, "it gave less memory than it said it has");
+    for (int b = 0; b < t->o.resid->n_banks; b++)
+        for (int k = 0; k < OP_WEIGHTS; k++) {
+            const int i = t->o.bank[b].op->weight[k];
+            if (i < 0) continue;
+            const struct weight *w = &t->o.weights->at[i];
+            struct dev_weight *dw = &t->weight[b * OP_WEIGHTS + k];
+            *dw = (struct dev_weight){.type = w->type, .tiles = w->layout == WEIGHT_TILES,
+                                      .n_cols = w->n_cols, .n_rows = w->n_rows};
+            if (k < OP_IO) continue;
+            const char *from = resid_home(t->o.resid, i);
+            dw->data = at;
+            for (uint64_t done = 0, n; done < w->mat_bytes; done += n) {
+                n = w->mat_bytes - done < ring ? w->mat_bytes - done : ring;
+                memcpy(t->ring[0], from + done, n);
+                const dev_fence f = t->api->copy(t->dev, at + done, t->ring[0], n);
+                if (t->api->wait(t->dev, f, t->o.patience, e) != DEV_PASSED)
+                    return err_set(e, ERR_DEVICE, "it does not answer");
+            }
+            at += up(w->mat_bytes, 256);
+        }
+    return OK;
+}
+
+static enum status check_bank(const struct devtier *t, struct err *e)
+{
+    for (int b = 0; b < t->o.resid->n_banks; b++)
+        if (!t->api->supports(t->dev, t->bank[b].op))
+            return err_set(e, ERR_DEVICE, "it cannot run the experts of this model");
+    return OK;
+}
+
+enum status devtier_open(struct devtier *t, const struct devtier_options *o, struct err *e)
+{
+    const size_t nb = (size_t)o->resid->n_banks;
+    struct err local;
+    if (!e) e = &local;
+    err_clear(e);
+    memset(t, 0, sizeof *t);
+    t->o = *o;
+    t->api = o->api;
+    t->dev = o->dev;
+    if (!(t->o.patience > 0)) t->o.patience = DEVTIER_PATIENCE;
+    t->caps = t->api->caps(t->dev);
+    t->n_pairs = pairs_of(o);
+    t->bank = calloc(nb + 1, sizeof *t->bank);
+    if (!t->bank) (void)err_set(e, ERR_MEMORY, "no memory for the device tier");
+    if (t->bank && nb) memcpy(t->bank, o->bank, nb * sizeof *t->bank);
+    t->o.bank = t->bank;
+    enum status s = e->code;
+    if (!s) s = devtier_size(&t->o, t->caps.memory, &t->plan, e);
+    if (!s) s = check_bank(t, e);
+    if (!s && !(t->charged = ledger_take(o->ledger, MEM_STAGING, t->plan.host)))
+        s = err_set(e, ERR_BUDGET, "the memory budget has no room for its host side");
+    if (!s) s = open_memory(t, e);
+    if (!s) s = open_lists(t, e);
+    if (!s) s = send_biases(t, e);
+    if (s) devtier_close(t);
+    return s;
+}
+
+void devtier_close(struct devtier *t)
+{
+    if (t->dev) t->api->close(t->dev);
+    if (t->charged) ledger_give(t->o.ledger, MEM_STAGING, t->plan.host);
+    policy_close(t->policy);
+    for (int c = 0; c < PLACE_CLASSES; c++) free(t->cls[c].idle);
+    for (int k = 0; k < OP_IO; k++) free(t->table[k]);
+    free(t->bank);
+    free(t->slot_of);
+    free(t->weight);
+    free(t->number);
+    free(t->expert);
+    free(t->first);
+    free(t->pair);
+    free(t->rest);
+    free(t->rest_expert);
+    free(t->rest_count);
+    memset(t, 0, sizeof *t);
+}
+
+/* ---- giving up ---- */
+
+static void give_up(struct devtier *t, const char *why)
+{
+    char text[700];
+    if (t->fell) return;
+    t->fell = true;
+    (void)snprintf(text, sizeof text, "device %s is given up: %s; the CPU goes on alone",
+                   t->api->name, why);
+    if (t->o.warn) t->o.warn(t->o.warn_arg, text);
+}
+
+/* Whether the fence has passed in time. */
+static bool passed(struct devtier *t, dev_fence f)
+{
+    struct err e;
+    err_clear(&e);
+    switch (t->api->wait(t->dev, f, t->o.patience, &e)) {
+    case DEV_PASSED: return true;
+    case DEV_PENDING: give_up(t, "it has not answered in time"); return false;
+    case DEV_LOST: break;
+    }
+    give_up(t, e.msg[0] ? e.msg : "it was lost");
+    return false;
+}
+
+/* ---- a step ---- */
+
+void devtier_step(struct devtier *t, int n_rows)
+{
+    if (devtier_on(t)) policy_step(t->policy, n_rows);
+}
+
+static int item_of(const struct devtier *t, int bank, int expert)
+{
+    return bank * t->o.resid->n_experts + expert;
+}
+
+/* Appends expert number a of the step to the device's list; false when its rows do not fit. */
+static bool append(struct devtier *t, const struct dev_route *r, int a)
+{
+    const int n = r->first[a + 1] - r->first[a], at = t->n ? t->first[t->n] : 0;
+    const int bank = t->at_bank, item = item_of(t, bank, r->expert[a]);
+    const struct group *g = &t->o.resid->group[t->o.resid->first_expert + item];
+    const int c = t->o.resid->class_of[bank];
+    if (at + n > t->n_pairs) return false;
+    char *base = t->cls[c].base + (uint64_t)t->slot_of[item] * t->o.resid->sizes.slot[c];
+    for (int k = 0; k < OP_IO; k++) t->table[k][t->n] = base + g->at[k];
+    t->number[t->n] = a;
+    t->expert[t->n] = r->expert[a];
+    t->first[t->n] = at;
+    memcpy(t->pair + at, r->pair + r->first[a], sizeof *t->pair * (size_t)n);
+    t->first[++t->n] = at + n;
+    return true;
+}
+
+void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const int32_t *count)
+{
+    /* The lists are the device's until it has read them; it reads nothing after it was given up. */
+    const bool on = devtier_on(t) && passed(t, t->last);
+    t->at_bank = bank;
+    t->n = t->n_rest = 0;
+    if (on) policy_route(t->policy, bank, r->expert, count, r->n_active);
+    for (int a = 0; a < r->n_active; a++) {
+        if (on && t->slot_of[item_of(t, bank, r->expert[a])] >= 0 && append(t, r, a)) continue;
+        t->rest[t->n_rest] = a;
+        t->rest_expert[t->n_rest] = r->expert[a];
+        t->rest_count[t->n_rest++] = count[a];
+    }
+}
+
+/* Submits experts begin .. end - 1 of the list. */
+static void submit(struct devtier *t, const struct dev_route *r, int part, int begin, int end)
+{
+    const struct devtier_bank *b = &t->bank[t->at_bank];
+    struct devtier_launch *l = &t->launch[part];
+    l->route = (struct dev_route){
+        .n_rows = r->n_rows, .n_used = r->n_used, .n_active = end, .n_pairs = t->n_pairs,
+        .begin = begin, .end = end, .pair_out = t->rows_dev, .expert = t->expert,
+        .first = t->first, .pair = t->pair, .gate = t->table[0], .up = t->table[1],
+        .down = t->table[2],
+    };
+    l->op = *b->op;
+    l->op.in[0] = 0;
+    for (int k = 0; k < OP_WEIGHTS; k++) l->op.weight[k] = b->op->weight[k] < 0 ? -1 : k;
+    l->bind = (struct dev_bind){
+        .buf = &t->x, .weight = t->weight + t->at_bank * OP_WEIGHTS, .n_rows = r->n_rows,
+        .n_out = r->n_rows, .route = &l->route, .scratch = t->scratch_dev,
+    };
+    t->last = t->api->submit(t->dev, &l->op, 1, &l->bind);
+    t->count.ran += (uint64_t)(end - begin);
+}
+
+static void send_rows(struct devtier *t, const struct dev_route *r, const struct dev_buf *x)
+{
+    const uint64_t bytes = (uint64_t)x->stride * (uint64_t)r->n_rows;
+    memcpy(t->x_host, x->base, bytes);
+    t->x = (struct dev_buf){.base = t->x_dev, .stride = x->stride, .width = x->width};
+    (void)t->api->copy(t->dev, t->x_dev, t->x_host, bytes);
+    t->count.bytes += bytes;
+}
+
+void devtier_run(struct devtier *t, const struct dev_route *r, const struct dev_buf *x)
+{
+    if (!devtier_on(t)) return;
+    if (!t->n && r->n_rows > SEND_ROWS) return; /* nothing can be sent later either */
+    send_rows(t, r, x);
+    if (t->n) submit(t, r, 0, 0, t->n);
+}
+
+/* Puts an expert into a slot of the device; false: no buffer is free, or it is not hot enough. */
+static bool fill(struct devtier *t, int item, const void *const m[OP_IO])
+{
+    const struct resid *r = t->o.resid;
+    const int c = r->class_of[item / r->n_experts];
+    const struct group *g = &r->group[r->first_expert + item];
+    char *to = t->ring[t->ring_next];
+    int slot;
+    if (t->api->wait(t->dev, t->ring_fence[t->ring_next], 0, NULL) != DEV_PASSED) return false;
+    if (t->cls[c].n_idle) {
+        slot = t->cls[c].idle[--t->cls[c].n_idle];
+    } else {
+        const int32_t v = policy_victim(t->policy, c);
+        if (v < 0 || !policy_admits(t->policy, item, v)) {
+            t->count.refused += v >= 0;
+            return false;
+        }
+        slot = t->slot_of[v];
+        t->slot_of[v] = -1;
+        policy_removed(t->policy, v);
+    }
+    for (int k = 0; k < OP_IO; k++)
+        memcpy(to + g->at[k], m[k], r->parts.weights->at[r->bank[item / r->n_experts].weight[k]].mat_bytes);
+    t->slot_of[item] = slot;
+    policy_added(t->policy, item, false);
+    t->ring_fence[t->ring_next] = t->api->copy(
+        t->dev, t->cls[c].base + (uint64_t)slot * r->sizes.slot[c], to, r->sizes.slot[c]);
+    t->ring_next = (t->ring_next + 1) % DEVTIER_RING;
+    t->count.uploads++;
+    t->count.bytes += r->sizes.slot[c];
+    return true;
+}
+
+int devtier_send(struct devtier *t, const struct dev_route *r, const int32_t *numbers, int n,
+                 const void *const *const m[OP_IO])
+{
+    if (!devtier_on(t) || r->n_rows > SEND_ROWS) return 0;
+    const int had = t->n, c = t->o.resid->class_of[t->at_bank];
+    const int most = devtier_split(&t->caps, t->o.rate_ram, (double)t->o.resid->sizes.slot[c], had, n);
+    int sent = 0;
+    for (; sent < most; sent++) {
+        const int a = numbers[sent];
+        const void *const one[OP_IO] = {m[0][sent], m[1][sent], m[2][sent]};
+        if (t->first[t->n] + r->first[a + 1] - r->first[a] > t->n_pairs) break;
+        if (!fill(t, item_of(t, t->at_bank, r->expert[a]), one)) break;
+        (void)append(t, r, a);
+    }
+    if (sent) submit(t, r, 1, had, t->n);
+    t->count.sent += (uint64_t)sent;
+    return sent;
+}
+
+void devtier_offer(struct devtier *t, const struct dev_route *r, int a, const void *const m[OP_IO])
+{
+    if (devtier_on(t)) (void)fill(t, item_of(t, t->at_bank, r->expert[a]), m);
+}
+
+const char *devtier_land(struct devtier *t)
+{
+    if (!devtier_on(t)) return NULL;
+    const uint64_t stride = dev_experts_out_stride(t->weight[t->at_bank * OP_WEIGHTS].n_cols);
+    const uint64_t bytes = stride * (uint64_t)t->first[t->n];
+    t->last = t->api->copy(t->dev, t->rows_host, t->rows_dev, bytes);
+    t->count.bytes += bytes;
+    return passed(t, t->last) ? t->rows_host : NULL;
+}
+
+void devtier_done(struct devtier *t)
+{
+    if (devtier_on(t)) policy_done(t->policy);
+}

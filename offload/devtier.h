@@ -1,0 +1,135 @@
+/* The device tier: which experts a device with memory of its own holds, and the two sides of a step.
+ *
+ * Experts that are there run there, the others run on the CPU meanwhile, and of those that lie in RAM
+ * some may be sent over to run there, too, when the rates say that both sides end earlier so
+ * (devtier_split).  What the CPU has run may come in for good: if there is room, or when it is at
+ * least twice as hot as what it displaces (decayed frequency, margin 1).  Nothing comes back from
+ * the device but rows.
+ *
+ * The RAM tier is not asked for what the device runs, so its policy forgets those experts and their
+ * slots in RAM go to others: the tiers become exclusive where memory is short, without a rule.
+ *
+ * A device that fails, or is late by more than DEVTIER_PATIENCE, is given up for good: one warning,
+ * and what it had not delivered is computed by the CPU.  Results never depend on any of this.
+ *
+ * Owns the device, its slots, and the host memory that the device copies from and to, which the
+ * ledger knows as staging.  Executor thread only; allocates at open only. */
+#ifndef OFFLOAD_DEVTIER_H
+#define OFFLOAD_DEVTIER_H
+
+#include "moe/base/mem.h"
+#include "moe/compute/dev.h"
+#include "offload/place.h"
+#include "offload/policy.h"
+#include "offload/residency.h"
+
+enum { DEVTIER_RING = 4, DEVTIER_PAIRS = 512 };
+#define DEVTIER_PATIENCE 10.0 /* seconds */
+
+/* An expert layer as the device sees it. */
+struct devtier_bank {
+    const struct op *op;      /* OP_EXPERTS; its weight indices are those of `weights` */
+    uint32_t x_stride;        /* bytes of a row of in[0] */
+};
+
+struct devtier_options {
+    const struct dev_api *api;
+    struct dev *dev;          /* open; the tier closes it, whatever happens */
+    const struct weights *weights;
+    const struct resid *resid; /* banks, classes and sizes of experts */
+    const struct devtier_bank *bank; /* [resid->n_banks], copied */
+    int n_rows, n_used;       /* of a step, at most */
+    struct ledger *ledger;
+    double rate_ram;          /* bytes per second that the CPU reads experts at; 0 = not known */
+    double patience;          /* seconds; 0 = DEVTIER_PATIENCE */
+    void (*warn)(void *arg, const char *text);
+    void *warn_arg;
+};
+
+/* What a device would hold: n_slots [classes], bytes of each kind. */
+struct devtier_plan {
+    int n_slots[PLACE_CLASSES], n_all;
+    uint64_t slots, fixed;    /* bytes on the device: experts; rows, scratch, biases */
+    uint64_t host;            /* bytes of host memory */
+    uint64_t least;           /* bytes that it needs on the device at least */
+};
+
+struct devtier_counts {
+    uint64_t ran, sent, uploads, bytes; /* experts run there; of them sent for it; filled; moved */
+    uint64_t refused;         /* newcomers that were not hot enough */
+};
+
+struct devtier {
+    const struct dev_api *api;
+    struct dev *dev;          /* NULL: there is none, or it was given up */
+    struct dev_caps caps;
+    struct devtier_options o;
+    struct devtier_plan plan;
+    struct devtier_bank *bank;
+    struct policy *policy;
+    struct devtier_counts count;
+    bool charged;             /* the ledger knows of plan.host */
+    bool fell;                /* it was given up: closed at the end only, as it may still write */
+
+    /* slots */
+    struct { char *base; int32_t *idle; int n_idle; } cls[PLACE_CLASSES];
+    int32_t *slot_of;         /* [n_items] -1 = not there */
+    /* host side of copies, and what is in flight */
+    char *ring[DEVTIER_RING], *x_host, *rows_host;
+    dev_fence ring_fence[DEVTIER_RING];
+    int ring_next;
+    char *x_dev, *rows_dev, *scratch_dev;
+    dev_fence last;           /* of the macro-step being run, or the one before */
+    struct dev_weight *weight; /* [n_banks * OP_WEIGHTS] as the device sees them */
+
+    /* the macro-step being run: lists that the device reads until its fence has passed */
+    int at_bank, n, n_pairs;  /* experts and pairs on the device */
+    struct dev_buf x;
+    struct devtier_launch {
+        struct op op;
+        struct dev_bind bind;
+        struct dev_route route;
+    } launch[2];              /* of what was there; of what was sent */
+    int32_t *number;          /* [n_experts] which of the step's experts the i-th is */
+    int32_t *expert, *first, *pair; /* as in struct dev_route */
+    const void **table[OP_IO];
+    /* what is left for the CPU: numbers, ids, rows */
+    int n_rest;
+    int32_t *rest, *rest_expert, *rest_count; /* [n_experts] */
+};
+
+/* Pure: for a device of that many bytes.  The error names the least. */
+enum status devtier_size(const struct devtier_options *o, uint64_t memory, struct devtier_plan *p,
+                         struct err *e);
+
+/* ERR_BUDGET, ERR_MEMORY, ERR_DEVICE; t is closed then, and as if there were no device. */
+enum status devtier_open(struct devtier *t, const struct devtier_options *o, struct err *e);
+void devtier_close(struct devtier *t); /* t may be all zeros */
+
+static inline bool devtier_on(const struct devtier *t) { return t->dev && !t->fell; }
+
+/* How many of m experts of `bytes` each that lie in RAM the device should run beside n that it has,
+ * so that both sides end as early as can be. */
+int devtier_split(const struct dev_caps *c, double rate_ram, double bytes, int n, int m);
+
+/* ---- the executor's calls, in this order; r is the whole route, host side ---- */
+
+void devtier_step(struct devtier *t, int n_rows);
+/* The router has chosen, count[a] rows for expert number a: lists what the device has (n) and what is
+ * left for the CPU (n_rest). */
+void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const int32_t *count);
+/* Starts what it has; x: rows of in[0] on the host. */
+void devtier_run(struct devtier *t, const struct dev_route *r, const struct dev_buf *x);
+/* Sends the first few of experts numbers[n], whose matrices are m[k][i], over and starts them; how
+ * many: those the CPU need not run. */
+int devtier_send(struct devtier *t, const struct dev_route *r, const int32_t *numbers, int n,
+                 const void *const *const m[OP_IO]);
+/* The CPU has run expert number a; its matrices are still there. */
+void devtier_offer(struct devtier *t, const struct dev_route *r, int a, const void *const m[OP_IO]);
+/* Waits for the rows: those of the i-th expert on the device (its number: t->number[i]) begin at row
+ * t->first[i] of what is returned.  NULL: it was given up, nothing has arrived. */
+const char *devtier_land(struct devtier *t);
+/* The layer has run. */
+void devtier_done(struct devtier *t);
+
+#endif
