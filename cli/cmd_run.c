@@ -97,6 +97,7 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
         fprintf(stderr, "%11s", "-");
     fprintf(stderr, " %8.1f ms, %.1f of them waiting for reads\n", 1e3 * seconds / steps,
             1e3 * (t.waited - before->waited) / steps);
+    cli_print_ahead(r->e, 18);
     if (!(t.seconds_expected[1] > 0))
         fprintf(stderr, "  (times are promised with --machine FILE, see `tessera doctor -o`)\n");
 }

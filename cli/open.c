@@ -46,6 +46,8 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     o.kv = (enum tessera_kv)a->kv_k;
     o.mem_budget = a->mem;
     o.header_only = a->header_only;
+    o.policy = a->policy;
+    o.predictor = a->predictor;
     return o;
 }
 

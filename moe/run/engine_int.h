@@ -9,6 +9,7 @@
 #include "moe/compute/dev.h"
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
+#include "moe/run/governor.h"
 #include "moe/run/obs.h"
 #include "moe/run/watch.h"
 #include "moe/run/profile.h"
@@ -28,6 +29,8 @@ struct tessera_engine {
     struct plan plan[BUCKETS_MAX];   /* rising buckets of rows; the last one is n_ubatch */
     int n_plans;
     struct resid resid;
+    struct gates gates;              /* routers that can be run early */
+    struct governor governor;
     int *op_bank;                    /* [n_op] ROUTE: number of its layer among those with experts */
     int *op_piece;                   /* [n_op][OP_IO] place of a matmul's weights in the ring */
     uint64_t process;                /* bytes of the process beside weights, KV and buffers */
@@ -55,12 +58,13 @@ struct tessera_engine {
     int32_t serial;
 
     /* the step being run, all sized by n_ubatch at open */
-    struct dev_buf *buf;             /* [n_buf] */
+    struct dev_buf *buf;             /* [n_buf + GATE_OPS] */
     struct dev_weight *weight;       /* [n weights] */
     struct dev_row *row;             /* [n_ubatch] */
     int32_t *out_row;                /* [n_ubatch] */
     char **kv_base;                  /* [n_ubatch] */
     int32_t *serials;                /* [n_ubatch] session serial of each row */
+    uint8_t *in_ram;                 /* [2][n_expert] of the layer being run, by expert; of a row */
     struct dev_segment *segment;     /* [n_ubatch] NULL without recurrent layers */
     int *segment_of;                 /* [n_ubatch + 1] first segment of each input */
     struct step_input {
