@@ -48,6 +48,11 @@ static const struct cli_flag model_flags[] = {
      AT(pack), 0, 0},
     {"--machine", "FILE", "rates for promises of time, a file of `tessera doctor -o`", CLI_STR,
      AT(machine), 0, 0},
+    {"--policy", "NAME", "which experts stay when not all fit: lrfu (default), lru, lfu, plec", CLI_STR,
+     AT(policy), 0, 0},
+    {"--predictor", "WHICH", "what names experts to be read ahead: gate (default), previous, frequency, "
+     "none, or a file of `tessera trace`; it is used while it makes this run faster, with \",always\" "
+     "behind it in any case", CLI_STR, AT(predictor), 0, 0},
     {"--analyze", NULL, "print the plan, then promised beside measured", CLI_TRUE, AT(analyze), 0,
      0},
     {"--deterministic", NULL, "refuse lossy or reordered arithmetic (always so on the CPU)",

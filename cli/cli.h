@@ -94,6 +94,7 @@ struct cli_args {
     const char *device;       /* -dev: "sim", "none"; NULL = none */
     const char *pack;         /* --pack */
     const char *machine;      /* --machine */
+    const char *policy, *predictor; /* --policy, --predictor */
     bool analyze, deterministic;
     /* CLI_PROMPT */
     const char *prompt;       /* -p; "-" = stdin */
@@ -255,6 +256,9 @@ bool cli_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 void cli_progress_end(struct cli_progress *p);
 /* "12 + 87 tokens, 410 / 95 tokens/s, 35 MiB" on stderr, dimmed; more is added when not "". */
 void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, const char *more);
+/* What residency and reading ahead did; label: how wide the first column is.  Nothing when all experts
+ * are in memory. */
+void cli_print_ahead(const tessera_engine *e, int label);
 
 /* Writes to stdout and flushes.  False when nobody can read it any more: stop, then return
  * cli_finish_stdout(rc). */

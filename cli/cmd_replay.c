@@ -361,6 +361,42 @@ static void print_title(const struct film *f, const char *path)
            cli_bytes(f->cycle, cycle), 100.0 * (double)f->cycle / (double)f->bank);
 }
 
+/* What the engine that recorded the trace found in memory, and how long it waited; decoded tokens. */
+static void print_recorded(struct job *j, const struct film *f, const char *path)
+{
+    const struct trace *t = f->t;
+    int64_t uses = 0, hits = 0, tokens = 0;
+    double wait = 0;
+    if (!t->tier || !t->wait) return;
+    for (int32_t i = 0; i < f->v.n_steps; i++) {
+        if (f->v.prompt[i]) continue;
+        const int32_t from = f->v.row[i], to = f->v.row[i + 1];
+        tokens += to - from;
+        for (int l = 0; l < t->n_layers; l++) {
+            /* A step's rows waited together. */
+            wait += 1e-6 * t->wait[(size_t)from * (size_t)t->n_layers + (size_t)l];
+            for (int32_t r = from; r < to; r++)
+                for (int k = 0; k < t->n_used; k++) {
+                    if (trace_experts(t, r, l)[k] == TRACE_NONE) continue;
+                    uses++;
+                    hits += t->tier[trace_at(t, r, l) + (size_t)k] != TRACE_DISK;
+                }
+        }
+    }
+    if (!tokens) return;
+    if (!j->a->json) {
+        printf("recorded: %.1f %% of the experts in memory, %.1f ms waited per token\n\n",
+               ratio(hits, uses), 1e3 * wait / (double)tokens);
+        return;
+    }
+    printf("%s\n {\"trace\": ", j->first ? "[" : ",");
+    escape_json(stdout, path, strlen(path));
+    printf(", \"recorded_tokens\": %" PRId64 ", \"recorded_uses\": %" PRId64
+           ", \"recorded_hits\": %" PRId64 ", \"recorded_wait_seconds\": %.6f}",
+           tokens, uses, hits, wait);
+    j->first = false;
+}
+
 static enum status replay_trace(struct job *j, const char *path, struct err *e)
 {
     struct trace *t;
@@ -373,6 +409,7 @@ static enum status replay_trace(struct job *j, const char *path, struct err *e)
     if (!s && j->wanted[POLICY_STATIC] && !f.counted)
         fprintf(stderr, "tessera: %s has no prompt to take frequencies from: no static policy; "
                         "--predictor FILE brings some\n", path);
+    if (!s && j->a->json) print_recorded(j, &f, path);
     for (int i = 0; i < j->n_sizes && !s; i++) {
         const int slots = slots_of(&f, &j->size[i]);
         tab->fits[i] = slots >= t->n_used;
@@ -389,6 +426,7 @@ static enum status replay_trace(struct job *j, const char *path, struct err *e)
     }
     if (!s && !j->a->json) {
         print_title(&f, path);
+        print_recorded(j, &f, path);
         print_tables(j, &f, tab);
     }
     if (tab) film_free(&f);

@@ -105,6 +105,7 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
                 cli_bytes((uint64_t)((double)(t.device_bytes - before->device_bytes) / steps), got),
                 1e3 * (t.device_seconds - before->device_seconds) / steps,
                 t.device_modelled ? " (modelled)" : "");
+    cli_print_ahead(r->e, 18);
     if (!(t.seconds_expected[1] > 0))
         fprintf(stderr, "  (times are promised with --machine FILE, see `tessera doctor -o`)\n");
 }

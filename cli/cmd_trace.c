@@ -56,7 +56,10 @@ static enum status describe(struct recorder *r, struct err *err)
     for (int l = 0; l < TRACE_LAYERS; l++) r->index[l] = bytes[l] ? n_layers++ : -1;
     if (m.n_expert < 1 || !n_layers)
         return err_set(err, ERR_MISSING, "this model has no experts: there are no routes to record");
-    enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, TRACE_WITH_WEIGHTS, &r->t, err);
+    /* Where experts were says nothing when all of them are in memory. */
+    const bool pool = tessera_traffic(r->e).token_disk_expected > 0;
+    const unsigned with = TRACE_WITH_WEIGHTS | (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0);
+    enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, with, &r->t, err);
     if (s) return s;
     for (int l = 0; l < TRACE_LAYERS; l++) {
         if (r->index[l] < 0) continue;
@@ -78,11 +81,15 @@ static void see(void *arg, const struct obs *o)
     const int32_t row = r->first_row + o->pos - r->first_pos;
     if (o->layer < 0 || o->layer >= TRACE_LAYERS || r->index[o->layer] < 0) return;
     uint16_t *x = trace_experts(r->t, row, r->index[o->layer]);
-    float *w = r->t->weight + trace_at(r->t, row, r->index[o->layer]);
+    const size_t at = trace_at(r->t, row, r->index[o->layer]);
     for (int k = 0; k < r->t->n_used && k < o->n_used; k++) {
         x[k] = (uint16_t)o->expert[k];
-        w[k] = o->weight[k];
+        r->t->weight[at + (size_t)k] = o->weight[k];
+        if (r->t->tier)
+            r->t->tier[at + (size_t)k] = (uint8_t)(o->in_ram[k] ? TRACE_RAM : TRACE_DISK);
     }
+    if (r->t->wait)
+        r->t->wait[(size_t)row * (size_t)r->t->n_layers + (size_t)r->index[o->layer]] = o->wait_us;
 }
 
 /* One forward pass, recorded; logits of its last row to *logits. */

@@ -49,6 +49,8 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     o.header_only = a->header_only;
     o.vram_budget = a->vram;
     if (a->device && !strcmp(a->device, "sim")) o.device = dev_sim_api();
+    o.policy = a->policy;
+    o.predictor = a->predictor;
     return o;
 }
 

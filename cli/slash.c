@@ -157,6 +157,7 @@ static bool do_stats(struct talk *t, const char *arg)
     fprintf(stderr, "  %-15s%s now, %s at the peak, %s allowed\n", "", cli_bytes(m.total, b[4]),
             cli_bytes(m.peak, b[5]),
             m.budget == UINT64_MAX ? "any amount" : cli_bytes(m.budget, b[0]));
+    cli_print_ahead(t->e, 15);
     return true;
 }
 
@@ -292,7 +293,7 @@ static const struct slash table[] = {
     {"/read", "FILE", "put a text file ahead of the next message", do_read},
     {"/set", "K V", "change a setting; alone: list them", do_set},
     {"/show", "", "the model and the settings", do_show},
-    {"/stats", "", "tokens, speeds, memory", do_stats},
+    {"/stats", "", "tokens, speeds, memory, reading ahead", do_stats},
     {"/plan", "", "the forward-pass plan", do_plan},
     {"/mem", "SIZE", "another memory budget, from now on; alone: what is used", do_mem},
     {"/save", "FILE", "keep the conversation and its KV cache (FILE.kv)", do_save},

@@ -113,6 +113,33 @@ void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, co
             cli_plain());
 }
 
+void cli_print_ahead(const tessera_engine *e, int label)
+{
+    const struct tessera_traffic t = tessera_traffic(e);
+    char b[4][24];
+    if (!t.token_disk_expected || !(t.hits + t.misses)) return;
+    fprintf(stderr, "  %-*s%s; %.1f %% of %.0f experts in memory when asked for, %.0f evicted; %s "
+            "read in all\n", label, "residency", t.policy,
+            100 * (double)t.hits / (double)(t.hits + t.misses), (double)(t.hits + t.misses),
+            (double)t.evictions, cli_bytes(t.bytes_read, b[0]));
+    if (!strcmp(t.predictor, "none")) return;
+    fprintf(stderr, "  %-*s%s, %s", label, "reading ahead", t.predictor, t.ahead ? "on" : "off");
+    if (t.trials)
+        fprintf(stderr, ": faster in %d of %d trials; in the last %.1f ms per token with it, %.1f "
+                "without; waiting %.1f, %.1f", t.trials_won, t.trials, 1e3 * t.seconds_of[1],
+                1e3 * t.seconds_of[0], 1e3 * t.waited_of[1], 1e3 * t.waited_of[0]);
+    else
+        fprintf(stderr, "%s", t.ahead ? "" : ": not tried yet");
+    fprintf(stderr, "\n");
+    if (!t.asked) return;
+    fprintf(stderr, "  %-*snamed %.1f %% of the experts, %.1f %% of those not in memory; %s read, %s "
+            "used (%.0f late), %s for nothing, %.0f taken back\n", label, "guesses",
+            100 * (double)t.named / (double)t.asked,
+            t.missed ? 100 * (double)t.missed_named / (double)t.missed : 0,
+            cli_bytes(t.guess_bytes, b[0]), cli_bytes(t.useful_bytes, b[1]), (double)t.late,
+            cli_bytes(t.wasted_bytes, b[2]), (double)t.cancelled);
+}
+
 /* ---- stdout ---- */
 
 /* Why stdout failed first; the C library forgets. */

@@ -62,6 +62,13 @@ struct tessera_options {
     double rate_ram, rate_disk; /* bytes per second, for promises of time; 0 = not known */
     const struct osfile_ops *files; /* how weights are read, for tests; NULL = the system */
     bool no_uring;        /* plain reads instead of io_uring */
+    /* Which experts stay when not all fit: "lrfu" (NULL), "lru", "lfu" or "plec". */
+    const char *policy;
+    /* What names experts before their router can: "gate" (NULL), "previous", "frequency", "none", or
+     * the path of a predictor (`tessera trace --train`) or of a recorded trace (an oracle).  They are
+     * read ahead only while that makes this run's tokens faster; ",always" behind the name: in any
+     * case. */
+    const char *predictor;
 };
 
 struct tessera_options tessera_defaults(void);
@@ -100,7 +107,6 @@ struct tessera_traffic {
     uint64_t steps;
     uint64_t hits, misses;         /* experts that a step wanted and found in memory, or not */
     uint64_t bytes_read;           /* from files, the loading included */
-    uint64_t speculative, useful;  /* experts read ahead; of them used */
     uint64_t evictions;
     int shrunk, grown, spilled;    /* times that an automatic budget moved; KV caches put on disk */
     uint64_t device_ran, device_sent; /* experts run on the second device; of them sent over for it */
@@ -108,6 +114,15 @@ struct tessera_traffic {
     double device_seconds;         /* of its work; modelled when device_modelled says so */
     bool device_modelled;
     double waited;                 /* seconds in which nothing could be computed */
+    const char *policy, *predictor; /* borrowed from the engine */
+    bool ahead;                    /* guesses are being read ahead: the last verdict, or always */
+    int trials, trials_won;        /* comparisons with and without, in this run */
+    double seconds_of[2], waited_of[2]; /* per token in the last one: without, with */
+    uint64_t guessed, useful, late, cancelled; /* experts read ahead on a guess; used; of them still on
+                                      their way when they were needed; taken back in time */
+    uint64_t guess_bytes, useful_bytes, wasted_bytes; /* read on guesses; of them used, given up unused */
+    uint64_t asked, named, missed, missed_named; /* experts wanted while there were guesses, how many
+                                      of them those named; the same of what else was not in memory */
     double hit_expected;           /* of a decoded token, with uniform routing */
     uint64_t token_disk_expected;  /* bytes */
     double seconds_expected[2];    /* per token: perfect overlap, none; 0 = rates are not known */
@@ -119,8 +134,10 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e);
  * model says.  0 = auto, UINT64_MAX = no limit.  ERR_BUDGET names the least that works with the
  * sessions and micro-batch as they are; nothing has changed then.  An automatic budget is watched
  * from then on: it shrinks between steps when others need the memory (KV caches of sessions that the
- * step does not use go to disk last) and grows back, see moe/run/govern.h; a fixed one is not.  ERR_IO: the weights could not be
- * read, and no step can be run any more. */
+ * step does not use go to disk last) and grows back, see moe/run/govern.h; a fixed one is not.
+ * ERR_IO: some weights could not be read; they stay on disk, steps go on with less in memory than
+ * planned, and another call tries again.  Only when nothing can be read at all, or the file has
+ * changed, are steps refused, with that error, until a call succeeds. */
 enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err);
 
 /* Prints the forward-pass plan: memory by owner, then the steps of a prefill and of a decode, with

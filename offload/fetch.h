@@ -24,7 +24,8 @@ struct fetch_piece {
     char *dst;              /* where row 0 of the part would lie; of a raw read, the row */
     bool raw;               /* as it is in the file */
     bool check;             /* look for NaN */
-    int tag;                /* the owner's */
+    int tag;                /* the owner's, as is: */
+    bool guess;
 };
 
 struct fetch_how {

@@ -198,12 +198,13 @@ static bool open_class(struct slot_class *c, uint64_t slot_bytes, int n)
     return true;
 }
 
-static enum status open_policy(struct resid *r, struct err *e)
+static enum status open_policy(struct resid *r, enum policy_kind kind, struct err *e)
 {
     const struct policy_options o = {
-        .kind = POLICY_LRFU, .n_layers = r->n_banks, .n_experts = r->n_experts,
+        .kind = kind, .n_layers = r->n_banks, .n_experts = r->n_experts,
         .slot_class = r->class_of,
     };
+    r->policy_kind = kind;
     return r->n_banks ? policy_open(&o, &r->policy, e) : OK;
 }
 
@@ -224,9 +225,10 @@ static enum status open_tables(struct resid *r, const struct resid_options *o, s
     add_pieces(r);
     r->want = calloc((size_t)o->n_experts + 1, sizeof *r->want);
     r->stage = calloc((size_t)o->n_experts + 1, 1);
+    r->was = calloc((size_t)o->n_experts + 1, 1);
     r->guess = calloc(AHEAD_MAX, sizeof *r->guess);
     r->seq_at = calloc((size_t)r->sizes.n_pieces + 1, sizeof *r->seq_at);
-    if (!r->want || !r->stage || !r->guess || !r->seq_at || !queue_open(&r->demand, r->n_groups) ||
+    if (!r->want || !r->stage || !r->was || !r->guess || !r->seq_at || !queue_open(&r->demand, r->n_groups) ||
         !queue_open(&r->ahead, r->n_groups) || !queue_open(&r->passed, o->n_banks * o->n_experts))
         goto no_memory;
     for (int c = 0; c < r->sizes.n_classes; c++)
@@ -244,7 +246,7 @@ enum status resid_open(struct resid *r, const struct weights *ws, const struct r
     r->pinned_piece = -1;
     enum status s = part_table_open(&r->parts, ws, e);
     if (!s) s = open_tables(r, o, e);
-    if (!s) s = open_policy(r, e);
+    if (!s) s = open_policy(r, o->policy, e);
     return s;
 }
 
@@ -268,6 +270,7 @@ void resid_close(struct resid *r)
     free(r->home_at);
     free(r->want);
     free(r->stage);
+    free(r->was);
     free(r->guess);
     free(r->seq);
     free(r->seq_at);
@@ -338,6 +341,8 @@ void resid_evict(struct resid *r, int gi)
     slot_give(class_of_group(r, gi), g->slot);
     g->slot = -1;
     g->base = NULL;
+    if (g->ahead == AHEAD_GUESS) r->count.wasted_bytes += g->guessed;
+    g->ahead = AHEAD_NOT;
     if (is_expert(r, gi)) {
         policy_removed(r->policy, gi - r->first_expert);
         r->count.evictions++;
@@ -466,7 +471,7 @@ static void fill_slots(struct resid *r)
             const int gi = r->first_expert + b * r->n_experts + e;
             struct slot_class *k = &r->cls[r->class_of[b]];
             if (r->group[gi].state != GROUP_DISK || !k->n_idle) continue;
-            expert_start(r, gi, slot_take_idle(k, gi), &r->demand);
+            expert_start(r, gi, slot_take_idle(k, gi), AHEAD_NOT);
         }
 }
 
@@ -479,12 +484,12 @@ static enum status take(struct resid *r, const struct placement *p, bool first, 
         if (!s) s = come_home(r, KIND_SMALL, r->sizes.small, e);
     }
     if (!s && p->dense_home && !r->now.dense_home) {
-        r->now.dense_home = true;
         s = come_home(r, KIND_DENSE, r->sizes.dense, e);
+        r->now.dense_home = !s;
     }
     if (!s && p->tables_home && !r->now.tables_home) {
-        r->now.tables_home = true;
         s = come_home(r, KIND_TABLE, r->sizes.tables, e);
+        r->now.tables_home = !s;
     }
     for (int c = 0; !s && c < r->sizes.n_classes; c++) s = grow_class(r, c, p->n_slots[c], e);
     if (!s) s = grow_class(r, RING, p->n_ring, e);
@@ -493,6 +498,48 @@ static enum status take(struct resid *r, const struct placement *p, bool first, 
     fill_slots(r);
     pthread_mutex_unlock(&r->fetch.lock);
     return OK;
+}
+
+/* What there is, as a placement. */
+static void take_stock(struct resid *r, bool dense_home, bool tables_home)
+{
+    const struct place_sizes *z = &r->sizes;
+    struct placement *p = &r->now;
+    p->dense_home = dense_home;
+    p->tables_home = tables_home;
+    p->n_ring = r->cls[RING].n_slots;
+    p->bytes = z->small + (dense_home ? z->dense : 0) + (tables_home ? z->tables : 0) +
+               (uint64_t)p->n_ring * z->ring_slot;
+    for (int c = 0; c < z->n_classes; c++) {
+        p->n_slots[c] = r->cls[c].n_slots;
+        p->bytes += (uint64_t)p->n_slots[c] * z->slot[c];
+    }
+}
+
+static bool is_home(const struct resid *r, enum kind kind)
+{
+    for (int i = 0; i < r->parts.weights->n; i++)
+        if (r->kind[i] == kind && r->group[r->home_of[i]].state != GROUP_RAM) return false;
+    return true;
+}
+
+/* After a failure: what did not come home whole stays on disk, and its pages are given back. */
+static enum status make_do(struct resid *r, struct err *e)
+{
+    const bool dense = r->now.dense_home && is_home(r, KIND_DENSE);
+    const bool tables = r->now.tables_home && is_home(r, KIND_TABLE);
+    if (r->now.dense_home && !dense) {
+        leave_home(r, KIND_DENSE);
+        region_trim_at(&r->home, kind_at(r, KIND_DENSE), r->sizes.dense);
+    }
+    if (r->now.tables_home && !tables) {
+        leave_home(r, KIND_TABLE);
+        region_trim_at(&r->home, kind_at(r, KIND_TABLE), r->sizes.tables);
+    }
+    const int ring = r->sizes.n_pieces < PLACE_RING_MIN ? r->sizes.n_pieces : PLACE_RING_MIN;
+    enum status s = dense ? OK : grow_class(r, RING, ring, e);
+    take_stock(r, dense, tables);
+    return s;
 }
 
 enum status resid_apply(struct resid *r, const struct placement *p,
@@ -508,16 +555,20 @@ enum status resid_apply(struct resid *r, const struct placement *p,
     r->all_ram = false;
     load_drop(r);
     if (!first) give_back(r, p);
-    enum status s = start_fetching(r, e);
+    enum status s = start_fetching(r, e), changed = OK;
     r->load_total = r->load_done = 0;
     if (!s) s = take(r, p, first, e);
     if (!s) s = load_wait(r, progress, arg, e);
-    if (!s) s = fetch_unchanged(&r->fetch, e);
+    if (!s) s = changed = fetch_unchanged(&r->fetch, e);
     if (s) {
         load_drop(r);
-        r->broken = *e;
+        struct err ignored;
+        err_clear(&ignored);
+        if (first || changed || make_do(r, &ignored) || !r->fetching) r->broken = *e;
+        else err_clear(&r->broken);
         return s;
     }
+    err_clear(&r->broken);
     r->now = *p;
     r->all_ram = p->bytes == all.bytes;
     if (r->all_ram) stop_fetching(r);

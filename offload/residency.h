@@ -35,11 +35,19 @@ struct resid_options {
     int n_banks, n_experts;
     const int *lookup;             /* [n_lookup] weights of which only rows are looked up */
     int n_lookup;
+    enum policy_kind policy;       /* lru, lfu, lrfu or plec */
 };
 
 enum { RESID_ROW_MAX = 64 << 10 }; /* bytes of a looked-up row; tables of longer ones stay home */
 
 enum group_state { GROUP_DISK, GROUP_LOADING, GROUP_RAM };
+
+/* Why something is read before anybody needs it. */
+enum group_ahead {
+    AHEAD_NOT,
+    AHEAD_KNOWN, /* its turn is certain, or nearly: the ring, a scan */
+    AHEAD_GUESS, /* a predictor named it */
+};
 
 struct group {
     enum group_state state;
@@ -50,9 +58,10 @@ struct group {
     int slot;                /* -1 = none: at home, or on disk */
     int pins;
     int next_piece, n_pieces, left; /* handed out; in all; not yet back */
-    bool speculative;        /* asked for before anybody needed it */
+    enum group_ahead ahead;  /* asked for before anybody needed it, and not needed yet */
+    uint64_t guessed;        /* bytes read while it was a guess */
     bool checked;            /* looked at for NaN once */
-    bool failed;
+    bool failed;             /* a read failed, or it was taken back */
     bool passed;             /* is in resid.passed */
 };
 
@@ -69,7 +78,10 @@ struct resid_counts {
     uint64_t hits, misses;            /* experts of macro-steps that were in RAM, or not */
     _Atomic uint64_t bytes_read, rows_read; /* all reads; looked-up rows among them */
     uint64_t pieces, pieces_read;     /* streamed dense pieces used; read for it */
-    uint64_t speculative, useful;     /* experts read ahead; of them used */
+    uint64_t known, guessed;          /* experts that were asked for ahead, by why */
+    uint64_t useful, late;            /* guesses that were used; of them still on their way then */
+    uint64_t cancelled;               /* guesses taken back before they had been read */
+    uint64_t guess_bytes, useful_bytes, wasted_bytes; /* read as guesses; of them used, or not */
     uint64_t evictions;
     double waited;                    /* seconds the executor had nothing to do */
 };
@@ -96,6 +108,7 @@ struct resid {
     struct region home;
     struct slot_class cls[PLACE_CLASSES + 1]; /* the last one is the ring */
     struct policy *policy;
+    enum policy_kind policy_kind;
     struct fetch fetch;
     bool fetching;
     struct fetch_how how;    /* how to start it again */
@@ -103,7 +116,7 @@ struct resid {
     struct { int weight; const int32_t *ids; int n, next, left; char *dst; uint64_t stride; } rows;
     int n_loading;           /* groups in that state */
     struct err err;          /* the first failure of a read, until it is collected */
-    struct err broken;       /* why no step can be run any more */
+    struct err broken;       /* why no step can be run until a resize succeeds */
     struct resid_counts count;
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
@@ -122,12 +135,14 @@ struct resid {
     int layer, n_want;
     int32_t *want;           /* [n_experts] groups */
     uint8_t *stage;          /* [n_experts] WANT_... */
+    uint8_t *was;            /* [n_experts] enum resid_was */
     int next_ask;            /* misses before this one have been asked for */
     int n_open;              /* misses asked for and not yet run */
     int next_ahead;          /* expert of the next layer to look at for reading ahead */
     struct index_queue passed; /* read and run in this forward pass: the first to go */
     int32_t *guess;          /* [n_guess] groups read ahead that policy holds pinned */
     int n_guess;
+    int guess_flight;        /* pieces of guesses that the drive is reading */
 };
 
 /* Builds the tables; reads nothing.  ERR_MEMORY, ERR_UNSUPPORTED. */
@@ -151,7 +166,9 @@ struct resid_start {
 void resid_prepare(struct resid *r, const struct resid_start *how);
 
 /* Makes a placement real: first gives back what it has no room for, then takes and reads what it
- * adds.  Nothing may be pinned.  On failure what is there stays usable at the size it has.
+ * adds.  Nothing may be pinned.  When something cannot be read it stays on disk, r->now says what
+ * there is, within the larger of both sizes, and steps go on with that; only when nothing can be
+ * read at all, or the file has changed, are they refused, until a call succeeds.
  * ERR_IO, ERR_BUDGET, ERR_MEMORY, ERR_CANCELLED. */
 enum status resid_apply(struct resid *r, const struct placement *p,
                         bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
@@ -175,8 +192,22 @@ const void *resid_home(const struct resid *r, int weight);
 void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t *count, int n);
 int resid_take(struct resid *r, int32_t *list, struct err *e);
 void resid_ran(struct resid *r);
+/* Where the i-th expert was when the router named it. */
+enum resid_was {
+    RESID_ABSENT,
+    RESID_IN_RAM,
+    RESID_GUESSED, /* in RAM because a guess had been read */
+    RESID_LATE,    /* the guess was on its way */
+};
+enum resid_was resid_was(const struct resid *r, int i);
 /* Matrix k (gate, up, down) of the i-th expert, while it is pinned. */
 const void *resid_expert(const struct resid *r, int i, int k);
+
+/* A predictor names experts of a bank, likeliest first, with probabilities of use.  speculate()
+ * reads ahead what the policy finds worth its victim, behind everything that is needed, and within
+ * bounds; what its router does not name is taken back.  Passes that scan ignore both. */
+void resid_predict(struct resid *r, int bank, const int32_t *expert, const float *prob, int n);
+void resid_speculate(struct resid *r);
 
 /* A piece of a streamed matrix, by its place in the sequence; pinned until the next call. */
 struct resid_piece {

@@ -9,7 +9,7 @@ enum { RING = PLACE_CLASSES };                      /* its slot class */
 enum { SLOT_IDLE = -1, SLOT_AWAY = -2 };            /* slot_class.owner */
 enum { WANT_MISS, WANT_ASKED, WANT_GIVEN, WANT_RUN, /* resid.stage, and: */
        WANT_STAGE = 3, WANT_READ = 4 /* it was not in RAM when it was routed to */ };
-enum { AHEAD_MAX = 64, STREAM_ROWS = 32 };
+enum { AHEAD_MAX = 64, STREAM_ROWS = 32, GUESS_PIECES = 4 };
 
 static inline bool is_expert(const struct resid *r, int g)
 {
@@ -37,9 +37,14 @@ void resid_evict(struct resid *r, int group);
 /* DISK -> LOADING; its base is set. */
 void load_start(struct resid *r, int group, struct index_queue *q);
 /* The same for an expert or a piece of the ring, into a slot that it owns. */
-void expert_start(struct resid *r, int group, int slot, struct index_queue *q);
+void expert_start(struct resid *r, int group, int slot, enum group_ahead ahead);
 /* What was read ahead is needed now. */
 void load_promote(struct resid *r, int group);
+/* What was read ahead is not needed: what has not been handed out is never read, and it ends on
+ * DISK as soon as nothing of it is under way. */
+void load_cancel(struct resid *r, int group);
+/* On DISK, but its slot still its own: gives that back. */
+void load_forget(struct resid *r, int group);
 /* Called by the loaders. */
 bool load_next(void *arg, struct fetch_piece *p);
 void load_done(void *arg, const struct fetch_piece *p, uint64_t bytes, bool nan,

@@ -27,16 +27,17 @@ void load_start(struct resid *r, int gi, struct index_queue *q)
     pthread_cond_broadcast(&r->fetch.work);
 }
 
-void expert_start(struct resid *r, int gi, int slot, struct index_queue *q)
+void expert_start(struct resid *r, int gi, int slot, enum group_ahead ahead)
 {
     struct group *g = &r->group[gi];
     struct slot_class *c = class_of_group(r, gi);
     c->owner[slot] = gi;
     g->slot = slot;
     g->base = slot_base(c, slot);
-    g->speculative = q == &r->ahead;
-    if (is_expert(r, gi)) policy_added(r->policy, gi - r->first_expert, g->speculative);
-    load_start(r, gi, q);
+    g->ahead = ahead;
+    g->guessed = 0;
+    if (is_expert(r, gi)) policy_added(r->policy, gi - r->first_expert, ahead != AHEAD_NOT);
+    load_start(r, gi, ahead ? &r->ahead : &r->demand);
 }
 
 void load_promote(struct resid *r, int gi)
@@ -84,7 +85,11 @@ bool load_next(void *arg, struct fetch_piece *p)
     if (!q->n) return false;
     const int gi = queue_front(q);
     struct group *g = &r->group[gi];
+    /* A few guesses keep the drive busy; with more of them a demand would find no buffer. */
+    if (g->ahead == AHEAD_GUESS && r->guess_flight >= GUESS_PIECES) return false;
     *p = piece_of(r, gi, g->next_piece);
+    p->guess = g->ahead == AHEAD_GUESS;
+    r->guess_flight += p->guess;
     if (++g->next_piece == g->n_pieces) queue_pop(q);
     return true;
 }
@@ -107,6 +112,29 @@ static void settle(struct resid *r, struct group *g)
     pthread_cond_broadcast(&r->fetch.ready);
 }
 
+void load_cancel(struct resid *r, int gi)
+{
+    struct group *g = &r->group[gi];
+    ASSERT(g->state == GROUP_LOADING);
+    if (g->next_piece < g->n_pieces && !queue_remove(&r->ahead, gi))
+        (void)queue_remove(&r->demand, gi);
+    give_up(g);
+    settle(r, g);
+}
+
+void load_forget(struct resid *r, int gi)
+{
+    struct group *g = &r->group[gi];
+    ASSERT(g->state == GROUP_DISK && g->slot >= 0);
+    g->failed = false;
+    if (is_expert(r, gi)) policy_removed(r->policy, gi - r->first_expert);
+    if (g->ahead == AHEAD_GUESS) r->count.wasted_bytes += g->guessed;
+    g->ahead = AHEAD_NOT;
+    slot_give(class_of_group(r, gi), g->slot);
+    g->slot = -1;
+    g->base = NULL;
+}
+
 static void warn_nan(struct resid *r, int part)
 {
     const struct part *p = &r->parts.part[part];
@@ -125,7 +153,10 @@ void load_done(void *arg, const struct fetch_piece *p, uint64_t bytes, bool nan,
                const struct err *e)
 {
     struct resid *r = arg;
-    if (e->code && !r->err.code) r->err = *e;
+    r->guess_flight -= p->guess;
+    /* A guess that cannot be read is a wrong one; whoever needs it will hear of it. */
+    const bool idle_guess = p->guess && r->group[p->tag].ahead == AHEAD_GUESS;
+    if (e->code && !r->err.code && !idle_guess) r->err = *e;
     r->count.bytes_read += bytes;
     if (p->tag == ROWS_TAG) {
         if (e->code) {
@@ -139,14 +170,17 @@ void load_done(void *arg, const struct fetch_piece *p, uint64_t bytes, bool nan,
     struct group *g = &r->group[p->tag];
     if (nan) warn_nan(r, p->part);
     r->load_done += bytes;
+    if (p->guess) {
+        g->guessed += bytes;
+        r->count.guess_bytes += bytes;
+    }
     g->left--;
     if (e->code) {
-        if (g->next_piece < g->n_pieces && !queue_remove(&r->demand, p->tag))
-            (void)queue_remove(&r->ahead, p->tag);
-        give_up(g);
+        load_cancel(r, p->tag);
         pthread_cond_broadcast(&r->fetch.ready);
+    } else {
+        settle(r, g);
     }
-    settle(r, g);
 }
 
 void load_sleep(struct resid *r)
@@ -183,15 +217,8 @@ enum status load_wait(struct resid *r, bool (*progress)(void *arg, uint64_t done
 /* Slots of groups that did not arrive are free again. */
 static void free_failed(struct resid *r)
 {
-    for (int gi = r->first_expert; gi < r->n_groups; gi++) {
-        struct group *g = &r->group[gi];
-        if (g->state != GROUP_DISK || g->slot < 0) continue;
-        g->failed = false;
-        if (is_expert(r, gi)) policy_removed(r->policy, gi - r->first_expert);
-        slot_give(class_of_group(r, gi), g->slot);
-        g->slot = -1;
-        g->base = NULL;
-    }
+    for (int gi = r->first_expert; gi < r->n_groups; gi++)
+        if (r->group[gi].state == GROUP_DISK && r->group[gi].slot >= 0) load_forget(r, gi);
 }
 
 void load_drop(struct resid *r)

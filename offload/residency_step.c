@@ -14,7 +14,7 @@
 
 #include <string.h>
 
-enum { WINDOW = 8, WINDOW_BYTES = 16 << 20, PIECES_AHEAD = 8 };
+enum { WINDOW = 8, WINDOW_BYTES = 16 << 20, PIECES_AHEAD = 8, GUESS_BYTES = 32 << 20 };
 
 /* ---- the forward pass ---- */
 
@@ -126,15 +126,69 @@ static int window_of(const struct resid *r, const struct slot_class *c)
     return n < 1 ? 1 : n > AHEAD_MAX ? AHEAD_MAX : n;
 }
 
-/* Guesses that have arrived are as evictable as everything else. */
+/* What was read ahead and has arrived is as evictable as everything else; what was taken back, or
+ * could not be read, gives up its slot. */
 static void settle_guesses(struct resid *r)
 {
     int n = 0;
     for (int i = 0; i < r->n_guess; i++) {
-        if (r->group[r->guess[i]].state == GROUP_LOADING) r->guess[n++] = r->guess[i];
-        else policy_unpin(r->policy, r->guess[i] - r->first_expert);
+        const int gi = r->guess[i];
+        const enum group_state state = r->group[gi].state;
+        if (state == GROUP_LOADING) {
+            r->guess[n++] = gi;
+            continue;
+        }
+        policy_unpin(r->policy, gi - r->first_expert);
+        if (state == GROUP_DISK) load_forget(r, gi);
     }
     r->n_guess = n;
+}
+
+/* The router of a bank has not named these. */
+static void cancel_guesses(struct resid *r, int bank)
+{
+    for (int i = 0; i < r->n_guess; i++) {
+        const struct group *g = &r->group[r->guess[i]];
+        if ((r->guess[i] - r->first_expert) / r->n_experts != bank || g->failed ||
+            g->ahead != AHEAD_GUESS || g->state != GROUP_LOADING) continue;
+        r->count.cancelled++;
+        load_cancel(r, r->guess[i]);
+    }
+}
+
+static void guess_ahead(struct resid *r)
+{
+    int idle[256] = {0};
+    settle_guesses(r);
+    while (r->n_guess < AHEAD_MAX) {
+        int32_t victim;
+        for (int c = 0; c < r->sizes.n_classes; c++) idle[c] = r->cls[c].n_idle;
+        const int32_t x = policy_prefetch(r->policy, idle, &victim);
+        if (x < 0) return;
+        struct slot_class *c = class_of_group(r, r->first_expert + x);
+        if (r->n_guess >= c->n_slots / 4 ||
+            (r->n_guess >= 2 && (uint64_t)(r->n_guess + 1) * c->slot_bytes > GUESS_BYTES)) return;
+        if (victim >= 0) resid_evict(r, r->first_expert + victim);
+        const int slot = slot_take_idle(c, r->first_expert + x);
+        ASSERT(slot >= 0);
+        expert_start(r, r->first_expert + x, slot, AHEAD_GUESS);
+        policy_pin(r->policy, x);
+        r->guess[r->n_guess++] = r->first_expert + x;
+        r->count.guessed++;
+    }
+}
+
+void resid_predict(struct resid *r, int bank, const int32_t *expert, const float *prob, int n)
+{
+    if (!r->all_ram && !r->streaming) policy_predict(r->policy, bank, expert, prob, n);
+}
+
+void resid_speculate(struct resid *r)
+{
+    if (r->all_ram || r->streaming) return;
+    pthread_mutex_lock(&r->fetch.lock);
+    guess_ahead(r);
+    pthread_mutex_unlock(&r->fetch.lock);
 }
 
 /* Asks for absent experts of a bank in order, while the window has room. */
@@ -148,10 +202,10 @@ static void read_ahead(struct resid *r, int bank)
             if (r->n_open + r->n_guess >= window_of(r, c) || c->n_slots < 4) return;
             const int slot = find_slot(r, gi, true);
             if (slot < 0) return;
-            expert_start(r, gi, slot, &r->ahead);
+            expert_start(r, gi, slot, AHEAD_KNOWN);
             policy_pin(r->policy, gi - r->first_expert);
             r->guess[r->n_guess++] = gi;
-            r->count.speculative++;
+            r->count.known++;
         }
         r->next_ahead++;
     }
@@ -165,9 +219,10 @@ static void ask(struct resid *r)
         const int i = r->next_ask, gi = r->want[i];
         if (r->stage[i] != (WANT_MISS | WANT_READ)) continue;
         if (r->streaming && r->n_open && r->n_open >= window_of(r, class_of_group(r, gi))) return;
+        if (r->group[gi].state == GROUP_LOADING) return; /* a guess that is being taken back */
         const int slot = find_slot(r, gi, false);
         if (slot < 0) return;
-        expert_start(r, gi, slot, &r->demand);
+        expert_start(r, gi, slot, AHEAD_NOT);
         r->group[gi].pins++;
         r->stage[i] = WANT_ASKED | WANT_READ;
         r->n_open++;
@@ -176,6 +231,31 @@ static void ask(struct resid *r)
     if (r->streaming && r->n_want >= r->n_experts * 3 / 4 && r->layer + 1 < r->n_banks)
         read_ahead(r, r->layer + 1);
 }
+
+/* Looks one up, and pins it if it is there or on its way. */
+static void want(struct resid *r, int i, int gi)
+{
+    struct group *g = &r->group[gi];
+    const bool in_ram = g->state == GROUP_RAM, coming = g->state == GROUP_LOADING && !g->failed;
+    const bool guess = g->ahead == AHEAD_GUESS && (in_ram || coming);
+    r->want[i] = gi;
+    r->was[i] = (uint8_t)(in_ram ? guess ? RESID_GUESSED : RESID_IN_RAM
+                          : coming && guess ? RESID_LATE : RESID_ABSENT);
+    r->count.useful += guess;
+    r->count.late += guess && !in_ram;
+    r->count.useful_bytes += guess ? g->guessed : 0;
+    r->count.hits += in_ram;
+    r->count.misses += !in_ram;
+    r->stage[i] = in_ram && !g->ahead ? WANT_ASKED
+                  : in_ram || coming ? WANT_ASKED | WANT_READ : WANT_MISS | WANT_READ;
+    if (!in_ram && !coming) return;
+    g->pins++;
+    r->n_open += g->ahead != AHEAD_NOT;
+    g->ahead = AHEAD_NOT;
+    if (coming) load_promote(r, gi);
+}
+
+enum resid_was resid_was(const struct resid *r, int i) { return (enum resid_was)r->was[i]; }
 
 void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t *count, int n)
 {
@@ -187,25 +267,13 @@ void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t
         for (int i = 0; i < n; i++) r->want[i] = r->first_expert + bank * r->n_experts + expert[i];
         r->count.hits += (uint64_t)n;
         memset(r->stage, WANT_RUN, (size_t)n);
+        memset(r->was, RESID_IN_RAM, (size_t)n);
         return;
     }
     pthread_mutex_lock(&r->fetch.lock);
     settle_guesses(r);
-    for (int i = 0; i < n; i++) {
-        const int gi = r->first_expert + bank * r->n_experts + expert[i];
-        struct group *g = &r->group[gi];
-        r->want[i] = gi;
-        r->count.useful += g->speculative;
-        r->count.hits += g->state == GROUP_RAM;
-        r->count.misses += g->state != GROUP_RAM;
-        r->stage[i] = g->state == GROUP_RAM && !g->speculative ? WANT_ASKED
-                      : g->state != GROUP_DISK ? WANT_ASKED | WANT_READ : WANT_MISS | WANT_READ;
-        if (g->state == GROUP_DISK) continue;
-        g->pins++;
-        r->n_open += g->speculative;
-        if (g->state == GROUP_LOADING) load_promote(r, gi);
-        g->speculative = false;
-    }
+    for (int i = 0; i < n; i++) want(r, i, r->first_expert + bank * r->n_experts + expert[i]);
+    if (!r->streaming) cancel_guesses(r, bank);
     ask(r);
     pthread_mutex_unlock(&r->fetch.lock);
 }
@@ -260,6 +328,7 @@ void resid_ran(struct resid *r)
         g->passed = true;
     }
     ask(r);
+    if (!r->streaming) guess_ahead(r);
     pthread_mutex_unlock(&r->fetch.lock);
 }
 
@@ -294,12 +363,12 @@ static int ring_slot(struct resid *r, int gi, int now, int due)
 }
 
 /* Starts the read of a piece if there is a slot for it. */
-static bool start_piece(struct resid *r, int gi, int now, int due, struct index_queue *q)
+static bool start_piece(struct resid *r, int gi, int now, int due, enum group_ahead ahead)
 {
     if (r->group[gi].state != GROUP_DISK) return true;
     const int slot = ring_slot(r, gi, now, due);
     if (slot < 0) return false;
-    expert_start(r, gi, slot, q);
+    expert_start(r, gi, slot, ahead);
     r->count.pieces_read++;
     return true;
 }
@@ -310,7 +379,7 @@ static void pieces_ahead(struct resid *r, int at)
     int most = r->now.n_ring - 1 < PIECES_AHEAD ? r->now.n_ring - 1 : PIECES_AHEAD;
     if (most > r->n_seq - 1) most = r->n_seq - 1;
     for (int d = 1; d <= most; d++)
-        if (!start_piece(r, r->seq[(at + d) % r->n_seq], at, d, &r->ahead)) return;
+        if (!start_piece(r, r->seq[(at + d) % r->n_seq], at, d, AHEAD_KNOWN)) return;
 }
 
 enum status resid_piece(struct resid *r, int at, struct resid_piece *p, struct err *e)
@@ -324,7 +393,7 @@ enum status resid_piece(struct resid *r, int at, struct resid_piece *p, struct e
     r->count.pieces++;
     while (g->state != GROUP_RAM && !r->err.code) {
         /* -1: whatever is in the ring and not on its way may go for what is needed now. */
-        if (start_piece(r, gi, at, -1, &r->demand)) load_promote(r, gi);
+        if (start_piece(r, gi, at, -1, AHEAD_NOT)) load_promote(r, gi);
         pieces_ahead(r, at);
         if (g->state != GROUP_RAM && !r->err.code) load_sleep(r);
     }

@@ -29,21 +29,14 @@ void predict_seen(float *rate, int n_expert, float keep, const uint16_t *expert,
         if (expert[k] < n_expert) rate[expert[k]] += 1 - keep;
 }
 
-int predict_gate(const struct predict_gate *g, const struct elem_kernels *el, const float *hidden,
-                 float *x, float *score, float *pick, int max, int32_t *expert, float *prob)
+int predict_gate(const struct route_params *p, const struct elem_kernels *el, const float *bias,
+                 float *logits, float *pick, int max, int32_t *expert, float *prob)
 {
-    struct route_params wide = g->route; /* the same rule, but the best `max` */
-    wide.n_used = max < g->route.n_expert ? max : g->route.n_expert;
+    struct route_params wide = *p;
+    wide.n_used = max < p->n_expert ? max : p->n_expert;
     wide.normalise = 0;
     wide.scale = 1;
-    el->rms_norm(g->n_embd, hidden, g->norm, g->eps, x);
-    for (int i = 0; i < g->route.n_expert; i++) {
-        const float *w = g->gate + (size_t)i * (size_t)g->n_embd;
-        float sum = 0;
-        for (int k = 0; k < g->n_embd; k++) sum += w[k] * x[k];
-        score[i] = sum;
-    }
-    route_token_choice(&wide, el, g->bias, NULL, score, pick, expert, prob);
+    route_token_choice(&wide, el, bias, NULL, logits, pick, expert, prob);
     return wide.n_used;
 }
 
@@ -79,8 +72,9 @@ void path_step(const struct path_model *m, struct path_state *s, int32_t id, flo
         float *mean = s->mean + i * n_dim;
         const float keep = path_keep(i);
         for (int k = 0; k < n_dim; k++) mean[k] = keep * mean[k] + (x ? (1 - keep) * x[k] : 0);
-        add_product(n_dim, m->slow_tap + i * n_dim, mean, mix);
+        if (p) add_product(n_dim, m->slow_tap + i * n_dim, mean, mix);
     }
+    if (!p) return;
     for (int j = 0; j < PATH_BACK; j++) {
         const float *e = embedding(m, s->back[j]);
         if (e) add_product(n_dim, m->tap + j * n_dim, e, mix);

@@ -24,19 +24,12 @@ int predict_top(const float *score, int n, int max, int32_t *expert, float *prob
  * n_expert and above are skipped. */
 void predict_seen(float *rate, int n_expert, float keep, const uint16_t *expert, int n_used);
 
-/* A layer's own router on the hidden state of an earlier layer.
- * hidden [n_embd]: the residual stream; norm [n_embd]: weight of the norm before that layer's
- * experts (NULL = ones); gate [n_expert][n_embd]; bias as in route_token_choice.  Scratch: x
- * [n_embd], score and pick [n_expert].  Returns n = min(max, n_expert) experts; prob is what they
- * have in the router's score (softmax or sigmoid), no calibrated probability. */
-struct predict_gate {
-    struct route_params route;
-    int n_embd;
-    float eps;
-    const float *norm, *gate, *bias;
-};
-int predict_gate(const struct predict_gate *g, const struct elem_kernels *el, const float *hidden,
-                 float *x, float *score, float *pick, int max, int32_t *expert, float *prob);
+/* A layer's own router on the hidden state of an earlier layer: its rule, but the `max` best.
+ * logits [n_expert]: the router's product with that state; overwritten.  bias as in
+ * route_token_choice, pick [n_expert] scratch.  Returns n = min(max, n_expert) experts, likeliest
+ * first; prob is what they have in the router's score, no calibrated probability. */
+int predict_gate(const struct route_params *p, const struct elem_kernels *el, const float *bias,
+                 float *logits, float *pick, int max, int32_t *expert, float *prob);
 
 /* ---- the learned routing path ----
  *
@@ -67,7 +60,7 @@ void path_reset(const struct path_model *m, struct path_state *s);
 
 /* Takes the next token id in (an id outside the vocabulary counts as unknown: no embedding) and
  * writes the probabilities.  mix [n_dim] and h [n_hidden] are left filled (training reads them);
- * p [n_layers * n_expert]. */
+ * p [n_layers * n_expert], NULL: only takes it in. */
 void path_step(const struct path_model *m, struct path_state *s, int32_t id, float *mix, float *h,
                float *p);
 

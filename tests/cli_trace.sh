@@ -43,6 +43,20 @@ t trace -m "$DIR/dense.gguf" --ids 1 -o "$DIR/x"
 refuse 1 'no experts'
 ok "something was left behind" ! -e "$DIR/x"
 
+# In a budget that not all experts fit, where they were and how long they were waited for is recorded.
+"$GEN" "$DIR/wide.gguf" --tiny --embd 512 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab 2>/dev/null
+t trace -m "$DIR/wide.gguf" -p 'a hat' --decode 12 -c 64 --mem 1M -o "$DIR/x"
+expect 3 '--mem'
+least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
+t trace -m "$DIR/wide.gguf" -p 'a hat' --decode 12 -c 64 --mem $((least + 10))M -o "$DIR/wide-trace.gguf"
+expect 0
+t replay "$DIR/wide-trace.gguf"
+expect 0
+ok "nothing recorded of memory" "$(grep -c '^recorded: [0-9.]* % of the experts in memory, [0-9.]* ms' "$DIR/out")" = 1
+t replay "$DIR/wide-trace.gguf" --json
+expect 0
+ok "nothing recorded in JSON" "$(grep -c '"recorded_uses": 108' "$DIR/out")" = 1
+
 # ---- replay ----
 t replay "$T" --slots 25%,50%,100%
 expect 0

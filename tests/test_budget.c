@@ -1,6 +1,6 @@
 /* Budgets: the same bits whatever is in memory, from the smallest budget that works to no limit, for
- * decode, prefill, batches and resizes in the middle; nothing above the budget; refusals; and reads
- * that fail, come short, or find another file. */
+ * decode, prefill, batches, resizes in the middle, every policy and every predictor; nothing above the
+ * budget; refusals; and reads that fail, come short, or find another file. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "bench/gen.h"
+#include "moe/load/trace.h"
 #include "moe/run/engine_int.h"
 #include "tests/fault.h"
 
@@ -272,6 +273,171 @@ static void test_lent(void **state)
     }
 }
 
+/* ---- reading ahead ---- */
+
+struct film {
+    struct trace *t;
+    struct err err;
+};
+
+static void see(void *arg, const struct obs *o)
+{
+    struct film *f = arg;
+    if (f->t->n_rows == o->pos && trace_append(f->t, 1, &f->err)) return;
+    f->t->step[o->pos] = f->t->pos[o->pos] = o->pos;
+    f->t->token[o->pos] = o->token;
+    for (int k = 0; k < o->n_used; k++)
+        trace_experts(f->t, o->pos, o->layer)[k] = (uint16_t)o->expert[k];
+}
+
+/* A record of what decoding ids one by one routes, and a predictor of random numbers. */
+static void make_side_files(const struct tessera_options *o, char *record, char *learned, float *out)
+{
+    struct tessera_options all = *o;
+    struct film f = {NULL};
+    all.mem_budget = UINT64_MAX;
+    tessera_engine *e = must_open(&all);
+    const struct tessera_model m = tessera_model(e);
+    const struct resid *r = &e->resid;
+    assert_int_equal(trace_new(r->n_banks, r->n_experts, m.n_expert_used, 0, &f.t, &f.err), OK);
+    f.t->model_hash = m.hash;
+    tessera_observe(e, see, &f);
+    assert_int_equal(feed(e, 1, out, NULL, &f.err), OK);
+    tessera_observe(e, NULL, NULL);
+    (void)snprintf(record, 160, "%s/record.gguf", dir);
+    assert_int_equal(trace_write(f.t, record, &f.err), OK);
+    struct predictor p = {.model_hash = m.hash,
+                          .path = {.n_vocab = VOCAB, .n_dim = 8, .n_hidden = 8,
+                                   .n_layers = r->n_banks, .n_expert = r->n_experts,
+                                   .n_used = m.n_expert_used}};
+    const uint64_t n = predictor_floats(&p.path);
+    float *data = calloc(n, sizeof *data);
+    struct rng g;
+    rng_seed(&g, 5);
+    for (uint64_t i = 0; i < n; i++) data[i] = (float)rng_below(&g, 2000) / 1000.0f - 1.0f;
+    predictor_place(&p, data);
+    (void)snprintf(learned, 160, "%s/learned.gguf", dir);
+    assert_int_equal(predictor_write(&p, "random", learned, &f.err), OK);
+    predictor_free(&p);
+    trace_free(f.t);
+    tessera_close(e);
+}
+
+static void test_predictors(void **state)
+{
+    (void)state;
+    static const char *const policies[] = {"lrfu", "lru", "lfu", "plec"};
+    struct tessera_options o = options(model("qwen3moe", GEN_Q4_K_M, false), 0);
+    struct bits b = reference(&o);
+    char record[160], learned[160], which[5][180];
+    const uint64_t least = smallest(&o);
+    make_side_files(&o, record, learned, b.got);
+    assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    (void)snprintf(which[0], sizeof which[0], "gate,always");
+    (void)snprintf(which[1], sizeof which[1], "previous,always");
+    (void)snprintf(which[2], sizeof which[2], "frequency,always");
+    (void)snprintf(which[3], sizeof which[3], "%s,always", learned);
+    (void)snprintf(which[4], sizeof which[4], "%s,always", record);
+    for (int k = 0; k < 5 * 4 * 3; k++) {
+        struct err err;
+        const int size = k % 3, policy = k / 3 % 4, predictor = k / 12;
+        o.mem_budget = least + (uint64_t)(size == 0 ? 0 : size == 1 ? 4 : 6) * MIB;
+        o.policy = policies[policy];
+        o.predictor = which[predictor];
+        o.no_uring = k % 7 == 6;
+        tessera_engine *e = must_open(&o);
+        assert_int_equal(feed(e, k % 5 == 4 ? 3 : 1, b.got, NULL, &err), OK);
+        assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+        const struct tessera_traffic t = tessera_traffic(e);
+        assert_string_equal(t.policy, policies[policy]);
+        assert_true(t.useful <= t.guessed && t.late <= t.useful && t.cancelled <= t.guessed);
+        assert_true(t.useful_bytes + t.wasted_bytes <= t.guess_bytes &&
+                    t.guess_bytes <= t.bytes_read);
+        assert_true(t.missed_named <= t.missed && t.named <= t.asked);
+        if (e->resid.now.dense_home && predictor == 4 && k % 5 != 4)
+            assert_true(t.named == t.asked && t.asked > 0 && t.useful > 0);
+        if (e->resid.now.dense_home && predictor == 0) assert_true(t.asked && t.guessed);
+        tessera_close(e);
+    }
+    /* Files of another model, and names that mean nothing. */
+    struct tessera_options other = options(model("olmoe", QTYPE_F16, false), UINT64_MAX);
+    tessera_engine *e;
+    struct err err;
+    other.predictor = record;
+    assert_int_equal(tessera_open(&other, &e, &err), ERR_SHAPE);
+    other.predictor = "no-such-file";
+    assert_int_equal(tessera_open(&other, &e, &err), ERR_IO);
+    other.predictor = NULL;
+    other.policy = "min";
+    assert_int_equal(tessera_open(&other, &e, &err), ERR_USAGE);
+    bits_free(&b);
+}
+
+struct seen {
+    uint64_t uses, in_ram, layers;
+    double waited;
+};
+
+static void count_seen(void *arg, const struct obs *o)
+{
+    struct seen *s = arg;
+    s->layers++;
+    s->uses += (uint64_t)o->n_used;
+    for (int k = 0; k < o->n_used; k++) s->in_ram += o->in_ram[k];
+    s->waited += 1e-6 * o->wait_us;
+}
+
+/* Records say what was in memory when it was named, and how long the layer waited. */
+static void test_observed(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
+    const uint64_t least = smallest(&o);
+    float *out = calloc(N * VOCAB, sizeof *out);
+    for (int k = 0; k < 2; k++) {
+        struct seen seen = {0};
+        struct err err;
+        o.mem_budget = k ? UINT64_MAX : least + 5 * MIB;
+        tessera_engine *e = must_open(&o);
+        const struct tessera_traffic a = tessera_traffic(e);
+        tessera_observe(e, count_seen, &seen);
+        assert_int_equal(feed(e, 1, out, NULL, &err), OK);
+        const struct tessera_traffic b = tessera_traffic(e);
+        assert_int_equal(seen.layers, N * 3);
+        assert_int_equal(seen.uses, b.hits - a.hits + b.misses - a.misses);
+        assert_int_equal(seen.in_ram, b.hits - a.hits);
+        assert_true(k == (seen.in_ram == seen.uses));
+        /* Embedding rows and pieces are waited for outside of layers' experts. */
+        assert_true(seen.waited <= b.waited - a.waited + 1e-9);
+        assert_true(k ? seen.waited <= 0 : seen.waited > 0);
+        tessera_close(e);
+    }
+    free(out);
+}
+
+/* Reading ahead is tried with and without in turns, and judged; the bits stay. */
+static void test_trial(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
+    struct bits b = reference(&o);
+    struct err err;
+    o.mem_budget = smallest(&o) + 5 * MIB;
+    tessera_engine *e = must_open(&o);
+    assert_string_equal(tessera_traffic(e).predictor, "gate");
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(feed(e, 1, b.got, NULL, &err), OK);
+        assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    }
+    const struct tessera_traffic t = tessera_traffic(e);
+    assert_int_equal(t.trials, 1);
+    assert_true(t.seconds_of[0] > 0 && t.seconds_of[1] > 0);
+    assert_int_equal(t.ahead, t.trials_won);
+    assert_true(t.ahead == (t.seconds_of[1] < 0.99 * t.seconds_of[0]));
+    tessera_close(e);
+    bits_free(&b);
+}
+
 /* ---- the token path allocates nothing ---- */
 
 static void test_no_allocation(void **state)
@@ -279,6 +445,7 @@ static void test_no_allocation(void **state)
     (void)state;
     struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
     const uint64_t least = smallest(&o);
+    o.predictor = "gate,always";
     for (int k = 0; k < 2; k++) {
         struct err err;
         o.mem_budget = least + (k ? 8 : 0) * MIB;
@@ -322,6 +489,13 @@ static int buffered_open(const char *path, int how)
     return how == OSFILE_DIRECT ? -EINVAL : osfile_system.open(path, how);
 }
 
+static int no_open(const char *path, int how)
+{
+    (void)path;
+    (void)how;
+    return -EACCES;
+}
+
 static struct osfile_ops bad_ops(void)
 {
     struct osfile_ops ops = osfile_system;
@@ -341,9 +515,10 @@ static void test_bad_reads(void **state)
     const uint64_t least = smallest(&o);
     struct err err;
     o.files = &ops;
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 6; k++) {
         o.mem_budget = least + (k % 2 ? 6 : 0) * MIB;
-        ops.open = k / 2 ? buffered_open : osfile_system.open;
+        o.predictor = k < 4 ? "none" : "previous,always";
+        ops.open = k / 2 == 1 ? buffered_open : osfile_system.open;
         tessera_engine *e = must_open(&o);
         atomic_store(&short_by, 8192);
         assert_int_equal(feed(e, 9, b.got, NULL, &err), OK);
@@ -356,7 +531,7 @@ static void test_bad_reads(void **state)
         for (int at = 0, tries = 0; at < N; tries++) {
             atomic_store(&fail_with, tries % 2 ? EIO : 0);
             atomic_store(&countdown, tries < 40 ? (int)rng_below(&r, 40) : -1);
-            const int n = N - at < 5 ? N - at : 5;
+            const int most = k < 4 ? 5 : 1, n = N - at < most ? N - at : most;
             struct tessera_input in = {s, ids + at, n, TESSERA_LOGITS_ALL};
             const enum status st = tessera_step(e, &in, 1, &err);
             assert_int_equal(tessera_session_n(s), st ? at : at + n);
@@ -376,7 +551,8 @@ static void test_bad_reads(void **state)
         tessera_session_close(s);
         tessera_close(e);
     }
-    /* While opening: every read once. */
+    /* While opening: every read once (a direct file's first one only asks whether it can be). */
+    ops.open = buffered_open;
     o.mem_budget = least + 4 * MIB;
     atomic_store(&fail_with, EIO);
     int n = 0;
@@ -391,6 +567,57 @@ static void test_bad_reads(void **state)
         assert_int_equal(st, ERR_IO);
     }
     assert_true(n > 5);
+    bits_free(&b);
+}
+
+/* A resize that cannot read goes on with less, and another one tries again. */
+static void test_bad_resize(void **state)
+{
+    (void)state;
+    struct osfile_ops ops = bad_ops();
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0, false), 0);
+    struct bits b = reference(&o);
+    struct err err;
+    int failed = 0;
+    o.files = &ops;
+    o.mem_budget = smallest(&o) + 8 * MIB;
+    tessera_engine *e = must_open(&o);
+    const struct placement whole = place_all(&e->resid.sizes);
+    const uint64_t all = fit_need(e, &whole) + 8 * MIB, least = (fit_least(e) + MIB - 1) / MIB * MIB;
+    atomic_store(&fail_with, EIO);
+    for (int n = 0; n < 60; n += 1 + n / 6) {
+        const uint64_t to = n % 2 ? all : least + (uint64_t)(n % 5) * 3 * MIB;
+        atomic_store(&countdown, n);
+        const enum status st = tessera_resize(e, to, &err);
+        atomic_store(&countdown, -1);
+        failed += st != OK;
+        if (st) {
+            assert_int_equal(st, ERR_IO);
+            assert_non_null(strstr(err.msg, "steps go on with less"));
+            assert_false(e->resid.all_ram);
+        }
+        const struct tessera_memory m = tessera_memory(e);
+        assert_true(m.total <= m.budget && m.budget == to);
+        atomic_store(&e->ledger.peak, m.total);
+        assert_int_equal(feed(e, 32, b.got, NULL, &err), OK);
+        assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    }
+    assert_true(failed > 2);
+    if (tessera_resize(e, all, &err)) fail_msg("%s", err.msg);
+    assert_true(e->resid.all_ram);
+    assert_int_equal(feed(e, 32, b.got, NULL, &err), OK);
+    assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    /* Nothing can be read at all: refused, and said, until it can. */
+    ops.open = no_open;
+    assert_int_equal(tessera_resize(e, least + 2 * MIB, &err), ERR_IO);
+    atomic_store(&e->ledger.peak, tessera_memory(e).total);
+    assert_non_null(strstr(err.msg, "until another resize"));
+    assert_int_equal(feed(e, 32, b.got, NULL, &err), ERR_IO);
+    ops.open = osfile_system.open;
+    if (tessera_resize(e, least + 2 * MIB, &err)) fail_msg("%s", err.msg);
+    assert_int_equal(feed(e, 32, b.got, NULL, &err), OK);
+    assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+    tessera_close(e);
     bits_free(&b);
 }
 
@@ -486,9 +713,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_resize),
         cmocka_unit_test(test_room),      cmocka_unit_test(test_lent),
+        cmocka_unit_test(test_predictors),
+        cmocka_unit_test(test_observed),  cmocka_unit_test(test_trial),
         cmocka_unit_test(test_no_allocation),
-        cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_changed),
+        cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_bad_resize),
+        cmocka_unit_test(test_cancel),    cmocka_unit_test(test_changed),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -1,6 +1,7 @@
 /* deepseek2: two awkward models against llama.cpp's logits (tests/awkward/gen_deepseek2.py), the
- * same bits in every split, tier, thread count and batch, mutations that must break the bound, and
- * keys that must be refused.  Writes to a folder of its own in /tmp. */
+ * same bits in every split, tier, thread count and batch, and with the weights on disk, mutations
+ * that must break the bound, and keys that must be refused.  Writes to a folder of its own in
+ * /tmp. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,6 +10,8 @@
 #include <cmocka.h>
 
 #include "bench/gen.h"
+#include "moe/base/f16.h"
+#include "moe/base/rng.h"
 #include "moe/run/engine_int.h"
 #include "tests/metric.h"
 #include "tests/shared.h"
@@ -203,6 +206,138 @@ static void test_heads_divided(void **state)
     free(many);
 }
 
+/* ---- heads' matrices that stream ---- */
+
+/* Wide enough that the matrices of heads stream in pieces that begin and end inside of heads: 12
+ * heads of 384 x 128 (K) and 80 x 384 (V) in F16, pieces of 512 KiB. */
+enum { EMBD = 64, HEADS = 12, RANK = 384, NOPE = 128, ROT = 32, V_DIM = 80, FF = 64, EXPERTS = 4 };
+
+static const struct wide_tensor {
+    const char *name;
+    int f32, n_dims;
+    uint64_t dim[3];
+} wide_tensors[] = {
+    {"token_embd.weight", 0, 2, {EMBD, N_VOCAB}},
+    {"output_norm.weight", 1, 1, {EMBD}},
+    {"output.weight", 0, 2, {EMBD, N_VOCAB}},
+    {"blk.%d.attn_norm.weight", 1, 1, {EMBD}},
+    {"blk.%d.attn_q.weight", 0, 2, {EMBD, HEADS * (NOPE + ROT)}},
+    {"blk.%d.attn_kv_a_mqa.weight", 0, 2, {EMBD, RANK + ROT}},
+    {"blk.%d.attn_kv_a_norm.weight", 1, 1, {RANK}},
+    {"blk.%d.attn_k_b.weight", 0, 3, {NOPE, RANK, HEADS}},
+    {"blk.%d.attn_v_b.weight", 0, 3, {RANK, V_DIM, HEADS}},
+    {"blk.%d.attn_output.weight", 0, 2, {HEADS * V_DIM, EMBD}},
+    {"blk.%d.ffn_norm.weight", 1, 1, {EMBD}},
+    {"blk.%d.ffn_gate_inp.weight", 1, 2, {EMBD, EXPERTS}},
+    {"blk.%d.ffn_gate_exps.weight", 0, 3, {EMBD, FF, EXPERTS}},
+    {"blk.%d.ffn_up_exps.weight", 0, 3, {EMBD, FF, EXPERTS}},
+    {"blk.%d.ffn_down_exps.weight", 0, 3, {FF, EMBD, EXPERTS}},
+    {"blk.%d.ffn_gate_shexp.weight", 0, 2, {EMBD, FF}},
+    {"blk.%d.ffn_up_shexp.weight", 0, 2, {EMBD, FF}},
+    {"blk.%d.ffn_down_shexp.weight", 0, 2, {FF, EMBD}},
+};
+enum { N_WIDE = sizeof wide_tensors / sizeof *wide_tensors, N_ENDS = 3, N_LAYERS = 2 };
+
+/* The i-th tensor of the file; n values. */
+static const struct wide_tensor *wide_at(int i, char *name, uint64_t *n)
+{
+    const int per = N_WIDE - N_ENDS, in = i < N_ENDS ? i : N_ENDS + (i - N_ENDS) % per;
+    const struct wide_tensor *t = &wide_tensors[in];
+    (void)snprintf(name, 64, t->name, i < N_ENDS ? 0 : (i - N_ENDS) / per);
+    *n = 1;
+    for (int d = 0; d < t->n_dims; d++) *n *= t->dim[d];
+    return t;
+}
+
+static void write_wide(const char *path)
+{
+    static const struct { const char *key; uint32_t value; } ints[] = {
+        {"vocab_size", N_VOCAB}, {"context_length", 512}, {"embedding_length", EMBD},
+        {"block_count", N_LAYERS}, {"leading_dense_block_count", 0}, {"feed_forward_length", FF},
+        {"expert_feed_forward_length", FF}, {"expert_count", EXPERTS}, {"expert_used_count", 2},
+        {"expert_shared_count", 1}, {"attention.head_count", HEADS},
+        {"attention.head_count_kv", 1}, {"attention.q_lora_rank", 0},
+        {"attention.kv_lora_rank", RANK}, {"rope.dimension_count", ROT},
+        {"attention.key_length", RANK + ROT}, {"attention.value_length", RANK},
+        {"attention.key_length_mla", NOPE + ROT}, {"attention.value_length_mla", V_DIM},
+    };
+    const int n_tensors = N_ENDS + N_LAYERS * (N_WIDE - N_ENDS);
+    char name[64];
+    uint64_t n, most = 0;
+    struct err e;
+    struct gguf_writer *w = gguf_writer_new();
+    gguf_put_str(w, "general.architecture", "deepseek2");
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {
+        char key[96];
+        (void)snprintf(key, sizeof key, "deepseek2.%s", ints[i].key);
+        gguf_put_u32(w, key, ints[i].value);
+    }
+    gguf_put_f32(w, "deepseek2.attention.layer_norm_rms_epsilon", 1e-6f);
+    gguf_put_f32(w, "deepseek2.rope.freq_base", 10000.0f);
+    for (int i = 0; i < n_tensors; i++) {
+        const struct wide_tensor *t = wide_at(i, name, &n);
+        gguf_put_tensor(w, name, t->f32 ? QTYPE_F32 : QTYPE_F16, t->n_dims, t->dim,
+                        n * (t->f32 ? 4 : 2));
+        most = n > most ? n : most;
+    }
+    if (gguf_writer_begin(w, path, &e)) fail_msg("%s", e.msg);
+    float *f = calloc(most, sizeof *f);
+    uint16_t *h = calloc(most, sizeof *h);
+    struct rng r;
+    rng_seed(&r, 77);
+    for (int i = 0; i < n_tensors; i++) {
+        const struct wide_tensor *t = wide_at(i, name, &n);
+        const float scale = t->n_dims == 1 ? 0.1f : 1.7f / sqrtf((float)t->dim[0]);
+        for (uint64_t k = 0; k < n; k++) {
+            f[k] = scale * ((float)rng_below(&r, 2001) / 1000.0f - 1) + (t->n_dims == 1 ? 1 : 0);
+            h[k] = f16_from_f32(f[k]);
+        }
+        if (gguf_writer_data(w, t->f32 ? (const void *)f : h, n * (t->f32 ? 4 : 2), &e))
+            fail_msg("%s", e.msg);
+    }
+    if (gguf_writer_end(w, &e)) fail_msg("%s", e.msg);
+    gguf_writer_close(w);
+    free(f);
+    free(h);
+}
+
+/* With next to nothing in memory: the same bits as with everything. */
+static void test_heads_stream(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    char path[128];
+    int32_t ids[N];
+    struct err err;
+    (void)snprintf(path, sizeof path, "%s/wide.gguf", dir);
+    write_wide(path);
+    for (int i = 0; i < N; i++) ids[i] = (i * 29 + 3) % N_VOCAB;
+    float *all = calloc(N * N_VOCAB, sizeof *all), *least = calloc(N * N_VOCAB, sizeof *least);
+    tessera_engine *e = open_model(path, 2, "");
+    run(e, ids, N, N, 0, all);
+    for (int piece = 1; piece <= N; piece += 13) {
+        const struct placement none = place_least(&e->resid.sizes);
+        if (resid_apply(&e->resid, &none, NULL, NULL, &err)) fail_msg("%s", err.msg);
+        assert_false(e->resid.now.dense_home);
+        const uint64_t before = e->resid.count.pieces_read;
+        run(e, ids, N, piece, piece > 20, least);
+        assert_memory_equal(all, least, N * N_VOCAB * sizeof *all);
+        assert_true(e->resid.count.pieces_read > before);
+    }
+    int n_heads_pieces = 0; /* of attn_k_b and attn_v_b, in one layer: 3 and 2 */
+    for (int i = 0; i < e->model.n_op; i++) {
+        if (e->model.op[i].code != OP_HEAD_MATMUL || e->model.op[i].layer) continue;
+        const int w = e->model.op[i].weight[0], rows = e->weights.at[w].n_rows;
+        for (int g = e->resid.piece_of[w], at = 0; at < rows; g++, n_heads_pieces++)
+            at += e->resid.group[g].n_rows;
+    }
+    assert_int_equal(n_heads_pieces, 5);
+    tessera_close(e);
+    (void)unlink(path);
+    free(all);
+    free(least);
+}
+
 /* ---- mutations ---- */
 
 struct mutation {
@@ -394,6 +529,7 @@ int main(void)
         cmocka_unit_test(test_v3),      cmocka_unit_test(test_lite),
         cmocka_unit_test(test_q8_cache), cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_refused),   cmocka_unit_test(test_heads_divided),
+        cmocka_unit_test(test_heads_stream),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

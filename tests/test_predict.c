@@ -98,36 +98,31 @@ static void test_seen(void **state)
 static void test_gate(void **state)
 {
     (void)state;
-    enum { D = 48, N = 24 };
+    enum { N = 24 };
     struct rng g;
     rng_seed(&g, 3);
     const struct elem_kernels *el = elem_kernels(cpu_tier_best());
     for (int round = 0; round < 200; round++) {
-        float gate[N * D], norm[D], bias[N], hidden[D], x[D], score[N], pick[N], prob[N], w[N];
+        float logits[N], bias[N], x[N], pick[N], prob[N], w[N];
         int32_t id[N], chosen[N];
-        fill(&g, gate, N * D);
-        fill(&g, norm, D);
+        fill(&g, logits, N);
         fill(&g, bias, N);
-        fill(&g, hidden, D);
-        const struct predict_gate p = {
-            .route = {.n_expert = N, .n_used = 4, .score = round % 3, .normalise = 1, .scale = 2.5f,
-                      .n_group = round % 2 ? 4 : 0, .n_group_used = 2},
-            .n_embd = D, .eps = 1e-6f, .norm = norm, .gate = gate, .bias = round % 5 ? bias : NULL};
-        assert_int_equal(predict_gate(&p, el, hidden, x, score, pick, 4, id, prob), 4);
-        /* the router, step by step */
-        el->rms_norm(D, hidden, norm, p.eps, x);
-        for (int i = 0; i < N; i++) {
-            double sum = 0;
-            for (int k = 0; k < D; k++) sum += (double)gate[i * D + k] * (double)x[k];
-            score[i] = (float)sum;
-        }
-        route_token_choice(&p.route, el, p.bias, NULL, score, pick, chosen, w);
+        const float *b = round % 5 ? bias : NULL;
+        const struct route_params p = {
+            .n_expert = N, .n_used = 4, .score = round % 3, .normalise = 1, .scale = 2.5f,
+            .n_group = round % 2 ? 4 : 0, .n_group_used = 2};
+        memcpy(x, logits, sizeof x);
+        assert_int_equal(predict_gate(&p, el, b, x, pick, 4, id, prob), 4);
+        memcpy(x, logits, sizeof x);
+        route_token_choice(&p, el, b, NULL, x, pick, chosen, w);
         for (int k = 0; k < 4; k++) assert_int_equal(id[k], chosen[k]);
         /* more than it uses: the first ones stay */
-        const int n = predict_gate(&p, el, hidden, x, score, pick, 9, id, prob);
+        memcpy(x, logits, sizeof x);
+        const int n = predict_gate(&p, el, b, x, pick, 9, id, prob);
         assert_int_equal(n, 9);
         for (int k = 0; k < 4; k++) assert_int_equal(id[k], chosen[k]);
-        assert_int_equal(predict_gate(&p, el, hidden, x, score, pick, 1000, id, prob), N);
+        memcpy(x, logits, sizeof x);
+        assert_int_equal(predict_gate(&p, el, b, x, pick, 1000, id, prob), N);
     }
 }
 

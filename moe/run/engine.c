@@ -53,20 +53,29 @@ static uint64_t identity_of(const struct gguf *g)
 
 /* ---- opening, in order ---- */
 
+/* Static and min need a table or a future that nobody has here. */
+static enum status choose_policy(const char *name, enum policy_kind *kind, struct err *err)
+{
+    if (name) *kind = policy_by_name(name);
+    if (*kind == POLICY_LRU || *kind == POLICY_LFU || *kind == POLICY_LRFU || *kind == POLICY_PLEC)
+        return OK;
+    return err_set(err, ERR_USAGE, "unknown policy '%s': lrfu, lru, lfu or plec", name);
+}
+
 /* Numbers the layers with experts and lists what they and the other steps use, in order. */
 static enum status open_residency(struct tessera_engine *e, struct err *err)
 {
     const struct build *m = &e->model;
-    struct resid_options o = {.n_experts = e->hp.n_expert};
+    struct resid_options o = {.n_experts = e->hp.n_expert, .policy = POLICY_LRFU};
     const size_t n_op = (size_t)m->n_op;
     struct resid_bank *bank = calloc(n_op + 1, sizeof *bank);
     int *lookup = calloc((size_t)e->weights.n + 1, sizeof *lookup);
     int *used = calloc(n_op * OP_IO + 1, sizeof *used), *first = calloc(n_op * OP_IO + 1, sizeof *first);
     int n_used = 0;
-    enum status s = OK;
+    enum status s = choose_policy(e->opt.policy, &o.policy, err);
     e->op_bank = calloc(n_op + 1, sizeof *e->op_bank);
     e->op_piece = calloc(n_op * OP_IO + 1, sizeof *e->op_piece);
-    if (!bank || !lookup || !used || !first || !e->op_bank || !e->op_piece)
+    if (!s && (!bank || !lookup || !used || !first || !e->op_bank || !e->op_piece))
         s = err_set(err, ERR_MEMORY, "no memory for the list of weights");
     for (int i = 0; !s && i < m->n_op; i++) {
         const struct op *op = &m->op[i];
@@ -111,8 +120,10 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     build_init(&e->model, &e->weights, err);
     e->arch->describe(&e->model, &e->hp);
     if (err->code) return err->code;
-    if ((s = weights_check_all_used(&e->weights, err))) return s;
-    return open_residency(e, err);
+    if ((s = weights_check_all_used(&e->weights, err)) || (s = open_residency(e, err)) ||
+        (s = gates_open(&e->gates, &e->model, e->op_bank, e->resid.n_banks, err)))
+        return s;
+    return governor_open(&e->governor, e, e->opt.predictor, err);
 }
 
 static void open_tokenizer(struct tessera_engine *e)
@@ -171,13 +182,14 @@ static enum status make_plans(struct tessera_engine *e, struct err *err)
 static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
 {
     const size_t ub = (size_t)e->opt.n_ubatch;
-    e->buf = calloc((size_t)e->model.n_buf, sizeof *e->buf);
+    e->buf = calloc((size_t)e->model.n_buf + GATE_OPS, sizeof *e->buf);
     e->weight = calloc((size_t)e->weights.n + 1, sizeof *e->weight);
     e->row = calloc(ub, sizeof *e->row);
     e->out_row = calloc(ub, sizeof *e->out_row);
     e->kv_base = calloc(ub, sizeof *e->kv_base);
     e->serials = calloc(ub, sizeof *e->serials);
     e->input = calloc(ub, sizeof *e->input);
+    e->in_ram = calloc(2 * (size_t)e->hp.n_expert + 1, 1);
     if (e->state_bytes) {
         e->segment = calloc(ub, sizeof *e->segment);
         e->segment_of = calloc(ub + 1, sizeof *e->segment_of);
@@ -185,7 +197,7 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
             return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     }
     if (!e->buf || !e->weight || !e->row || !e->out_row || !e->kv_base || !e->serials ||
-        !e->input)
+        !e->input || !e->in_ram)
         return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];
@@ -209,6 +221,7 @@ static enum status load(struct tessera_engine *e, const struct placement *p, str
         (s = region_reserve(&e->logits, &e->ledger, MEM_ACT,
                             (size_t)e->logits_stride * (size_t)e->opt.n_ubatch, err)) ||
         (s = region_commit(&e->logits, fit_logits_bytes(e), err)) ||
+        (s = gates_commit(&e->gates, &e->model, &e->ledger, e->buf, err)) ||
         (s = pool_open(e->opt.n_threads, &e->pool, err)) ||
         (s = dev_cpu_open(e->pool, e->tier, &e->dev, err)))
         return s;
@@ -298,6 +311,8 @@ void tessera_close(tessera_engine *e)
     second_close(e);
     if (e->dev) e->api->close(e->dev);
     pool_close(e->pool);
+    governor_close(&e->governor);
+    gates_close(&e->gates);
     resid_close(&e->resid);
     free(e->op_bank);
     free(e->op_piece);
@@ -319,6 +334,7 @@ void tessera_close(tessera_engine *e)
     free(e->out_row);
     free(e->kv_base);
     free(e->serials);
+    free(e->in_ram);
     free(e->segment);
     free(e->segment_of);
     free(e->state_offset);
@@ -387,6 +403,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
 {
     const struct resid_counts *c = &e->resid.count;
     const struct devtier *d = &e->devtier;
+    const struct governor *g = &e->governor;
     struct plan_tiers t;
     promise(e, &e->placement, &t);
     return (struct tessera_traffic){
@@ -394,9 +411,17 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
         .device_bytes = d->count.bytes, .device_seconds = devtier_on(d) ? d->api->clock(d->dev) : 0,
         .device_modelled = e->device_modelled,
         .steps = e->n_steps, .hits = c->hits, .misses = c->misses, .bytes_read = c->bytes_read,
-        .speculative = c->speculative, .useful = c->useful, .evictions = c->evictions,
         .shrunk = e->govern.shrunk, .grown = e->govern.grown, .spilled = e->govern.spilled,
-        .waited = c->waited, .hit_expected = t.hit, .token_disk_expected = t.token_disk,
+        .evictions = c->evictions, .waited = c->waited,
+        .policy = e->resid.policy ? policy_name(e->resid.policy_kind) : "",
+        .predictor = g->name, .ahead = g->kind != PREDICT_NONE && (g->always || g->on),
+        .trials = g->n_trials, .trials_won = g->n_on,
+        .seconds_of = {g->seconds[0], g->seconds[1]},
+        .waited_of = {g->waited_of[0], g->waited_of[1]},
+        .guessed = c->guessed, .useful = c->useful, .late = c->late, .cancelled = c->cancelled,
+        .guess_bytes = c->guess_bytes, .useful_bytes = c->useful_bytes,
+        .wasted_bytes = c->wasted_bytes, .asked = g->asked, .named = g->named, .missed = g->missed,
+        .missed_named = g->missed_named, .hit_expected = t.hit, .token_disk_expected = t.token_disk,
         .seconds_expected = {t.seconds[0], t.seconds[1]},
     };
 }
@@ -412,7 +437,7 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
         .kv = (uint64_t)e->opt.n_sessions * fit_kv_bytes(e, e->opt.n_ctx),
         .state = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes,
         .n_snapshots = e->n_snapshots,
-        .activations = fit_arena_bytes(e), .logits = fit_logits_bytes(e),
+        .activations = fit_arena_bytes(e) + gates_bytes(&e->gates), .logits = fit_logits_bytes(e),
         .staging = fetch_staging(&e->resid.parts, e->opt.n_threads),
         .budget = e->opt.mem_budget, .n_parts = e->resid.parts.n_parts, .process = e->process,
     };
@@ -451,11 +476,18 @@ enum status engine_resize(struct tessera_engine *e, uint64_t budget, struct err 
     const bool grow = budget > e->opt.mem_budget;
     if (grow) ledger_set_budget(&e->ledger, budget);
     enum status s = resid_apply(&e->resid, &p, NULL, NULL, err);
-    if (!grow && !s) ledger_set_budget(&e->ledger, budget);
-    if (s) return s;
-    e->opt.mem_budget = budget;
-    e->placement = p;
-    return OK;
+    if (grow || atomic_load(&e->ledger.total) <= budget) {
+        ledger_set_budget(&e->ledger, budget);
+        e->opt.mem_budget = budget;
+    }
+    e->placement = e->resid.now;
+    if (!s) return OK;
+    const struct err why = *err;
+    err_clear(err);
+    return err_set_at(err, s, why.pos, e->resid.broken.code
+                          ? "%s; no step can be run until another resize succeeds"
+                          : "%s; what could not be read stays on disk, and steps go on with less: "
+                            "resize again to try again", why.msg);
 }
 
 enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)

@@ -10,6 +10,7 @@
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
 #include "moe/run/govern.h"
+#include "moe/run/governor.h"
 #include "moe/run/obs.h"
 #include "moe/run/watch.h"
 #include "moe/run/profile.h"
@@ -30,6 +31,8 @@ struct tessera_engine {
     struct plan plan[BUCKETS_MAX];   /* rising buckets of rows; the last one is n_ubatch */
     int n_plans;
     struct resid resid;
+    struct gates gates;              /* routers that can be run early */
+    struct governor governor;
     int *op_bank;                    /* [n_op] ROUTE: number of its layer among those with experts */
     int *op_piece;                   /* [n_op][OP_IO] place of a matmul's weights in the ring */
     uint64_t process;                /* bytes of the process beside weights, KV and buffers */
@@ -64,12 +67,13 @@ struct tessera_engine {
     struct govern govern;
 
     /* the step being run, all sized by n_ubatch at open */
-    struct dev_buf *buf;             /* [n_buf] */
+    struct dev_buf *buf;             /* [n_buf + GATE_OPS] */
     struct dev_weight *weight;       /* [n weights] */
     struct dev_row *row;             /* [n_ubatch] */
     int32_t *out_row;                /* [n_ubatch] */
     char **kv_base;                  /* [n_ubatch] */
     int32_t *serials;                /* [n_ubatch] session serial of each row */
+    uint8_t *in_ram;                 /* [2][n_expert] of the layer being run, by expert; of a row */
     struct dev_segment *segment;     /* [n_ubatch] NULL without recurrent layers */
     int *segment_of;                 /* [n_ubatch + 1] first segment of each input */
     struct step_input {

@@ -64,18 +64,35 @@ static void route_task(void *arg, int task, int worker)
     }
 }
 
-static void observe(struct exec *x)
+/* Writes down what the layer's router chose, where that was, and how long it was waited for. */
+static void observe(struct exec *x, double waited)
 {
     const struct route_params *p = &x->route_op->p.moe.route;
+    uint8_t *in_ram = x->e->in_ram + p->n_expert;
     for (int r = 0; r < x->route.n_rows; r++) {
         const int at = x->route_op->rows == ROWS_OUT ? x->e->out_row[r] : r;
+        const int32_t *id = x->ctl.id + r * p->n_used;
+        for (int k = 0; k < p->n_used; k++) in_ram[k] = x->e->in_ram[id[k]];
         obs_put(&x->e->obs, &(struct obs){
             .step = x->e->n_steps, .layer = x->route_op->layer, .session = x->serial[at],
             .pos = x->e->row[at].pos, .token = x->e->row[at].id,
-            .n_used = p->n_used, .expert = x->ctl.id + r * p->n_used,
-            .weight = x->ctl.w + r * p->n_used,
+            .n_used = p->n_used, .expert = id, .weight = x->ctl.w + r * p->n_used,
+            .in_ram = in_ram, .wait_us = (uint32_t)(1e6 * waited),
         });
     }
+}
+
+/* The next layer's router on what this one's has seen, while absent experts are on their way. */
+static void foresee(struct exec *x, int bank)
+{
+    struct tessera_engine *e = x->e;
+    struct governor *g = &e->governor;
+    uint64_t stride;
+    if (g->kind != PREDICT_GATE || !g->active || bank >= e->resid.n_banks) return;
+    float *logits = gates_run(&e->gates, bank, x->route.n_rows, e->api, e->dev, &x->bind, &stride);
+    if (logits)
+        governor_gate(g, e, bank, e->gates.bank[bank].route, x->route.n_rows, logits, stride,
+                      e->gates.pick);
 }
 
 static void run_route(struct exec *x, const struct op *op)
@@ -95,7 +112,6 @@ static void run_route(struct exec *x, const struct op *op)
     x->route.gate = x->ctl.gate;
     x->route.up = x->ctl.up;
     x->route.down = x->ctl.down;
-    observe(x);
     /* Absent experts are asked for now: what comes before the experts runs meanwhile. */
     for (int a = 0; a < x->route.n_active; a++)
         x->ctl.ready[a] = x->ctl.first[a + 1] - x->ctl.first[a];
@@ -107,12 +123,23 @@ static void run_route(struct exec *x, const struct op *op)
     x->whole = x->route;
     struct devtier *t = &x->e->devtier;
     x->two_sides = devtier_on(t) && !x->e->watch.fn; /* watchers look into the CPU's scratch */
+    const int32_t *wanted = x->ctl.expert; /* of the memory */
+    const int *rows = x->ctl.ready;
+    int n_wanted = x->route.n_active;
+    for (int a = 0; a < n_wanted; a++) x->e->in_ram[wanted[a]] = true;
     if (x->two_sides) {
         devtier_route(t, bank, &x->whole, x->ctl.ready);
-        resid_route(&x->e->resid, bank, t->rest_expert, t->rest_count, t->n_rest);
-    } else {
-        resid_route(&x->e->resid, bank, x->ctl.expert, x->ctl.ready, x->route.n_active);
+        wanted = t->rest_expert;
+        rows = t->rest_count;
+        n_wanted = t->n_rest;
     }
+    resid_route(&x->e->resid, bank, wanted, rows, n_wanted);
+    for (int i = 0; i < n_wanted; i++) {
+        const enum resid_was was = resid_was(&x->e->resid, i);
+        x->e->in_ram[wanted[i]] = was == RESID_IN_RAM || was == RESID_GUESSED;
+    }
+    governor_routed(&x->e->governor, x->e, bank, wanted, n_wanted);
+    foresee(x, bank + 1);
 }
 
 static bool cancelled(struct exec *x, const struct op *op, struct err *err)
@@ -162,6 +189,7 @@ static enum status run_experts(struct exec *x, const struct op *op, struct err *
     struct resid *r = &x->e->resid;
     struct plan_route *c = &x->ctl;
     const void **table[OP_IO] = {c->gate, c->up, c->down};
+    const double waited = r->count.waited;
     x->bind.scratch = x->e->buf[op->in[2]].base;
     for (int n_run = 0; n_run < x->route.n_active;) {
         const int n = resid_take(r, c->ready, err), before = n_run;
@@ -180,6 +208,7 @@ static enum status run_experts(struct exec *x, const struct op *op, struct err *
         resid_ran(r);
         if (cancelled(x, op, err)) return err->code;
     }
+    observe(x, r->count.waited - waited);
     return OK;
 }
 
@@ -499,7 +528,10 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     };
     devtier_step(&e->devtier, n_rows);
     enum status s = resid_step(&e->resid, n_rows, err);
+    if (!s) governor_step(&e->governor, e, n_rows);
     if (!s) s = resid_step_end(&e->resid, run_steps(&x, err), err);
-    if (!s) e->n_steps++;
-    return s;
+    if (s) return s;
+    governor_done(&e->governor, e);
+    e->n_steps++;
+    return OK;
 }

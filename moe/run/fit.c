@@ -73,14 +73,15 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t rows = (uint64_t)e->opt.n_ubatch * 64, vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
     const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
-                         rows + vocab;
+                         rows + vocab + governor_bytes(&e->governor);
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 
 /* Everything but weights, KV cache and staging; what a device reads from the host is part of it. */
 static uint64_t beside(const struct tessera_engine *e)
 {
-    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e) + e->device_plan.host;
+    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e) + gates_bytes(&e->gates) +
+           e->device_plan.host;
 }
 
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)

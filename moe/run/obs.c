@@ -6,7 +6,7 @@
 
 #include "moe/run/engine_int.h"
 
-enum { RECORDS = 1 << 14, HEAD = 6 };
+enum { RECORDS = 1 << 14, HEAD = 7 };
 
 enum status obs_open(struct obs_ring *r, int n_used, struct err *e)
 {
@@ -17,13 +17,16 @@ enum status obs_open(struct obs_ring *r, int n_used, struct err *e)
     if (!r->cap) return OK;
     r->word = calloc((size_t)r->cap * (size_t)r->stride, sizeof *r->word);
     r->weight = calloc((size_t)r->cap * (size_t)n_used, sizeof *r->weight);
-    return r->word && r->weight ? OK : err_set(e, ERR_MEMORY, "no memory for the observation ring");
+    r->in_ram = calloc((size_t)r->cap * (size_t)n_used, 1);
+    if (r->word && r->weight && r->in_ram) return OK;
+    return err_set(e, ERR_MEMORY, "no memory for the observation ring");
 }
 
 void obs_close(struct obs_ring *r)
 {
     free(r->word);
     free(r->weight);
+    free(r->in_ram);
     memset(r, 0, sizeof *r);
 }
 
@@ -36,9 +39,12 @@ void obs_put(struct obs_ring *r, const struct obs *o)
     w[3] = o->session;
     w[4] = o->pos;
     w[5] = o->token;
+    w[6] = (int32_t)o->wait_us;
     memcpy(w + HEAD, o->expert, sizeof *w * (size_t)r->n_used);
     memcpy(r->weight + (size_t)(r->n_written % (uint64_t)r->cap) * (size_t)r->n_used, o->weight,
            sizeof *o->weight * (size_t)r->n_used);
+    memcpy(r->in_ram + (size_t)(r->n_written % (uint64_t)r->cap) * (size_t)r->n_used, o->in_ram,
+           (size_t)r->n_used);
     r->n_written++;
     if (r->sink) r->sink(r->sink_arg, o);
 }
@@ -52,6 +58,8 @@ int obs_get(const struct obs_ring *r, uint64_t i, struct obs *o)
         .layer = w[2], .session = w[3], .pos = w[4], .token = w[5],
         .n_used = r->n_used, .expert = w + HEAD,
         .weight = r->weight + (size_t)(i % (uint64_t)r->cap) * (size_t)r->n_used,
+        .in_ram = r->in_ram + (size_t)(i % (uint64_t)r->cap) * (size_t)r->n_used,
+        .wait_us = (uint32_t)w[6],
     };
     return 1;
 }

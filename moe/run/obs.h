@@ -14,13 +14,17 @@ struct obs {
     int32_t session;     /* serial number of the session */
     int32_t pos, token;
     int32_t n_used;
-    const int32_t *expert; /* [n_used] in router-slot order; borrowed, as the weights are */
+    const int32_t *expert; /* [n_used] in router-slot order; borrowed, as all arrays are */
     const float *weight;   /* [n_used] */
+    const uint8_t *in_ram; /* [n_used] whether it was in memory when the router named it */
+    uint32_t wait_us;      /* microseconds for which the layer had nothing to compute, the whole
+                              step's rows together */
 };
 
 struct obs_ring {
     int32_t *word;       /* [cap][stride] */
     float *weight;       /* [cap][n_used] */
+    uint8_t *in_ram;     /* [cap][n_used] */
     void (*sink)(void *arg, const struct obs *o); /* sees every record as it is put; or NULL */
     void *sink_arg;
     int stride, cap, n_used;
