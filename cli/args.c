@@ -46,8 +46,10 @@ static const struct cli_flag model_flags[] = {
      AT(vram), 0, 0},
     {"--pack", "DIR", "where re-laid-out copies go (none are made in this version)", CLI_STR,
      AT(pack), 0, 0},
-    {"--machine", "FILE", "rates for promises of time, a file of `tessera doctor -o`", CLI_STR,
-     AT(machine), 0, 0},
+    {"--machine", "FILE", "speeds for promises of time, a file of `tessera doctor -o` (default: what "
+     "`tessera doctor -m` has measured here)", CLI_STR, AT(machine), 0, 0},
+    {"--routes", "TRACE", "promises assume the routing in a file of `tessera trace`", CLI_STR,
+     AT(routes), 0, 0},
     {"--policy", "NAME", "which experts stay when not all fit: lrfu (default), lru, lfu, plec", CLI_STR,
      AT(policy), 0, 0},
     {"--predictor", "WHICH", "what names experts to be read ahead: gate (default), previous, frequency, "

@@ -95,6 +95,7 @@ struct cli_args {
     const char *pack;         /* --pack */
     const char *machine;      /* --machine */
     const char *policy, *predictor; /* --policy, --predictor */
+    const char *routes;       /* --routes */
     bool analyze, deterministic;
     /* CLI_PROMPT */
     const char *prompt;       /* -p; "-" = stdin */

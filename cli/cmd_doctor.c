@@ -8,15 +8,19 @@
 #include "cli/cli.h"
 #include "moe/base/cpu.h"
 #include "moe/base/machine.h"
+#include "moe/base/mem.h"
 #include "moe/base/osfile.h"
 #include "moe/base/rng.h"
+#include "moe/base/thread.h"
 #include "quant/mm.h"
 
 struct doctor {
     struct machine m;
     int threads;
-    double dot_decode;  /* 1e9 multiply-adds per second for one row */
-    bool direct;        /* the disk was read past the page cache */
+    bool direct;        /* the disk was read past the page cache, or that is not known */
+    bool fresh;         /* --fresh: measure though there are measurements */
+    char kept[1024];    /* the file of measurements, "" = none can be kept */
+    bool was_kept;      /* they are from there */
     char disk[32];      /* the disk of the model, "" = not known */
     const char *model;
 };
@@ -49,7 +53,7 @@ static void *aligned(size_t bytes)
     return p;
 }
 
-/* Fills dot_q8 and dot_decode; leaves 0 when there is no memory or no kernel. */
+/* Fills dot_q8 and dot_q8_1; leaves 0 when there is no memory or no kernel. */
 static void measure_dot(struct doctor *d)
 {
     const struct mm_kernels *k = mm_kernels(cpu_tier_best());
@@ -70,12 +74,107 @@ static void measure_dot(struct doctor *d)
             k->act[ACT_Q8_32](DOT_COLS, in, act + one * (size_t)i);
         }
         d->m.dot_q8 = time_dot(k, tile, DOT_ROWS, x, y);
-        d->dot_decode = time_dot(k, tile, 1, x, y);
+        d->m.dot_q8_1 = time_dot(k, tile, 1, x, y);
     }
     free(tile);
     free(act);
     free(out);
     free(in);
+}
+
+/* ---- products of one row with weights in memory ---- */
+
+enum { TYPE_COLS = 2048, TYPE_TASK = 1 << 20, TYPE_FIRST = 8 << 20, TYPE_PASSES = 2 };
+static const double TYPE_SECONDS = 0.1;
+
+struct type_job {
+    void (*mm)(int n_cols, int n_tiles, const void *w, int n_rows, const void *const *x,
+               float *const *y);
+    const unsigned char *data;
+    const void *x;
+    size_t tile;
+    int per_task, n_tiles;
+    float *out; /* [workers][per_task * TILE_ROWS] */
+};
+
+static void type_task(void *arg, int task, int worker)
+{
+    const struct type_job *j = arg;
+    const int from = task * j->per_task;
+    const int n = j->n_tiles - from < j->per_task ? j->n_tiles - from : j->per_task;
+    float *y = j->out + (size_t)worker * (size_t)(j->per_task * TILE_ROWS);
+    j->mm(TYPE_COLS, n, j->data + (size_t)from * j->tile, 1, &j->x, &y);
+}
+
+/* GB/s of weights of a type, the best of some passes over `bytes`. */
+static double time_type(struct pool *pool, const struct qtype_info *q, const unsigned char *data,
+                        uint64_t bytes, unsigned char *act, const float *in, float *out)
+{
+    const struct mm_kernels *k = mm_kernels(cpu_tier_best());
+    struct type_job j = {.mm = k->mm[q->id], .data = data, .x = act, .out = out,
+                         .tile = tile_bytes(q->id, TYPE_COLS)};
+    double best = 0;
+    j.n_tiles = (int)(bytes / j.tile);
+    j.per_task = TYPE_TASK / (int)j.tile > 1 ? TYPE_TASK / (int)j.tile : 1;
+    k->act[q->act](TYPE_COLS, in, act);
+    const int all = j.n_tiles, few = (int)(TYPE_FIRST / j.tile);
+    for (int pass = 0; pass <= TYPE_PASSES; pass++) {
+        /* The first pass only tells how much can be read in a while. */
+        const double most = pass ? best * 1e9 * TYPE_SECONDS / (double)j.tile : few;
+        j.n_tiles = most < all ? (int)most : all;
+        if (j.n_tiles < j.per_task) j.n_tiles = j.per_task < all ? j.per_task : all;
+        if (pass == 1) best = 0;
+        const double start = os_seconds();
+        pool_run(pool, type_task, &j, (j.n_tiles + j.per_task - 1) / j.per_task);
+        const double gb_s = (double)j.tile * j.n_tiles / (os_seconds() - start) / 1e9;
+        if (gb_s > best) best = gb_s;
+    }
+    return best;
+}
+
+static void region_task(void *arg, int task, int worker)
+{
+    (void)arg;
+    (void)task;
+    (void)worker;
+}
+
+/* Fills type[] and region; leaves what cannot be measured for want of memory. */
+static void measure_types(struct doctor *d, uint64_t bytes)
+{
+    enum { REGIONS = 20000 };
+    const struct mm_kernels *k = mm_kernels(cpu_tier_best());
+    struct machine *m = &d->m;
+    struct pool *pool = NULL;
+    struct region data = {0};
+    struct ledger all;
+    ledger_init(&all, UINT64_MAX);
+    unsigned char *act = aligned(act_bytes(ACT_F32, TYPE_COLS) + 65536);
+    float *in = aligned(sizeof(float) * TYPE_COLS);
+    float *out = aligned((size_t)d->threads * TYPE_TASK);
+    if (!act || !in || !out || pool_open(d->threads, &pool, NULL) ||
+        region_reserve(&data, &all, MEM_WEIGHTS, bytes, NULL) || region_commit(&data, bytes, NULL))
+        goto done;
+    /* Every byte the same: scales near one in all formats, and no denormals to slow the sums. */
+    memset(data.base, 0x3c, bytes);
+    for (int i = 0; i < TYPE_COLS; i++) in[i] = (float)(i % 17) / 17 - 0.5f;
+    const struct qtype_info *q;
+    m->n_types = 0;
+    for (int i = 0; (q = qtype_at(i)) && m->n_types < MACHINE_TYPES && !cli_interrupted(); i++) {
+        if (!k->mm[q->id] || !k->act[q->act]) continue;
+        struct machine_type *t = &m->type[m->n_types++];
+        (void)snprintf(t->name, sizeof t->name, "%s", q->name);
+        t->read = time_type(pool, q, data.base, bytes, act, in, out);
+    }
+    const double start = os_seconds();
+    for (int i = 0; i < REGIONS; i++) pool_run(pool, region_task, NULL, 2 * d->threads);
+    m->region = 1e6 * (os_seconds() - start) / REGIONS;
+done:
+    region_release(&data);
+    pool_close(pool);
+    free(act);
+    free(in);
+    free(out);
 }
 
 /* ---- measuring ---- */
@@ -90,19 +189,55 @@ static uint64_t ram_bytes(const struct machine *m)
     return want > room / 4 ? room / 4 : want;
 }
 
+/* Whether the file of an earlier run answers what is asked for now; then it is taken over. */
+static bool take_kept(struct doctor *d)
+{
+    struct machine old;
+    struct err ignored;
+    err_clear(&ignored); /* a damaged file is measured anew */
+    if (d->fresh || !d->kept[0] || machine_read(&old, d->kept, &ignored)) return false;
+    if (old.ram_threads != d->threads || !(old.ram_read_n > 0) || !old.n_types) return false;
+    if (d->model && !(old.disk_random > 0)) return false;
+    struct machine *m = &d->m;
+    m->ram_read_1 = old.ram_read_1;
+    m->ram_read_n = old.ram_read_n;
+    m->ram_threads = old.ram_threads;
+    m->disk_read = old.disk_read;
+    m->disk_random = old.disk_random;
+    m->disk_small = old.disk_small;
+    m->dot_q8 = old.dot_q8;
+    m->dot_q8_1 = old.dot_q8_1;
+    m->region = old.region;
+    m->n_types = old.n_types;
+    memcpy(m->type, old.type, sizeof m->type);
+    d->direct = true;
+    d->was_kept = true;
+    return true;
+}
+
 static enum status measure(struct doctor *d, struct err *err)
 {
     struct machine *m = &d->m;
+    if (!machine_cache(d->model, true, d->kept, sizeof d->kept)) d->kept[0] = 0;
+    if (d->model) machine_disk_of(m, d->model, d->disk);
+    if (take_kept(d)) return OK;
     fprintf(stderr, "tessera: measuring memory and products ...\n");
     m->ram_threads = d->threads;
     enum status s = machine_measure_ram(1, ram_bytes(m), &m->ram_read_1, err);
     if (!s) s = machine_measure_ram(d->threads, ram_bytes(m), &m->ram_read_n, err);
     if (s) return s;
     measure_dot(d);
-    if (!d->model || cli_interrupted()) return OK;
-    fprintf(stderr, "tessera: measuring the disk of %s ...\n", d->model);
-    machine_disk_of(m, d->model, d->disk);
-    return machine_measure_disk(d->model, &m->disk_read, &m->disk_random, &d->direct, err);
+    measure_types(d, ram_bytes(m));
+    if (d->model && !cli_interrupted()) {
+        fprintf(stderr, "tessera: measuring the disk of %s ...\n", d->model);
+        s = machine_measure_disk(d->model, m, &d->direct, err);
+        if (s) return s;
+    }
+    struct err why;
+    err_clear(&why);
+    if (!cli_interrupted() && d->kept[0] && machine_write(m, d->kept, &why))
+        cli_warn("the measurements are not kept: %s", why.msg);
+    return OK;
 }
 
 /* ---- the report ---- */
@@ -153,15 +288,19 @@ static void print_devices(const struct doctor *d)
 static void print_measured(const struct doctor *d)
 {
     const struct machine *m = &d->m;
-    printf("\nmeasured\n");
+    if (d->was_kept) printf("\nmeasured before, kept in %s (--fresh measures again)\n", d->kept);
+    else printf("\nmeasured\n");
     printf("memory read    %.1f GB/s with 1 thread, %.1f GB/s with %d\n", m->ram_read_1,
            m->ram_read_n, m->ram_threads);
     if (m->dot_q8 > 0)
         printf("Q8_0 products  %.1f G multiply-adds/s per core for one row, %.1f for 16 rows\n",
-               d->dot_decode, m->dot_q8);
+               m->dot_q8_1, m->dot_q8);
+    for (int i = 0; i < m->n_types; i++)
+        printf("%s%s %.1f%s", i % 6 ? "  " : i ? "\n               " : "weights read   ", m->type[i].name,
+               m->type[i].read, i + 1 < m->n_types ? "" : " GB/s, one row\n");
     if (m->disk_read > 0)
-        printf("disk read      %.2f GB/s in order, %.2f GB/s in 1 MiB pieces at random%s\n",
-               m->disk_read, m->disk_random, d->direct ? "" : " (through the page cache)");
+        printf("disk read      %.2f GB/s in order, %.2f in 1 MiB pieces at random, %.2f in 64 KiB pieces%s\n",
+               m->disk_read, m->disk_random, m->disk_small, d->direct ? "" : " (through the page cache)");
     else if (d->model)
         printf("disk read      the file is too small to tell\n");
     else
@@ -277,6 +416,8 @@ int cmd_doctor(int argc, char **argv)
     static const struct cli_flag flags[] = {
         {"-m --model", "FILE", "measure the disk that holds this file", CLI_STR,
          offsetof(struct doctor, model), 0, 0},
+        {"--fresh", NULL, "measure again what an earlier run has measured and kept", CLI_TRUE,
+         offsetof(struct doctor, fresh), 0, 0},
         {0}};
     struct cli_args a = cli_defaults();
     struct cli_spec spec = {.name = "doctor", .groups = CLI_THREADS | CLI_OUTPUT, .own = flags,

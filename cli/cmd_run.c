@@ -92,11 +92,14 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
             cli_bytes((uint64_t)((double)(t.bytes_read - before->bytes_read) / steps), got));
     fprintf(stderr, "  time per token    ");
     if (t.seconds_expected[1] > 0)
-        fprintf(stderr, "%.1f-%.1f ms", 1e3 * t.seconds_expected[0], 1e3 * t.seconds_expected[1]);
+        fprintf(stderr, "%8.1f ms", 1e3 * t.seconds_expected[2]);
     else
         fprintf(stderr, "%11s", "-");
     fprintf(stderr, " %8.1f ms, %.1f of them waiting for reads\n", 1e3 * seconds / steps,
             1e3 * (t.waited - before->waited) / steps);
+    if (t.seconds_expected[1] > 0)
+        fprintf(stderr, "  (between %.1f, if reads cost nothing beside the products, and %.1f ms)\n",
+                1e3 * t.seconds_expected[0], 1e3 * t.seconds_expected[1]);
     const uint64_t there = t.device_ran - before->device_ran;
     if (there)
         fprintf(stderr, "  on the device     %11s %9.1f %%, %.1f sent over and %s moved per token; its work "
@@ -107,7 +110,7 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
                 t.device_modelled ? " (modelled)" : "");
     cli_print_ahead(r->e, 18);
     if (!(t.seconds_expected[1] > 0))
-        fprintf(stderr, "  (times are promised with --machine FILE, see `tessera doctor -o`)\n");
+        fprintf(stderr, "  (times are promised when `tessera doctor -m MODEL` has measured this machine)\n");
 }
 
 /* Prints until the end; the exit code. */

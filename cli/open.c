@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "moe/base/machine.h"
 #include "moe/compute/dev.h"
@@ -73,22 +74,33 @@ void cli_print_model(const tessera_engine *e, const struct cli_args *a)
     if (t.token_disk_expected)
         fprintf(stderr, "; %s per token from disk", cli_bytes(t.token_disk_expected, total));
     if (t.seconds_expected[1] > 0)
-        fprintf(stderr, ", %.3g to %.3g tokens/s promised", 1 / t.seconds_expected[1],
-                1 / t.seconds_expected[0]);
+        fprintf(stderr, ", %.3g tokens/s promised", 1 / t.seconds_expected[2]);
     fprintf(stderr, "; %d thread%s, %s\n", m.n_threads, m.n_threads == 1 ? "" : "s", m.cpu);
 }
 
-/* The rates of a machine file. */
-static enum status read_machine(const char *path, struct tessera_options *o, struct err *err)
+/* The measured speeds: of the file that was named, or what doctor has kept of this machine and the
+ * model's drive.  *known: there are any. */
+static enum status read_machine(const struct cli_args *a, struct machine *m, bool *known,
+                                struct err *err)
 {
-    struct machine m;
-    enum status s = machine_read(&m, path, err);
-    if (s) return s;
-    if (!(m.ram_read_n > 0) || !(m.disk_read > 0))
-        return err_set(err, ERR_FORMAT, "%s has no measured rates of memory and disk: write it with "
-                       "`tessera doctor -m MODEL -o FILE`", path);
-    o->rate_ram = 1e9 * m.ram_read_n;
-    o->rate_disk = 1e9 * m.disk_read;
+    char kept[1024];
+    *known = false;
+    if (a->machine) {
+        enum status s = machine_read(m, a->machine, err);
+        if (s) return s;
+        if (!(m->ram_read_n > 0) || !(m->disk_random > 0))
+            return err_set(err, ERR_FORMAT, "%s has no measured speeds of memory and disk: write it "
+                           "with `tessera doctor -m MODEL -o FILE`", a->machine);
+    } else {
+        struct err local;
+        if (!machine_cache(a->model, false, kept, sizeof kept) || access(kept, R_OK)) return OK;
+        err_clear(&local);
+        if (machine_read(m, kept, &local)) {
+            cli_warn("%s: `tessera doctor -m MODEL --fresh` measures again", local.msg);
+            return OK;
+        }
+    }
+    *known = true;
     return OK;
 }
 
@@ -127,7 +139,11 @@ int cli_open_engine(const struct cli_args *a, tessera_engine **out)
     err_clear(&err);
     *out = NULL;
     if (check_path(a->model, &err)) return cli_fail(&err);
-    if (a->machine && read_machine(a->machine, &o, &err)) return cli_fail(&err);
+    struct machine m;
+    bool known;
+    if (read_machine(a, &m, &known, &err)) return cli_fail(&err);
+    o.machine = known ? &m : NULL;
+    o.routes = a->routes;
     cli_catch_interrupts();
     o.progress = cli_progress;
     o.progress_arg = &bar;

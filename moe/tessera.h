@@ -39,6 +39,7 @@ struct gguf; /* moe/load/gguf.h */
 struct obs;  /* moe/run/obs.h */
 struct osfile_ops; /* moe/base/osfile.h */
 struct dev_api;    /* moe/compute/dev.h */
+struct machine;    /* moe/base/machine.h */
 
 /* ---- engine ---- */
 
@@ -59,7 +60,9 @@ struct tessera_options {
     bool (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_arg;
     bool header_only;     /* plan without reading weights: steps are refused */
-    double rate_ram, rate_disk; /* bytes per second, for promises of time; 0 = not known */
+    const struct machine *machine; /* measured speeds, for promises of time and for the device's share;
+                             NULL = not known */
+    const char *routes;   /* a trace of this model: promises assume such routing; NULL = uniform */
     const struct osfile_ops *files; /* how weights are read, for tests; NULL = the system */
     bool no_uring;        /* plain reads instead of io_uring */
     /* Which experts stay when not all fit: "lrfu" (NULL), "lru", "lfu" or "plec". */
@@ -123,9 +126,10 @@ struct tessera_traffic {
     uint64_t guess_bytes, useful_bytes, wasted_bytes; /* read on guesses; of them used, given up unused */
     uint64_t asked, named, missed, missed_named; /* experts wanted while there were guesses, how many
                                       of them those named; the same of what else was not in memory */
-    double hit_expected;           /* of a decoded token, with uniform routing */
+    double hit_expected;           /* of a decoded token, see tessera_options.routes */
     uint64_t token_disk_expected;  /* bytes */
-    double seconds_expected[2];    /* per token: perfect overlap, none; 0 = rates are not known */
+    double seconds_expected[3];    /* per token: perfect overlap, none, and what is likely; 0 = rates
+                                      are not known */
 };
 struct tessera_traffic tessera_traffic(const tessera_engine *e);
 

@@ -14,6 +14,8 @@ gen=$build/bench/gen_model
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 out=$dir/stdout err=$dir/stderr
+XDG_CACHE_HOME=/dev/null/none
+export XDG_CACHE_HOME
 n=0 failed=0
 
 fail() {
@@ -180,11 +182,16 @@ refuse 1 64 plan -m "$m" -c 65
 refuse 2 - plan
 
 # ---- doctor ----
+XDG_CACHE_HOME=$dir/cache
 expect 0 'memory read' doctor -m "$m" -t 2 -o "$dir/machine"
 grep -q '^ram_read_1_gb_s' "$dir/machine" || fail "the machine file"
+expect 0 'measured before' doctor -m "$m" -t 2
+expect 0 'disk read' doctor -m "$m" -t 2 --fresh
+grep -q 'measured before' "$out" && fail "doctor --fresh does not measure"
 refuse 1 'No such file' doctor -m "$dir/none"
 expect 1 'No such file' doctor -o "$dir/none/machine"
 refuse 2 - doctor --quick
+XDG_CACHE_HOME=/dev/null/none
 
 # ---- bad models: every command that opens one says what is wrong ----
 everywhere() { # CODE TEXT FILE

@@ -9,7 +9,7 @@ BIN=$(realpath "${1:?the binary}")
 FAILED=0
 CHECKS=0
 unset TESSERA_CPU NO_COLOR
-export XDG_STATE_HOME=/dev/null/none
+export XDG_STATE_HOME=/dev/null/none XDG_CACHE_HOME=/dev/null/none
 
 begin() {
     DIR=$(mktemp -d)

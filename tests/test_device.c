@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "bench/gen.h"
+#include "moe/base/machine.h"
 #include "moe/run/engine_int.h"
 
 enum { N = 60, VOCAB = 512, MIB = 1 << 20 };
@@ -139,7 +140,8 @@ static void check_placements(const char *arch, unsigned type)
     for (int i = 0; i < 16; i++) {
         o.vram_budget = vram + (uint64_t)(i % 4) * (uint64_t)(i % 4) * 2 * MIB;
         o.mem_budget = i < 8 ? UINT64_MAX : mem + (uint64_t)(i - 8) * MIB;
-        o.rate_ram = i % 2 ? 1e9 : 0;
+        const struct machine slow = {.ram_read_n = 1};
+        o.machine = i % 2 ? &slow : NULL;
         tessera_engine *e = must_open(&o);
         assert_true(devtier_on(&e->devtier));
         assert_null(tessera_warning(e, 0));
@@ -154,7 +156,7 @@ static void check_placements(const char *arch, unsigned type)
         some_sent |= t.device_sent > 0;
         some_refused |= e->devtier.count.refused > 0;
         pooled |= !e->resid.all_ram;
-        assert_true(t.device_sent == 0 || o.rate_ram > 0);
+        assert_true(t.device_sent == 0 || o.machine);
         tessera_close(e);
     }
     assert_true(all_there && some_sent && some_refused && pooled);
@@ -284,7 +286,8 @@ static void test_bad_devices(void **state)
     api.wait = bad_wait;
     o.device = &api;
     o.vram_budget = 10 * MIB;
-    o.rate_ram = 5e9;
+    const struct machine slow = {.ram_read_n = 5};
+    o.machine = &slow;
     const uint64_t mem = least_mem(&o);
     for (bad = 0; bad < BAD_N; bad++)
         for (bad_after = 0;; bad_after += 1 + bad_after / 3) {

@@ -263,12 +263,44 @@ static void text_by_hand(void **state)
     assert_int_equal(read_as(huge, &m, &e), ERR_FORMAT);
 }
 
+/* Types survive the text form; the cache file depends on the drive and on the folder. */
+static void kept(void **state)
+{
+    (void)state;
+    struct machine m = {.n_types = 2, .disk_small = 0.5, .region = 1.5,
+                        .type = {{"Q4_K", 12.5}, {"F16", 20.25}}};
+    struct machine back;
+    struct err e;
+    char path[64], file[300], other[300];
+    err_clear(&e);
+    (void)snprintf(path, sizeof path, "%s/types", root);
+    assert_int_equal(machine_write(&m, path, &e), OK);
+    assert_int_equal(machine_read(&back, path, &e), OK);
+    assert_int_equal(back.n_types, 2);
+    assert_string_equal(back.type[1].name, "F16");
+    assert_true(back.type[0].read == 12.5 && back.region == 1.5 && back.disk_small == 0.5);
+    assert_int_equal(setenv("XDG_CACHE_HOME", root, 1), 0);
+    assert_true(machine_cache(NULL, true, file, sizeof file));
+    assert_true(machine_cache("/proc/self/stat", false, other, sizeof other));
+    assert_string_not_equal(file, other);
+    assert_int_equal(machine_write(&m, file, &e), OK); /* the folder is there */
+    assert_true(machine_cache(NULL, false, other, sizeof other));
+    assert_string_equal(file, other);
+    assert_false(machine_cache(NULL, false, file, 10));
+    assert_int_equal(setenv("XDG_CACHE_HOME", "here", 1), 0); /* must be absolute */
+    assert_int_equal(setenv("HOME", root, 1), 0);
+    assert_true(machine_cache(NULL, false, file, sizeof file));
+    assert_non_null(strstr(file, "/.cache/tessera/machine-"));
+    assert_int_equal(unsetenv("HOME"), 0);
+    assert_false(machine_cache(NULL, false, file, sizeof file));
+}
+
 static void disk_measure(void **state)
 {
     (void)state;
     struct err e;
     char path[64];
-    double a, b;
+    struct machine m;
     bool direct;
     err_clear(&e);
     (void)snprintf(path, sizeof path, "%s/data", root);
@@ -277,12 +309,12 @@ static void disk_measure(void **state)
     static char block[1 << 16];
     for (int i = 0; i < 160; i++) assert_int_equal(fwrite(block, 1, sizeof block, f), sizeof block);
     (void)fclose(f);
-    assert_int_equal(machine_measure_disk(path, &a, &b, &direct, &e), OK);
-    assert_true(a > 0 && b > 0);
+    assert_int_equal(machine_measure_disk(path, &m, &direct, &e), OK);
+    assert_true(m.disk_read > 0 && m.disk_random > 0 && m.disk_small > 0);
     assert_int_equal(truncate(path, 10), 0); /* smaller than a block: nothing to measure */
-    assert_int_equal(machine_measure_disk(path, &a, &b, &direct, &e), OK);
-    assert_true(a == 0 && b == 0);
-    assert_int_equal(machine_measure_disk("/nonexistent/file", &a, &b, &direct, &e), ERR_IO);
+    assert_int_equal(machine_measure_disk(path, &m, &direct, &e), OK);
+    assert_true(m.disk_read == 0 && m.disk_random == 0 && m.disk_small == 0);
+    assert_int_equal(machine_measure_disk("/nonexistent/file", &m, &direct, &e), ERR_IO);
 }
 
 int main(void)
@@ -298,6 +330,7 @@ int main(void)
         cmocka_unit_test(text_round_trip),
         cmocka_unit_test(text_by_hand),
         cmocka_unit_test(disk_measure),
+        cmocka_unit_test(kept),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

@@ -534,7 +534,8 @@ enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s,
 
 /* ---- measuring a disk ---- */
 
-enum { DISK_IN_FLIGHT = 8, DISK_BLOCK = 4 << 20, DISK_SMALL = 1 << 20, DISK_ROUNDS = 64 };
+enum { DISK_IN_FLIGHT = 8, DISK_BLOCK = 4 << 20, DISK_SMALL = 1 << 20, DISK_TINY = 64 << 10,
+       DISK_ROUNDS = 64 };
 
 struct disk_job {
     const struct osfile *file;
@@ -576,13 +577,12 @@ static double disk_pass(struct pool *pool, struct disk_job *j, size_t block, boo
     return t > 0 && !atomic_load(&j->failed) ? (double)atomic_load(&j->done) / t / 1e9 : 0;
 }
 
-enum status machine_measure_disk(const char *path, double *gb_per_s, double *random_gb_per_s,
-                                 bool *direct, struct err *e)
+enum status machine_measure_disk(const char *path, struct machine *m, bool *direct, struct err *e)
 {
     struct osfile f;
     struct pool *pool = NULL;
     struct disk_job j = {.file = &f};
-    *gb_per_s = *random_gb_per_s = 0;
+    m->disk_read = m->disk_random = m->disk_small = 0;
     enum status s = osfile_open(&f, path, 1, NULL, e);
     if (s) return s;
     *direct = f.direct;
@@ -595,9 +595,14 @@ enum status machine_measure_disk(const char *path, double *gb_per_s, double *ran
     if (!s) s = pool_open(DISK_IN_FLIGHT, &pool, e);
     if (!s) {
         j.buf = mem;
-        *gb_per_s = disk_pass(pool, &j, f.size < DISK_BLOCK ? OSFILE_ALIGN : DISK_BLOCK, false);
+        m->disk_read = disk_pass(pool, &j, f.size < DISK_BLOCK ? OSFILE_ALIGN : DISK_BLOCK, false);
         size_t small = f.size < DISK_SMALL ? OSFILE_ALIGN : DISK_SMALL;
-        *random_gb_per_s = disk_pass(pool, &j, small, true);
+        m->disk_random = disk_pass(pool, &j, small, true);
+        const size_t tiny = f.size < DISK_TINY ? OSFILE_ALIGN : DISK_TINY;
+        for (int i = 0; i < 8; i++) { /* a pass is 64 rounds at most */
+            const double gb_s = disk_pass(pool, &j, tiny, true);
+            m->disk_small += gb_s / 8;
+        }
         if (atomic_load(&j.failed)) s = err_set(e, ERR_IO, "cannot read %s while measuring", path);
         pool_close(pool);
     }

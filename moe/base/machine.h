@@ -18,7 +18,7 @@
 
 #define MACHINE_NONE UINT64_MAX /* bytes: no limit, or not known */
 
-enum { MACHINE_DISKS = 8, MACHINE_NAME = 96 };
+enum { MACHINE_DISKS = 8, MACHINE_NAME = 96, MACHINE_TYPES = 32 };
 
 struct machine_disk {
     char name[32];
@@ -50,7 +50,15 @@ struct machine {
     int ram_threads;
     double disk_read;              /* GB/s past the page cache, large blocks, several in flight */
     double disk_random;            /* GB/s, 1 MiB blocks at random places */
-    double dot_q8;                 /* 1e9 multiply-adds per second of one core, Q8_0 in cache */
+    double disk_small;             /* GB/s, 64 KiB blocks at random places */
+    double dot_q8, dot_q8_1;       /* 1e9 multiply-adds per second of one core, Q8_0 in cache, for 16
+                                      rows and for one */
+    double region;                 /* microseconds to start and end a region of ram_threads threads */
+    int n_types;                   /* products of one row with weights in memory, ram_threads threads: */
+    struct machine_type {
+        char name[16];             /* weight type, "Q4_K" */
+        double read;               /* GB/s of weights */
+    } type[MACHINE_TYPES];
 };
 
 /* Fills everything but the measured fields.  root replaces "/" in the names of the kernel's text
@@ -86,11 +94,10 @@ void machine_watch_read(const struct machine_watch *w, struct machine_room *r);
 /* Streams over `bytes` of own memory with n_threads, best of five passes. */
 enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s, struct err *e);
 
-/* Reads a regular file past the page cache, for about a second each: in order with large blocks,
- * then 1 MiB blocks at random places.  *direct tells if the page cache could be avoided; if it
- * could not the numbers may be those of memory. */
-enum status machine_measure_disk(const char *path, double *gb_per_s, double *random_gb_per_s,
-                                 bool *direct, struct err *e);
+/* Reads a regular file past the page cache, for about a second each: in order with large blocks, then
+ * 1 MiB and 64 KiB blocks at random places; fills the disk_ fields.  *direct tells if the page cache
+ * could be avoided; if it could not the numbers may be those of memory. */
+enum status machine_measure_disk(const char *path, struct machine *m, bool *direct, struct err *e);
 
 /* Where the measured description of this machine and of the drive that holds `path` (NULL: of no
  * drive) is kept: tessera/machine-KEY.txt in XDG_CACHE_HOME, or in .cache in HOME.  The key is made

@@ -5,6 +5,7 @@
  *     ram_bytes 128G
  *     cgroup_limit_bytes none
  *     disk nvme0n1 2000398934016 ssd
+ *     type Q4_K 31.250
  *
  * Owns nothing; any thread.  See machine.h. */
 #include <errno.h>
@@ -52,7 +53,10 @@ static const struct field fields[] = {
     FIELD("ram_read_n_threads", KIND_INT, ram_threads),
     FIELD("disk_read_gb_s", KIND_REAL, disk_read),
     FIELD("disk_random_gb_s", KIND_REAL, disk_random),
+    FIELD("disk_small_gb_s", KIND_REAL, disk_small),
     FIELD("dot_q8_g_s", KIND_REAL, dot_q8),
+    FIELD("dot_q8_1_g_s", KIND_REAL, dot_q8_1),
+    FIELD("region_us", KIND_REAL, region),
 };
 enum { N_FIELDS = sizeof fields / sizeof *fields };
 
@@ -99,6 +103,8 @@ void machine_print(const struct machine *m, FILE *to)
         (void)fprintf(to, "disk %s %llu %s\n", m->disk[i].name,
                       (unsigned long long)m->disk[i].bytes,
                       m->disk[i].rotational ? "rotating" : "ssd");
+    for (int i = 0; i < m->n_types; i++)
+        (void)fprintf(to, "type %s %.3f\n", m->type[i].name, m->type[i].read);
 }
 
 enum status machine_write(const struct machine *m, const char *path, struct err *e)
@@ -180,6 +186,18 @@ static bool parse_disk(struct machine *m, const char *value)
     return true;
 }
 
+/* "Q4_K 31.250": GB/s */
+static bool parse_type(struct machine *m, const char *value)
+{
+    if (m->n_types == MACHINE_TYPES) return false;
+    struct machine_type *t = &m->type[m->n_types];
+    char more;
+    if (sscanf(value, "%15s %lf %c", t->name, &t->read, &more) != 2) return false;
+    if (!(t->read >= 0 && t->read < 1e12)) return false;
+    m->n_types++;
+    return true;
+}
+
 /* NULL, or what is wrong with the line. */
 static const char *parse_line(struct machine *m, char *line)
 {
@@ -189,6 +207,7 @@ static const char *parse_line(struct machine *m, char *line)
     char *value = line + n + strspn(line + n, " \t");
     line[n] = 0;
     if (!strcmp(line, "disk")) return parse_disk(m, value) ? NULL : "wants NAME BYTES ssd|rotating";
+    if (!strcmp(line, "type")) return parse_type(m, value) ? NULL : "wants NAME GB_PER_S";
     for (int i = 0; i < N_FIELDS; i++)
         if (!strcmp(line, fields[i].key))
             return parse_field(m, &fields[i], value) ? NULL : "has a bad value";

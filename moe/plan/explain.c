@@ -175,11 +175,12 @@ static void print_bytes(FILE *to, const char *what, uint64_t bytes, const char *
 
 static void print_token(FILE *to, const char *what, double hit, uint64_t disk, const double *seconds)
 {
-    char h[32], time[64] = "";
+    char h[32], time[96] = "";
     if (seconds[1] > 0 && disk)
-        (void)snprintf(time, sizeof time, ": %.3g to %.3g ms", 1e3 * seconds[0], 1e3 * seconds[1]);
+        (void)snprintf(time, sizeof time, ": likely %.3g ms, %.3g to %.3g", 1e3 * seconds[2],
+                       1e3 * seconds[0], 1e3 * seconds[1]);
     else if (seconds[1] > 0)
-        (void)snprintf(time, sizeof time, ": %.3g ms", 1e3 * seconds[0]);
+        (void)snprintf(time, sizeof time, ": %.3g ms", 1e3 * seconds[2]);
     (void)fprintf(to, "  %-13s %5.1f %% of its experts are in memory, %s from disk%s\n", what,
                   100 * hit, human(h, sizeof h, disk), time);
 }
@@ -227,7 +228,7 @@ static void print_promise(FILE *to, const struct plan_tiers *t)
     (void)fprintf(to, "\n");
     print_token(to, "promised", t->hit, t->token_disk, t->seconds);
     print_token(to, "with +1 GiB", t->more_hit, t->more_disk, t->more_seconds);
-    (void)fprintf(to, "  the prior is uniform routing: real texts reuse experts and find more\n");
+    (void)fprintf(to, "  experts in memory: by %s (--routes TRACE: by a trace of this one)\n", t->prior);
 }
 
 void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefill,
@@ -317,11 +318,13 @@ static cJSON *json_tiers(const struct plan_tiers *t)
     cJSON_AddNumberToObject(o, "ring_bytes", (double)t->ring);
     cJSON_AddNumberToObject(o, "disk_bytes", (double)t->on_disk);
     cJSON_AddNumberToObject(o, "hit_expected", t->hit);
+    cJSON_AddStringToObject(o, "prior", t->prior);
     cJSON_AddNumberToObject(o, "token_memory_bytes", (double)t->token_ram);
     cJSON_AddNumberToObject(o, "token_disk_bytes_expected", (double)t->token_disk);
     if (t->seconds[1] > 0) {
         cJSON_AddNumberToObject(o, "token_seconds_least", t->seconds[0]);
         cJSON_AddNumberToObject(o, "token_seconds_most", t->seconds[1]);
+        cJSON_AddNumberToObject(o, "token_seconds_likely", t->seconds[2]);
     }
     if (t->device_name) {
         cJSON_AddStringToObject(o, "device", t->device_name);

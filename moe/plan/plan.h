@@ -67,11 +67,12 @@ struct plan_tiers {
     const char *device_name;  /* NULL = there is none */
     bool device_modelled;
     uint64_t on_disk;         /* bytes that have no place in memory */
-    double hit;               /* expected share of a token's experts in memory, uniform routing */
+    double hit;               /* expected share of a token's experts in memory */
+    const char *prior;        /* the routing that this assumes */
     uint64_t token_ram, token_disk; /* bytes read per token */
     double rate_ram, rate_disk;     /* bytes per second; 0 = not known */
-    double seconds[2];              /* per token: perfect overlap, none */
-    double more_hit, more_seconds[2]; /* the same with another GiB */
+    double seconds[3];              /* per token: perfect overlap, none, and what is likely */
+    double more_hit, more_seconds[3]; /* the same with another GiB */
     uint64_t more_disk;
 };
 

@@ -290,8 +290,11 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         ledger_init(&e->ledger, e->opt.mem_budget);
         open_tokenizer(e);
         e->process = fit_process_bytes(e);
+        rates_of(&e->rates, o->machine);
+        e->opt.machine = NULL; /* the caller's */
+        s = prior_open(e, err);
         second_find(e);
-        s = fit_budget(e, &e->placement, err);
+        if (!s) s = fit_budget(e, &e->placement, err);
     }
     if (!s) s = open_step_arrays(e, err);
     if (!s && !o->header_only) s = load(e, &e->placement, err);
@@ -314,6 +317,7 @@ void tessera_close(tessera_engine *e)
     governor_close(&e->governor);
     gates_close(&e->gates);
     resid_close(&e->resid);
+    prior_close(e->prior);
     free(e->op_bank);
     free(e->op_piece);
     region_release(&e->arena);
@@ -405,7 +409,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
     const struct devtier *d = &e->devtier;
     const struct governor *g = &e->governor;
     struct plan_tiers t;
-    promise(e, &e->placement, &t);
+    promise((struct tessera_engine *)(uintptr_t)e, &e->placement, &t); /* it remembers answers */
     return (struct tessera_traffic){
         .device_ran = d->count.ran, .device_sent = d->count.sent, .device_filled = d->count.uploads,
         .device_bytes = d->count.bytes, .device_seconds = devtier_on(d) ? d->api->clock(d->dev) : 0,
@@ -422,7 +426,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
         .guess_bytes = c->guess_bytes, .useful_bytes = c->useful_bytes,
         .wasted_bytes = c->wasted_bytes, .asked = g->asked, .named = g->named, .missed = g->missed,
         .missed_named = g->missed_named, .hit_expected = t.hit, .token_disk_expected = t.token_disk,
-        .seconds_expected = {t.seconds[0], t.seconds[1]},
+        .seconds_expected = {t.seconds[0], t.seconds[1], t.seconds[2]},
     };
 }
 
@@ -441,7 +445,7 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
         .staging = fetch_staging(&e->resid.parts, e->opt.n_threads),
         .budget = e->opt.mem_budget, .n_parts = e->resid.parts.n_parts, .process = e->process,
     };
-    promise(e, &e->placement, &s.tiers);
+    promise((struct tessera_engine *)(uintptr_t)e, &e->placement, &s.tiers);
     const struct plan *prefill = &e->plan[e->n_plans - 1], *decode = &e->plan[0];
     (json ? plan_json : plan_text)(to, &s, prefill, decode);
     if (ferror(to)) return err_set(err, ERR_IO, "cannot write the plan");

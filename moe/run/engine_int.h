@@ -20,6 +20,14 @@
 
 enum { WARNINGS_MAX = 16, BUCKETS_MAX = 20, SNAPSHOTS_MAX = 8 };
 
+/* What is known of the machine's speed, bytes per second; 0 = not known. */
+struct rates {
+    double ram, disk;          /* disk: pieces of 1 MiB at random places */
+    double per_read, per_byte; /* seconds of a read beside many others: of any; of each byte */
+    double type[QTYPE_ID_END]; /* products of one row with weights in memory */
+    double region;             /* seconds of starting and ending a parallel region */
+};
+
 struct tessera_engine {
     struct tessera_options opt;      /* as resolved: no zero left that means "choose" */
     char *path;
@@ -37,6 +45,8 @@ struct tessera_engine {
     int *op_piece;                   /* [n_op][OP_IO] place of a matmul's weights in the ring */
     uint64_t process;                /* bytes of the process beside weights, KV and buffers */
     struct placement placement;      /* of the weights, as planned */
+    struct rates rates;
+    struct prior *prior;             /* what promises rest on */
     struct ledger ledger;
     struct pool *pool;
     enum cpu_tier tier;
@@ -169,8 +179,22 @@ void second_open(struct tessera_engine *e);
 void second_close(struct tessera_engine *e);
 void engine_warn(void *arg, const char *text);
 
+void rates_of(struct rates *r, const struct machine *m);
+/* Bytes per second of reads of that many bytes. */
+double rates_disk(const struct rates *r, double bytes);
+
+/* Routes that promises assume, as replay wants them; see prior.c.  Built when first asked for. */
+struct prior;
+/* Share of hits and seconds of waiting per decoded token with so many slots for all experts together;
+ * false: not known (no experts, no memory). */
+bool prior_ask(struct tessera_engine *e, int slots, double *hit, double *stall);
+double prior_disk(const struct tessera_engine *e);
+const char *prior_name(const struct tessera_engine *e);
+enum status prior_open(struct tessera_engine *e, struct err *err);
+void prior_close(struct prior *p);
+
 /* What a placement promises; see promise.c. */
-void promise(const struct tessera_engine *e, const struct placement *p, struct plan_tiers *t);
+void promise(struct tessera_engine *e, const struct placement *p, struct plan_tiers *t);
 
 /* Runs one plan on the rows in e->row; see exec.c. */
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,

@@ -1,11 +1,40 @@
 /* What a placement promises: how much of the weights is where, what a token reads from memory and
  * from disk, how long that takes at known rates, and what another gigabyte would buy.
  *
- * DESIGN.  Where no routing of the model is known every expert is as likely as any other; then a
- * slot is worth the same whoever has it, and the expected share of hits is slots over experts, size
- * class by size class.  Real routing is skewed, so this is from below.  Time is an interval: the
- * drive and the memory overlap perfectly, or not at all.  Pure functions. */
+ * DESIGN.  Hits and waiting come from prior.c: the engine's policy on assumed routes.  Time in three
+ * numbers: perfect overlap of drive and CPU, none, and what is likely.  The last one adds, for each
+ * step of a decode, its weights at the speed that products of their type reach on this machine, the
+ * cost of starting the threads, and the waiting of a replay in which what is there runs while the rest
+ * arrives.  Streamed dense matrices are read ahead: there the slower one of drive and CPU counts. */
 #include "moe/run/engine_int.h"
+
+#include <string.h>
+
+void rates_of(struct rates *r, const struct machine *m)
+{
+    memset(r, 0, sizeof *r);
+    if (!m) return;
+    r->ram = 1e9 * m->ram_read_n;
+    r->disk = 1e9 * m->disk_random;
+    r->region = 1e-6 * m->region;
+    if (r->disk > 0) {
+        const double large = 1 << 20, small = 64 << 10;
+        const double slow = large / r->disk;
+        const double fast = m->disk_small > 0 ? small / (1e9 * m->disk_small) : slow * small / large;
+        r->per_byte = slow > fast ? (slow - fast) / (large - small) : 1 / r->disk;
+        r->per_read = slow - large * r->per_byte;
+        if (r->per_read < 0) r->per_read = 0;
+    }
+    for (int i = 0; i < m->n_types; i++) {
+        const struct qtype_info *q = qtype_by_name(m->type[i].name);
+        if (q) r->type[q->id] = 1e9 * m->type[i].read;
+    }
+}
+
+double rates_disk(const struct rates *r, double bytes)
+{
+    return bytes > 0 ? bytes / (r->per_read + bytes * r->per_byte) : r->disk;
+}
 
 static double share(int part, int whole) { return whole ? (double)part / whole : 1; }
 
@@ -23,39 +52,56 @@ static void count_slots(const struct tessera_engine *e, const struct placement *
     }
 }
 
-/* Bytes that one token reads from the disk, and the share of experts that it finds in memory. */
-static void per_token(const struct tessera_engine *e, const struct placement *p,
-                      struct plan_tiers *t)
+/* Seconds in which the CPU multiplies one row with everything that a token uses. */
+static double cpu_seconds(const struct tessera_engine *e)
+{
+    double sum = 0;
+    for (int i = 0; i < e->model.n_op; i++) {
+        const struct op *op = &e->model.op[i];
+        sum += e->rates.region;
+        if (op->code != OP_MATMUL && op->code != OP_HEAD_MATMUL && op->code != OP_EXPERTS) continue;
+        const int times = op->code == OP_EXPERTS ? op->p.moe.route.n_used : 1;
+        for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++) {
+            const struct weight *w = &e->weights.at[op->weight[k]];
+            const double rate = e->rates.type[w->type] > 0 ? e->rates.type[w->type] : e->rates.ram;
+            const double mats = op->code == OP_HEAD_MATMUL ? w->n_mats : times;
+            sum += mats * (double)w->mat_bytes / rate;
+        }
+    }
+    return sum;
+}
+
+/* Bytes that one token reads from the disk, and how long all of it takes. */
+static void per_token(struct tessera_engine *e, const struct placement *p, struct plan_tiers *t,
+                      double *hit, uint64_t *disk_bytes, double seconds[3])
 {
     const struct resid *r = &e->resid;
-    const int used = e->hp.n_expert_used;
-    double expert_bytes = 0, hit_sum = 0;
-    for (int b = 0; b < r->n_banks; b++) {
-        const int c = r->class_of[b];
-        /* What the device holds is not asked for in RAM: the tiers are exclusive. */
-        const double slots = share(p->n_slots[c] + e->device_plan.n_slots[c], r->sizes.n_groups[c]);
-        const double hit = slots < 1 ? slots : 1;
+    double experts = 0, stall = 0;
+    int slots = e->device_plan.n_all; /* what the device holds is not asked for in RAM */
+    for (int c = 0; c < r->sizes.n_classes; c++) slots += p->n_slots[c];
+    if (!prior_ask(e, slots, hit, &stall)) *hit = share(slots, t->n_experts);
+    for (int b = 0; b < r->n_banks; b++)
         for (int k = 0; k < 3; k++)
-            expert_bytes += (1 - hit) * used *
-                            (double)e->weights.at[r->bank[b].weight[k]].mat_file_bytes;
-        hit_sum += hit;
-    }
-    t->hit = r->n_banks ? hit_sum / r->n_banks : 1;
+            experts += (1 - *hit) * e->hp.n_expert_used *
+                       (double)e->weights.at[r->bank[b].weight[k]].mat_file_bytes;
     /* The ring keeps what is used latest; all but one of its slots hit. */
     const double ring = p->dense_home ? 1 : share(p->n_ring - 1, r->sizes.n_pieces - 1);
-    t->token_disk = (uint64_t)(expert_bytes + (1 - ring) * (double)r->sizes.dense);
+    const double streamed = (1 - ring) * (double)r->sizes.dense;
+    *disk_bytes = (uint64_t)(experts + streamed);
     if (!p->tables_home && e->model.n_op && e->model.op[0].code == OP_EMBED)
-        t->token_disk += part_row_bytes(&e->weights.at[e->model.op[0].weight[0]]);
+        *disk_bytes += part_row_bytes(&e->weights.at[e->model.op[0].weight[0]]);
+    memset(seconds, 0, 3 * sizeof *seconds);
+    if (!(e->rates.ram > 0) || (*disk_bytes && !(e->rates.disk > 0))) return;
+    const double cpu = cpu_seconds(e), pieces = rates_disk(&e->rates, PART_PIECE);
+    const double disk = (experts > 0 ? experts / prior_disk(e) : 0) + streamed / pieces;
+    seconds[0] = cpu > disk ? cpu : disk;
+    seconds[1] = cpu + disk;
+    seconds[2] = cpu + stall;
+    if (streamed > 0 && seconds[2] < stall + streamed / pieces)
+        seconds[2] = stall + streamed / pieces;
 }
 
-static void times(const struct plan_tiers *t, double rate_ram, double rate_disk, double out[2])
-{
-    const double ram = (double)t->token_ram / rate_ram, disk = (double)t->token_disk / rate_disk;
-    out[0] = ram > disk ? ram : disk;
-    out[1] = ram + disk;
-}
-
-void promise(const struct tessera_engine *e, const struct placement *p, struct plan_tiers *t)
+void promise(struct tessera_engine *e, const struct placement *p, struct plan_tiers *t)
 {
     *t = (struct plan_tiers){.dense_home = p->dense_home, .tables_home = p->tables_home};
     const struct place_sizes *s = &e->resid.sizes;
@@ -69,22 +115,17 @@ void promise(const struct tessera_engine *e, const struct placement *p, struct p
         t->device_name = e->opt.device->name;
         t->device_modelled = e->device_modelled;
     }
-    per_token(e, p, t);
+    t->prior = prior_name(e);
     t->all_ram = p->bytes == all.bytes;
     t->home = s->small + (p->dense_home ? s->dense : 0) + (p->tables_home ? s->tables : 0);
     t->ring = (uint64_t)p->n_ring * s->ring_slot;
     t->n_ring = p->n_ring;
     t->on_disk = all.bytes - t->slots - t->home;
     t->token_ram = plan_total(&e->plan[0]).weight_bytes;
-    t->rate_ram = e->opt.rate_ram;
-    t->rate_disk = e->opt.rate_disk;
-    const bool rates = t->rate_ram > 0 && t->rate_disk > 0;
-    if (rates) times(t, t->rate_ram, t->rate_disk, t->seconds);
+    t->rate_ram = e->rates.ram;
+    t->rate_disk = e->rates.disk;
+    per_token(e, p, t, &t->hit, &t->token_disk, t->seconds);
     struct placement more;
     if (t->all_ram || !place_solve(s, p->bytes + (1u << 30), &more)) return;
-    struct plan_tiers u = *t;
-    per_token(e, &more, &u);
-    t->more_hit = u.hit;
-    t->more_disk = u.token_disk;
-    if (rates) times(&u, t->rate_ram, t->rate_disk, t->more_seconds);
+    per_token(e, &more, t, &t->more_hit, &t->more_disk, t->more_seconds);
 }

@@ -43,7 +43,7 @@ static struct devtier_options options(struct tessera_engine *e)
     return (struct devtier_options){
         .api = e->opt.device, .dev = e->second, .weights = &e->weights, .resid = &e->resid,
         .bank = e->bank, .n_rows = e->opt.n_ubatch, .n_used = e->hp.n_expert_used,
-        .ledger = &e->ledger, .rate_ram = e->opt.rate_ram, .warn = engine_warn, .warn_arg = e,
+        .ledger = &e->ledger, .rate_ram = e->rates.ram, .warn = engine_warn, .warn_arg = e,
     };
 }
 

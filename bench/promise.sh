@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Promised beside measured: time per decoded token on throttled variants of this machine.
+#
+#   bench/promise.sh [-o CSV] [-n TOKENS] [-d FILE_PER_LINE_OF_VARIANTS] MODEL PROMPT_A PROMPT_B [MODEL ...]
+#
+# For each model, A is a text file whose routes are recorded (calibration: tessera trace), B another
+# whose continuation is timed.  A variant is "CPUS DISK MEM": processors, bytes per second of the
+# drive (0 = as it is; needs a blkio or io control group), share of the file in per cent as --mem
+# beside the least.  Speeds are measured (tessera doctor) under each throttle, once.
+# Prints errors, their median and 90th percentile; exit code 77 where the drive cannot be throttled.
+set -u
+cd "$(dirname "$0")/.."
+OUT= N=48 BIN=${BIN:-./tessera} LIST=
+while getopts o:n:d: o; do case $o in o) OUT=$OPTARG ;; n) N=$OPTARG ;; d) LIST=$OPTARG ;; *) exit 2 ;; esac; done
+shift $((OPTIND - 1))
+[ $# -ge 3 ] || { sed -n '2,12p' "$0"; exit 2; }
+VARIANTS=${LIST:+$(cat "$LIST")}
+VARIANTS=${VARIANTS:-"2 0 20
+2 0 40
+2 0 70
+2 300000000 20
+2 300000000 50
+2 120000000 40
+1 0 30
+1 0 60
+1 300000000 40
+1 120000000 60"}
+T=$(mktemp -d)
+DEV=$(lsblk -ndo MAJ:MIN "/dev/$(lsblk -no PKNAME "$(df --output=source "$1" | tail -1)" 2>/dev/null | head -1)" 2>/dev/null | tr -d ' ')
+[ -n "$DEV" ] || DEV=$(stat -c '%Hd:%Ld' "$1" 2>/dev/null)
+G= V=
+if mkdir /sys/fs/cgroup/blkio/tessera-promise 2>/dev/null; then G=/sys/fs/cgroup/blkio/tessera-promise V=1
+elif mkdir /sys/fs/cgroup/tessera-promise 2>/dev/null; then G=/sys/fs/cgroup/tessera-promise V=2; fi
+trap 'rmdir $G 2>/dev/null; rm -rf "$T"' EXIT
+[ -n "$G" ] || { echo "skipped: no control group for the drive can be made here"; exit 77; }
+throttle() { # BYTES_PER_SECOND
+    if [ $V = 1 ]; then echo "$DEV $1" >$G/blkio.throttle.read_bps_device
+    else echo "$DEV rbps=$([ "$1" = 0 ] && echo max || echo "$1")" >$G/io.max; fi
+}
+inside() { (echo $BASHPID >$G/cgroup.procs; exec "$@"); }
+: >"$T/csv"
+echo "model,cpus,disk_bytes_per_s,mem_mib,hit_promised,hit_measured,ms_promised,ms_measured,error_percent" >"$T/csv"
+while [ $# -ge 3 ]; do
+    M=$1 A=$2 B=$3
+    shift 3
+    throttle 0
+    "$BIN" trace -m "$M" -f "$A" --decode "$N" -o "$T/routes" 2>/dev/null || { echo "cannot record $M"; exit 1; }
+    FILE=$(($(stat -c %s "$M") / 1048576))
+    LEAST=$("$BIN" run -m "$M" -f "$B" -c 512 -n 1 --mem 1M 2>&1 | grep -o -- '--mem [0-9]*M' | tr -dc 0-9)
+    while read -r cpus disk share; do
+        [ -n "$cpus" ] || continue
+        mem=$((LEAST + FILE * share / 100))
+        set_cpus=(taskset -c "0-$((cpus - 1))")
+        throttle "$disk" 2>/dev/null || { echo "skipped: the drive $DEV cannot be throttled"; exit 77; }
+        key=$T/machine-$cpus-$disk-$(basename "$M")
+        [ -f "$key" ] || XDG_CACHE_HOME=$T/cache$cpus-$disk inside "${set_cpus[@]}" "$BIN" doctor -m "$M" -t "$cpus" -o "$key" >/dev/null 2>&1
+        inside "${set_cpus[@]}" "$BIN" run -m "$M" -f "$B" -c 512 -n "$N" --temp 0 --ignore-eos -t "$cpus" --mem ${mem}M \
+            --machine "$key" --routes "$T/routes" --analyze >/dev/null 2>"$T/err" || { tail -3 "$T/err"; continue; }
+        awk -v m="$(basename "$M")" -v c="$cpus" -v d="$disk" -v mem="$mem" '
+            /^  experts in memory/ && NF >= 6 { h = $4; g = $6 }
+            /^  time per token/ { p = $4; r = $6 }
+            END { if (p > 0) printf "%s,%d,%d,%d,%s,%s,%s,%s,%.1f\n", m, c, d, mem, h, g, p, r, 100 * (p - r) / r }
+        ' "$T/err" | tee -a "$T/csv"
+    done <<<"$VARIANTS"
+done
+throttle 0
+awk -F, 'NR > 1 { e = $9 < 0 ? -$9 : $9; print e }' "$T/csv" | sort -n | awk '
+    { e[NR] = $1 } END { printf "%d variants: median error %.1f %%, 90 %% within %.1f %%\n", NR, e[int((NR + 1) / 2)], e[int(NR * 0.9 + 0.999)] }'
+[ -z "$OUT" ] || cp "$T/csv" "$OUT"
