@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # Promised beside measured: time per decoded token on throttled variants of this machine.
 #
-#   bench/promise.sh [-o CSV] [-n TOKENS] [-d FILE_PER_LINE_OF_VARIANTS] MODEL PROMPT_A PROMPT_B [MODEL ...]
+#   bench/promise.sh [-o CSV] [-n TOKENS] [-d VARIANTS] CALIBRATION "PROMPT..." MODEL...
 #
-# For each model, A is a text file whose routes are recorded (calibration: tessera trace), B another
-# whose continuation is timed.  A variant is "CPUS DISK MEM": processors, bytes per second of the
-# drive (0 = as it is; needs a blkio or io control group), share of the file in per cent as --mem
-# beside the least.  Speeds are measured (tessera doctor) under each throttle, once.
+# The routes of the text file CALIBRATION and of its continuation are recorded (tessera trace); the
+# continuations of the text files PROMPT, in turn, are timed.  VARIANTS is a file with one a line: "CPUS DISK MEM": processors, bytes per second of the
+# drive (0 = as it is; needs a blkio or io control group), share of the model file in per cent that
+# --mem has above the least.  Speeds are measured (tessera doctor) under each throttle, once.
 # Prints errors, their median and 90th percentile; exit code 77 where the drive cannot be throttled.
 set -u
 cd "$(dirname "$0")/.."
 OUT= N=48 BIN=${BIN:-./tessera} LIST=
 while getopts o:n:d: o; do case $o in o) OUT=$OPTARG ;; n) N=$OPTARG ;; d) LIST=$OPTARG ;; *) exit 2 ;; esac; done
 shift $((OPTIND - 1))
-[ $# -ge 3 ] || { sed -n '2,12p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,13p' "$0"; exit 2; }
+A=$1
+read -ra PROMPTS <<<"$2"
+shift 2
 VARIANTS=${LIST:+$(cat "$LIST")}
 VARIANTS=${VARIANTS:-"2 0 20
 2 0 40
@@ -26,8 +29,8 @@ VARIANTS=${VARIANTS:-"2 0 20
 1 300000000 40
 1 120000000 60"}
 T=$(mktemp -d)
-DEV=$(lsblk -ndo MAJ:MIN "/dev/$(lsblk -no PKNAME "$(df --output=source "$1" | tail -1)" 2>/dev/null | head -1)" 2>/dev/null | tr -d ' ')
-[ -n "$DEV" ] || DEV=$(stat -c '%Hd:%Ld' "$1" 2>/dev/null)
+# The whole disk below the file system: what can be throttled.
+DEV=$(lsblk -no MAJ:MIN,TYPE --inverse "$(df --output=source "$1" | tail -n 1)" 2>/dev/null | awk '$2 == "disk" { print $1; exit }')
 G= V=
 if mkdir /sys/fs/cgroup/blkio/tessera-promise 2>/dev/null; then G=/sys/fs/cgroup/blkio/tessera-promise V=1
 elif mkdir /sys/fs/cgroup/tessera-promise 2>/dev/null; then G=/sys/fs/cgroup/tessera-promise V=2; fi
@@ -40,21 +43,21 @@ throttle() { # BYTES_PER_SECOND
 inside() { (echo $BASHPID >$G/cgroup.procs; exec "$@"); }
 : >"$T/csv"
 echo "model,cpus,disk_bytes_per_s,mem_mib,hit_promised,hit_measured,ms_promised,ms_measured,error_percent" >"$T/csv"
-while [ $# -ge 3 ]; do
-    M=$1 A=$2 B=$3
-    shift 3
+i=0
+for M in "$@"; do
     throttle 0
-    "$BIN" trace -m "$M" -f "$A" --decode "$N" -o "$T/routes" 2>/dev/null || { echo "cannot record $M"; exit 1; }
+    "$BIN" trace -m "$M" -f "$A" --decode 256 -o "$T/routes" 2>/dev/null || { echo "cannot record $M"; exit 1; }
     FILE=$(($(stat -c %s "$M") / 1048576))
-    LEAST=$("$BIN" run -m "$M" -f "$B" -c 512 -n 1 --mem 1M 2>&1 | grep -o -- '--mem [0-9]*M' | tr -dc 0-9)
+    LEAST=$("$BIN" run -m "$M" -f "$A" -c 512 -n 1 --mem 1M 2>&1 | grep -o -- '--mem [0-9]*M' | tr -dc 0-9)
     while read -r cpus disk share; do
         [ -n "$cpus" ] || continue
         mem=$((LEAST + FILE * share / 100))
         set_cpus=(taskset -c "0-$((cpus - 1))")
         throttle "$disk" 2>/dev/null || { echo "skipped: the drive $DEV cannot be throttled"; exit 77; }
+        B=${PROMPTS[i++ % ${#PROMPTS[@]}]}
         key=$T/machine-$cpus-$disk-$(basename "$M")
         [ -f "$key" ] || XDG_CACHE_HOME=$T/cache$cpus-$disk inside "${set_cpus[@]}" "$BIN" doctor -m "$M" -t "$cpus" -o "$key" >/dev/null 2>&1
-        inside "${set_cpus[@]}" "$BIN" run -m "$M" -f "$B" -c 512 -n "$N" --temp 0 --ignore-eos -t "$cpus" --mem ${mem}M \
+        inside "${set_cpus[@]}" "$BIN" run -m "$M" -f "$B" -c 512 -n "$N" --temp 0.8 -s $i --ignore-eos -t "$cpus" --mem ${mem}M \
             --machine "$key" --routes "$T/routes" --analyze >/dev/null 2>"$T/err" || { tail -3 "$T/err"; continue; }
         awk -v m="$(basename "$M")" -v c="$cpus" -v d="$disk" -v mem="$mem" '
             /^  experts in memory/ && NF >= 6 { h = $4; g = $6 }

@@ -17,6 +17,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "moe/base/aio.h"
 #include "moe/base/cpu.h"
 #include "moe/base/osfile.h"
 #include "moe/base/rng.h"
@@ -534,78 +535,74 @@ enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s,
 
 /* ---- measuring a disk ---- */
 
-enum { DISK_IN_FLIGHT = 8, DISK_BLOCK = 4 << 20, DISK_SMALL = 1 << 20, DISK_TINY = 64 << 10,
-       DISK_ROUNDS = 64 };
+enum { DISK_IN_FLIGHT = 8, DISK_BLOCK = 4 << 20, DISK_SMALL = 1 << 20, DISK_TINY = 64 << 10 };
+static const double DISK_SECONDS = 0.7;
+static const uint64_t DISK_MOST = (uint64_t)4 << 30;
 
-struct disk_job {
-    const struct osfile *file;
-    unsigned char *buf; /* [DISK_IN_FLIGHT][DISK_BLOCK] */
-    size_t block;
-    uint64_t at[DISK_IN_FLIGHT];
-    _Atomic uint64_t done;
-    _Atomic int failed;
-};
-
-static void disk_task(void *arg, int task, int worker)
+/* Bytes per second / 1e9 of whole blocks, in order or at random places, with so many reads in flight
+ * all the time, as the engine reads; 0 when a read failed.  buf: DISK_IN_FLIGHT blocks. */
+static double disk_pass(const struct osfile *f, struct aio *aio, char *buf, size_t block,
+                        bool random, bool *failed)
 {
-    struct disk_job *j = arg;
-    (void)worker;
-    if (osfile_read(j->file, j->buf + (size_t)task * DISK_BLOCK, j->block, j->at[task], NULL))
-        atomic_store(&j->failed, 1);
-    else
-        atomic_fetch_add(&j->done, j->block);
-}
-
-/* GB/s of whole blocks, in order or at random places, for about a second; 0 when a read failed. */
-static double disk_pass(struct pool *pool, struct disk_job *j, size_t block, bool random)
-{
-    uint64_t n_blocks = j->file->size / block, next = 0;
+    struct aio_read read[DISK_IN_FLIGHT];
+    const uint64_t n_blocks = f->size / block;
+    uint64_t next = 0, done = 0;
     struct rng r;
-    rng_seed(&r, 1);
-    j->block = block;
-    atomic_store(&j->done, 0);
+    rng_seed(&r, block);
     if (!n_blocks) return 0;
-    double start = os_seconds(), t = 0;
-    for (int round = 0; round < DISK_ROUNDS && t < 1.0; round++) {
-        int n = 0;
-        while (n < DISK_IN_FLIGHT && (random || next < n_blocks))
-            j->at[n++] = (random ? rng_u64(&r) % n_blocks : next++) * block;
-        if (!n) break;
-        pool_run(pool, disk_task, j, n);
-        t = os_seconds() - start;
+    const double start = os_seconds();
+    int n_free = DISK_IN_FLIGHT;
+    struct aio_read *idle[DISK_IN_FLIGHT];
+    for (int i = 0; i < DISK_IN_FLIGHT; i++) {
+        read[i].buf = buf + (size_t)i * block;
+        idle[i] = &read[i];
     }
-    return t > 0 && !atomic_load(&j->failed) ? (double)atomic_load(&j->done) / t / 1e9 : 0;
+    while (!*failed) {
+        const bool more = os_seconds() - start < DISK_SECONDS && done < DISK_MOST;
+        while (more && n_free && (random || next < n_blocks)) {
+            struct aio_read *a = idle[--n_free];
+            const uint64_t at = random ? rng_u64(&r) % n_blocks : next++;
+            *a = (struct aio_read){.file = f, .buf = a->buf, .offset = at * block, .n = block,
+                                   .need = block};
+            aio_submit(aio, a);
+        }
+        if (!aio_in_flight(aio)) break;
+        struct aio_read *a = aio_wait(aio);
+        *failed |= a->error || a->done < a->need;
+        done += a->done;
+        idle[n_free++] = a;
+    }
+    while (aio_in_flight(aio)) (void)aio_wait(aio);
+    const double t = os_seconds() - start;
+    return t > 0 && !*failed ? (double)done / t / 1e9 : 0;
 }
 
 enum status machine_measure_disk(const char *path, struct machine *m, bool *direct, struct err *e)
 {
     struct osfile f;
-    struct pool *pool = NULL;
-    struct disk_job j = {.file = &f};
+    struct aio *aio = NULL;
+    const char *why;
+    void *mem = NULL;
+    bool failed = false;
     m->disk_read = m->disk_random = m->disk_small = 0;
-    enum status s = osfile_open(&f, path, 1, NULL, e);
+    enum status s = osfile_open(&f, path, OSFILE_DIRECT, NULL, e);
     if (s) return s;
     *direct = f.direct;
     if (!f.direct) f.ops->drop(f.fd, 0, f.size);
-    void *mem = NULL;
     if (posix_memalign(&mem, OSFILE_ALIGN, (size_t)DISK_IN_FLIGHT * DISK_BLOCK)) {
         mem = NULL;
         s = err_set(e, ERR_MEMORY, "no memory to measure the disk");
     }
-    if (!s) s = pool_open(DISK_IN_FLIGHT, &pool, e);
+    if (!s) s = aio_open(DISK_IN_FLIGHT, true, &aio, &why, e);
     if (!s) {
-        j.buf = mem;
-        m->disk_read = disk_pass(pool, &j, f.size < DISK_BLOCK ? OSFILE_ALIGN : DISK_BLOCK, false);
-        size_t small = f.size < DISK_SMALL ? OSFILE_ALIGN : DISK_SMALL;
-        m->disk_random = disk_pass(pool, &j, small, true);
-        const size_t tiny = f.size < DISK_TINY ? OSFILE_ALIGN : DISK_TINY;
-        for (int i = 0; i < 8; i++) { /* a pass is 64 rounds at most */
-            const double gb_s = disk_pass(pool, &j, tiny, true);
-            m->disk_small += gb_s / 8;
-        }
-        if (atomic_load(&j.failed)) s = err_set(e, ERR_IO, "cannot read %s while measuring", path);
-        pool_close(pool);
+        const size_t least = f.size < DISK_TINY ? OSFILE_ALIGN : DISK_TINY;
+        const size_t small = f.size < DISK_SMALL ? least : DISK_SMALL;
+        m->disk_read = disk_pass(&f, aio, mem, f.size < DISK_BLOCK ? small : DISK_BLOCK, false, &failed);
+        m->disk_random = disk_pass(&f, aio, mem, small, true, &failed);
+        m->disk_small = disk_pass(&f, aio, mem, least, true, &failed);
+        if (failed) s = err_set(e, ERR_IO, "cannot read %s while measuring", path);
     }
+    aio_close(aio);
     free(mem);
     osfile_close(&f);
     return s;
