@@ -100,7 +100,7 @@ static void step_line(const struct plan *p, int i, char *out, size_t cap)
     put_weights(p, op, w, sizeof w);
     (void)snprintf(io, sizeof io, "%s%s%s", in, in[0] && o[0] ? " -> " : o[0] ? "-> " : "", o);
     (void)snprintf(out, cap, "  %-4s %-10s %-13s %-4s %-46s %-29s %10s %8s", lane_name(op->lane),
-                   op_name(op->code), op->name, op->rows == ROWS_OUT ? "out" : "all", io, w,
+                   op_name(op->code), op->name, p->model->set[op->rows].name, io, w,
                    s->weight_bytes ? human(b, sizeof b, s->weight_bytes) : "-",
                    s->macs ? count(m, sizeof m, s->macs) : "-");
     for (size_t n = strlen(out); n && out[n - 1] == ' ';) out[--n] = 0;
@@ -289,7 +289,7 @@ static cJSON *json_plan(const struct plan *p)
         cJSON_AddStringToObject(j, "lane", lane_name(op->lane));
         cJSON_AddStringToObject(j, "step", op_name(op->code));
         cJSON_AddStringToObject(j, "name", op->name);
-        cJSON_AddStringToObject(j, "rows", op->rows == ROWS_OUT ? "out" : "all");
+        cJSON_AddStringToObject(j, "rows", p->model->set[op->rows].name);
         put_bufs(p, op->in, text, sizeof text);
         cJSON_AddStringToObject(j, "in", text);
         put_bufs(p, op->out, text, sizeof text);

@@ -18,6 +18,7 @@ struct plan_step {
     uint64_t weight_bytes_max;
     uint64_t act_bytes;    /* activations read and written, KV aside */
     uint64_t macs;         /* expected */
+    uint64_t macs_row;     /* of one row that is in the step's row set */
 };
 
 struct plan {
