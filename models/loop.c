@@ -31,8 +31,8 @@ enum status hparams_loop(const struct gguf *g, const char *arch, struct hparams 
 static void stack(struct block *k, int *x)
 {
     for (int l = 0; l < k->h->n_layer && !k->b->err->code; l++) {
-        if (k->use_slot) k->use_slot++;
         block_layer(k, l, x);
+        if (k->use_slot) k->use_slot++;
     }
     k->b->at_layer = -1;
 }
@@ -95,7 +95,7 @@ static void with_exits(struct block *k, int x)
     b->approximate = true;
     k->more = true;
     for (int t = 1; t <= n_run && !b->err->code; t++) {
-        k->use_slot = first + (t - 1) * n_layer;
+        k->use_slot = 1 + first + (t - 1) * n_layer;
         stack(k, &x);
         x = block_last_norm(k, x);
         build_put(b, "x_last", x, last, -1, 0);

@@ -55,6 +55,7 @@ static void apply(struct variant *v, struct rw *r, const char *option)
     else if (!strcmp(word, "loops")) v->open.loops = atoi(value);
     else if (!strcmp(word, "exit")) v->open.exit_at = strtof(value, NULL);
     else if (!strcmp(word, "skip")) rw_set(r, "skip_loop_final_norm", 'b', 1, NULL);
+    else if (!strcmp(word, "alpha")) rw_set(r, "recursion.alpha", 'f', strtod(value, NULL), NULL);
     else if (!strcmp(word, "gated")) rw_set(r, "recursion.gated", 'b', 0, NULL);
     else if (!strcmp(word, "gate_every_step")) rw_set(r, "recursion.gate_every_step", 'b', 1, NULL);
     else {

@@ -49,7 +49,7 @@ class Weights:
             self.matrix(b + "ffn_up.weight", FF, EMBD)
             self.matrix(b + "ffn_down.weight", EMBD, FF)
             if sandwich:
-                self.vector(b + "post_attention_norm.weight", EMBD)
+                self.vector(b + "post_attention_norm.weight", EMBD, 0.04, 0.01)
                 self.vector(b + "post_ffw_norm.weight", EMBD)
 
     def ends(self):
@@ -150,7 +150,7 @@ def far(values, at, what):
 
 
 def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, kv="per_step",
-        exact=False, gated=True, every=False, theta=None, capacity=None, full_pass=False):
+        exact=False, gated=True, every=False, alpha=None, theta=None, capacity=None, full_pass=False):
     """Section 1 of the specification.  full_pass: shared K and V as the training code has them, all
     rows through the block and gathered afterwards, for recursions from 2 on."""
     net, S = Net(w, True, False), len(ids)
@@ -183,7 +183,7 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
         A = every_row
         for r in range(1, N + 1):
             u = h[A] @ w[f"rec.{r}.router.weight"][0]
-            g = 0.1 * score(u)
+            g = (alpha or 0.1) * score(u)
             if exact:
                 k = max(1, int(np.floor(np.float64(np.float32(capacity[r - 1])) * S * (1 + 1e-6))))
                 order = np.argsort(-u, kind="stable")
@@ -205,10 +205,10 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
     else:
         u = h @ w["rec.router.weight"].T
         if func == "sigmoid":
-            p = 0.1 * sg(u)
+            p = (alpha or 0.1) * sg(u)
         else:
             e = np.exp(u - u.max(1, keepdims=True))
-            p = e / e.sum(1, keepdims=True)
+            p = (alpha or 1.0) * e / e.sum(1, keepdims=True)
         pick = p + w["rec.router.bias"] if "rec.router.bias" in w.t else p
         two = np.sort(pick, 1)[:, -2:]
         far(two[:, 1] - two[:, 0], 0, "token choice")
@@ -316,7 +316,7 @@ def main(out):
         print(f"{name:24} mean depth {depth.mean():.2f} {np.bincount(depth).tolist()}, logits' rms "
               f"{np.sqrt((logits ** 2).mean()):.2f}")
 
-    w = expert_model(11)
+    w = expert_model(21)
     w.write(f"{out}/mor-expert.gguf", "mor", {"recursion.count": 3})
     for sharing in ("middle_cycle", "cycle", "middle_sequence", "sequence"):
         s = sharing.replace("middle_", "m-").replace("sequence", "seq")
@@ -352,7 +352,8 @@ def main(out):
                  mor(w, ids, 4, 4, sharing, "token", kv="shared"))
     case("t-sigmoid", "mor-token", "router_func=sigmoid",
          mor(w, ids, 4, 4, router="token", func="sigmoid"))
-    case("t-every", "mor-token", "gate_every_step=true", mor(w, ids, 4, 4, router="token", every=True))
+    case("t-every", "mor-token", "gate_every_step=true alpha=3",
+         mor(w, ids, 4, 4, router="token", every=True, alpha=3.0))
 
     w = Weights(13)
     w.ends()
