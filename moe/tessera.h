@@ -283,6 +283,8 @@ struct tessera_answer {
 struct tessera_timing {
     int n_prompt, n_prompt_reused, n_gen; /* n_gen counts sampled tokens, an end token too */
     double prompt_s, gen_s;  /* seconds; the first token counts as prompt */
+    int n_depth;             /* tokens computed whose depth is known; sum of these */
+    int64_t depth_sum;
 };
 
 /* n_gen_max < 0: until it ends by itself or the context is full.  stops: n_stops strings that end

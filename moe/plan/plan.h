@@ -83,6 +83,7 @@ struct plan_summary {
     const char *kv_type;
     uint64_t weights, kv, activations, logits, staging, budget; /* bytes, planned; budget UINT64_MAX =
                                                                    no limit */
+    double kv_share; /* of kv: what is expected to be filled when all positions are */
     uint64_t state; /* bytes of kv that are recurrent states; 0 = none */
     int n_snapshots; /* of them per session, beside the current one and the one being written */
     int n_parts;

@@ -503,6 +503,17 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
 
 struct tessera_depth tessera_depth(const tessera_engine *e) { return e->depth; }
 
+/* Of the pages of all timelines, what rows are expected to fill. */
+static double kv_share(const struct tessera_engine *e)
+{
+    double all = 0, filled = 0;
+    for (int l = 0; l < e->n_lines; l++) {
+        all += (double)e->line[l].page_bytes;
+        filled += (double)e->line[l].page_bytes * e->model.set[e->line[l].rows].share;
+    }
+    return all > 0 ? filled / all : 1;
+}
+
 enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err)
 {
     struct plan_summary s = {
@@ -512,6 +523,7 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? "q8_0" : "f16",
         .weights = e->placement.bytes,
         .kv = (uint64_t)e->opt.n_sessions * fit_kv_bytes(e, e->opt.n_ctx),
+        .kv_share = kv_share(e),
         .state = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes,
         .n_snapshots = e->n_snapshots,
         .activations = fit_arena_bytes(e) + gates_bytes(&e->gates), .logits = fit_logits_bytes(e),
