@@ -401,6 +401,16 @@ void block_feed_forward(struct block *k, int l, int x, int logits)
 
 /* ---- the model ---- */
 
+int block_router(struct block *k, const char *step, const char *name, int n, int x)
+{
+    struct build *b = k->b;
+    const int w = build_tiles(b, name, 0, k->h->n_embd, n, 1);
+    if (!b->err->code && qtype_info(b->ws->at[w].type)->block > 1)
+        err_set(b->err, ERR_UNSUPPORTED, "tensor %s is quantised: what decides how deep a token goes "
+                "stays F32, or F16 or BF16 at least", name);
+    return build_linear(b, step, x, w);
+}
+
 int block_begin(struct block *k, struct build *b, const struct hparams *h,
                 const struct block_style *style)
 {

@@ -200,16 +200,11 @@ static void recursion(struct mor *m, int r, int *x)
     k->b->at_layer = -1;
 }
 
-/* A router's matrix: its logits decide, so they must not be quantised. */
 static int router_linear(struct block *k, const char *name, int r, int n, int x)
 {
     char full[64];
     (void)snprintf(full, sizeof full, name, r);
-    const int w = build_tiles(k->b, full, 0, k->h->n_embd, n, 1);
-    if (!k->b->err->code && qtype_info(k->b->ws->at[w].type)->block > 1)
-        err_set(k->b->err, ERR_UNSUPPORTED, "tensor %s is quantised: routers stay F32, or F16 or "
-                "BF16 at least", full);
-    int u = build_linear(k->b, "router", x, w);
+    int u = block_router(k, "router", full, n, x);
     if (k->h->rec.temp < 1 || k->h->rec.temp > 1)
         build_scale(k->b, "router_temp", u, 1.0f / k->h->rec.temp);
     return u;

@@ -8,12 +8,14 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #include "moe/base/rng.h"
 #include "moe/compute/elem.h"
 #include "moe/tessera.h"
+#include "quant/build/convert.h"
 #include "tests/rewrite.h"
 #include "tests/shared.h"
 
@@ -588,6 +590,272 @@ static void test_bad_options(void **state)
     tessera_close(e);
 }
 
+/* ---- checkpoints ---- */
+
+enum { ST_MAX = 256 };
+
+/* A safetensors file being made: names, shapes and bytes, matrices as F16, vectors as F32. */
+struct checkpoint {
+    char folder[96];
+    int n;
+    struct { char name[96]; const struct rw_tensor *t; char *own; } at[ST_MAX];
+};
+
+static void put_file(const char *folder, const char *name, const void *data, size_t n)
+{
+    char path[192];
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "we");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void add(struct checkpoint *c, const char *name, const struct rw_tensor *t)
+{
+    assert_true(c->n < ST_MAX);
+    (void)snprintf(c->at[c->n].name, sizeof c->at[0].name, "%s", name);
+    c->at[c->n].own = malloc(t->piece[0].bytes);
+    assert_non_null(c->at[c->n].own);
+    memcpy(c->at[c->n].own, t->piece[0].data, t->piece[0].bytes);
+    c->at[c->n++].t = t;
+}
+
+static void write_checkpoint(const struct checkpoint *c, const char *config)
+{
+    static char head[1 << 16];
+    size_t n = 8, at = 0;
+    n += (size_t)snprintf(head + n, sizeof head - n, "{");
+    for (int i = 0; i < c->n; i++) {
+        const struct rw_tensor *t = c->at[i].t;
+        const size_t bytes = t->piece[0].bytes;
+        n += (size_t)snprintf(head + n, sizeof head - n, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[",
+                              i ? "," : "", c->at[i].name, t->type ? "F16" : "F32");
+        for (int d = t->n_dims - 1; d >= 0; d--)
+            n += (size_t)snprintf(head + n, sizeof head - n, "%llu%s", (unsigned long long)t->dim[d],
+                                  d ? "," : "");
+        n += (size_t)snprintf(head + n, sizeof head - n, "],\"data_offsets\":[%zu,%zu]}", at,
+                              at + bytes);
+        at += bytes;
+        assert_true(n < sizeof head);
+    }
+    n += (size_t)snprintf(head + n, sizeof head - n, "}");
+    for (int i = 0; i < 8; i++) head[i] = (char)((n - 8) >> (8 * i) & 0xff);
+    char *all = malloc(n + at);
+    assert_non_null(all);
+    memcpy(all, head, n);
+    for (int i = 0; i < c->n; i++) {
+        memcpy(all + n, c->at[i].own, c->at[i].t->piece[0].bytes);
+        n += c->at[i].t->piece[0].bytes;
+    }
+    put_file(c->folder, "model.safetensors", all, n);
+    free(all);
+    put_file(c->folder, "config.json", config, strlen(config));
+}
+
+/* A byte-level vocabulary of the 40 characters from ! on, without a merge. */
+static void write_vocab(const struct checkpoint *c)
+{
+    char text[2048];
+    size_t n = (size_t)snprintf(text, sizeof text, "{\"model\":{\"type\":\"BPE\",\"merges\":[],"
+                                "\"vocab\":{");
+    for (int i = 0; i < VOCAB; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s\"%s%c\":%d", i ? "," : "",
+                              33 + i == '"' || 33 + i == '\\' ? "\\" : "", 33 + i, i);
+    n += (size_t)snprintf(text + n, sizeof text - n, "}},\"added_tokens\":[]}");
+    put_file(c->folder, "tokenizer.json", text, n);
+}
+
+/* Rows of each head: neighbours become halves. */
+static void halves(char *rows, size_t row_bytes, int n_rows)
+{
+    char *old = malloc(row_bytes * 16);
+    assert_non_null(old);
+    for (int h = 0; h < n_rows / 16; h++) {
+        char *head = rows + (size_t)h * 16 * row_bytes;
+        memcpy(old, head, row_bytes * 16);
+        for (size_t i = 0; i < 16; i++)
+            memcpy(head + (i / 2 + i % 2 * 8) * row_bytes, old + i * row_bytes, row_bytes);
+    }
+    free(old);
+}
+
+static const struct { const char *to, *from; } hf_names[] = {
+    {"attn_norm", "input_layernorm"}, {"ffn_norm", "post_attention_layernorm"},
+    {"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"}, {"attn_v", "self_attn.v_proj"},
+    {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"},
+    {"ffn_down", "mlp.down_proj"}, {"post_attention_norm", "input_layernorm_2"},
+    {"post_ffw_norm", "post_attention_layernorm_2"},
+};
+
+/* The tensors of a layer under a prefix. */
+static void add_layer(struct checkpoint *c, const struct rw *r, int layer, const char *prefix,
+                      bool turn)
+{
+    for (size_t i = 0; i < sizeof hf_names / sizeof *hf_names; i++) {
+        char name[96];
+        (void)snprintf(name, sizeof name, "blk.%d.%s.weight", layer, hf_names[i].to);
+        const struct rw_tensor *t = rw_find(r, name);
+        if (!t) continue;
+        (void)snprintf(name, sizeof name, "%s.%s.weight", prefix, hf_names[i].from);
+        add(c, name, t);
+        if (turn && (i == 2 || i == 3))
+            halves(c->at[c->n - 1].own, t->piece[0].bytes / t->dim[1], (int)t->dim[1]);
+    }
+}
+
+static void add_ends(struct checkpoint *c, const struct rw *r)
+{
+    add(c, "model.embed_tokens.weight", rw_find(r, "token_embd.weight"));
+    add(c, "model.norm.weight", rw_find(r, "output_norm.weight"));
+    add(c, "lm_head.weight", rw_find(r, "output.weight"));
+}
+
+#define CONFIG(class, layers, more)                                                             \
+    "{\"architectures\":[\"" class "\"],\"num_hidden_layers\":" layers ",\"hidden_size\":64,"   \
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,\"vocab_size\":40,"      \
+    "\"intermediate_size\":48,\"max_position_embeddings\":256,\"rms_norm_eps\":1e-5,"            \
+    "\"rope_theta\":5000.0,\"hidden_act\":\"silu\"," more "}"
+#define MOR(n, more) "\"recursive\":{\"enable\":true,\"num_recursion\":" n                       \
+    ",\"sharing\":\"middle_cycle\"},\"kv_sharing\":{\"enable\":false}" more
+#define EXPERT ",\"mor\":{\"enable\":true,\"type\":\"expert\",\"router_type\":\"linear\","         \
+    "\"temp\":1.0,\"capacity\":\"1.0,0.6666667,0.33333334\",\"expert\":{\"router_func\":\"sigmoid\","  \
+    "\"alpha\":0.1,\"gating\":\"weighted\"}}"
+
+static void open_checkpoint(struct checkpoint *c, struct rw *r, const char *model)
+{
+    char path[160];
+    memset(c, 0, sizeof *c);
+    (void)snprintf(c->folder, sizeof c->folder, "%s/hf", dir);
+    (void)mkdir(c->folder, 0700);
+    model_path(model, path);
+    rw_open(r, path);
+    add_ends(c, r);
+    write_vocab(c);
+}
+
+static void close_checkpoint(struct checkpoint *c, struct rw *r)
+{
+    static const char *const files[] = {"model.safetensors", "config.json", "tokenizer.json"};
+    char path[192];
+    for (int i = 0; i < 3; i++) {
+        (void)snprintf(path, sizeof path, "%s/%s", c->folder, files[i]);
+        (void)unlink(path);
+    }
+    (void)rmdir(c->folder);
+    for (int i = 0; i < c->n; i++) free(c->at[i].own);
+    rw_close(r);
+}
+
+static enum status convert_to(const struct checkpoint *c, const char *out, struct err *e)
+{
+    struct convert v;
+    struct pool *pool;
+    err_clear(e);
+    assert_int_equal(pool_open(2, &pool, NULL), OK);
+    enum status s = convert_open(&v, &(struct convert_options){
+        .dir = c->folder, .type = CONVERT_F16, .pre = "qwen2"}, e);
+    if (!s) s = convert_write(&v, out, pool, NULL, NULL, e);
+    convert_close(&v);
+    pool_close(pool);
+    return s;
+}
+
+/* What comes out says the same as the file that the checkpoint was made from, bit for bit. */
+static void check_converted(const struct checkpoint *c, const char *name)
+{
+    struct variant v = *find(name);
+    struct run want, got;
+    struct err e;
+    char out[160];
+    memset(&want, 0, sizeof want);
+    memset(&got, 0, sizeof got);
+    run_all(&v, N_IDS, &want);
+    (void)snprintf(out, sizeof out, "%s/out.gguf", dir);
+    if (convert_to(c, out, &e)) fail_msg("%s: %s", name, e.msg);
+    v.open.model_path = out;
+    run_all(&v, N_IDS, &got);
+    assert_true(same(&want, &got));
+    (void)unlink(out);
+}
+
+static void check_refused(const struct checkpoint *c, const char *want)
+{
+    struct err e;
+    char out[160];
+    (void)snprintf(out, sizeof out, "%s/out.gguf", dir);
+    if (!convert_to(c, out, &e)) fail_msg("taken, but not: %s", want);
+    if (!strstr(e.msg, want)) fail_msg("\"%s\" does not say \"%s\"", e.msg, want);
+}
+
+static void test_convert_loops(void **state)
+{
+    (void)state;
+    struct checkpoint c;
+    struct rw r;
+    for (int ouro = 0; ouro < 2; ouro++) {
+        open_checkpoint(&c, &r, ouro ? "ouro" : "nanbeige");
+        for (int l = 0; l < 2; l++)
+            add_layer(&c, &r, l, l ? "model.layers.1" : "model.layers.0", !ouro);
+        if (ouro) {
+            add(&c, "model.early_exit_gate.weight", rw_find(&r, "exit_gate.weight"));
+            add(&c, "model.early_exit_gate.bias", rw_find(&r, "exit_gate.bias"));
+        }
+        write_checkpoint(&c, ouro ? CONFIG("OuroForCausalLM", "2",
+                                           "\"total_ut_steps\":4,\"early_exit_threshold\":1.0")
+                                  : CONFIG("NanbeigeForCausalLM", "2", "\"num_loops\":3"));
+        check_converted(&c, ouro ? "ouro" : "nanbeige");
+        if (ouro) check_converted(&c, "ouro-exit50");
+        close_checkpoint(&c, &r);
+    }
+}
+
+/* As the released code stores it: every tied copy, in wrappers behind the first layer. */
+static void test_convert_recursions(void **state)
+{
+    (void)state;
+    struct checkpoint c;
+    struct rw r;
+    char name[96];
+    open_checkpoint(&c, &r, "mor-expert");
+    add_layer(&c, &r, 0, "model.layers.0", false);
+    for (int i = 1; i <= 3; i++) {
+        char from[64];
+        for (int j = 0; j < 2; j++) {
+            (void)snprintf(name, sizeof name, "model.layers.%d.block.%d", i, j);
+            add_layer(&c, &r, 1 + j, name, false);
+        }
+        (void)snprintf(from, sizeof from, "rec.%d.router.weight", i);
+        (void)snprintf(name, sizeof name, "model.layers.%d.mor_router.router.weight", i);
+        add(&c, name, rw_find(&r, from));
+    }
+    add_layer(&c, &r, 3, "model.layers.4", false);
+    const char *good = CONFIG("MoRLlamaForCausalLM", "8", MOR("3", EXPERT));
+    write_checkpoint(&c, good);
+    check_converted(&c, "e-m-cycle");
+    check_converted(&c, "e-m-cycle-exact");
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "9", MOR("3", EXPERT)));
+    check_refused(&c, "cannot be cut into 3 recursions");
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "8", MOR("2", EXPERT)));
+    check_refused(&c, "\"capacity\" has 3 values for 2 recursions");
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "8", "\"x\":1"));
+    check_refused(&c, "\"recursive\" is missing");
+    for (int i = 0; i < c.n; i++)
+        if (!strcmp(c.at[i].name, "model.layers.3.block.1.mlp.up_proj.weight")) c.at[i].own[77] ^= 1;
+    write_checkpoint(&c, good);
+    check_refused(&c, "should be one and the same");
+    close_checkpoint(&c, &r);
+    /* Without routers the copies are plain layers. */
+    open_checkpoint(&c, &r, "mor-none");
+    for (int l = 0; l < 8; l++) {
+        (void)snprintf(name, sizeof name, "model.layers.%d", l);
+        add_layer(&c, &r, l == 0 ? 0 : l == 7 ? 3 : 1 + (l - 1) % 2, name, false);
+    }
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "8", MOR("3", "")));
+    check_converted(&c, "n-m-cycle");
+    close_checkpoint(&c, &r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -596,7 +864,8 @@ int main(void)
         cmocka_unit_test(test_save), cmocka_unit_test(test_kv_bytes),
         cmocka_unit_test(test_work), cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_exit_at_one), cmocka_unit_test(test_bad_files),
-        cmocka_unit_test(test_bad_options),
+        cmocka_unit_test(test_bad_options), cmocka_unit_test(test_convert_loops),
+        cmocka_unit_test(test_convert_recursions),
     };
     return cmocka_run_group_tests_name("depth", tests, set_up, tear_down);
 }
