@@ -705,11 +705,11 @@ static enum status commit_lines(struct tessera_engine *e, const struct tessera_i
     return OK;
 }
 
-/* Gives back the pages that were not filled, but for the next entry's. */
+/* Gives back the pages that no entry has come to. */
 static void trim_lines(struct tessera_session *s)
 {
     for (int l = 1; l < s->engine->n_lines; l++)
-        region_trim(&s->line[l].kv, session_bytes(s, l, s->line[l].n + 1));
+        region_trim(&s->line[l].kv, session_bytes(s, l, s->line[l].n));
 }
 
 enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int n_in,
