@@ -87,12 +87,12 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
         s = err_set(err, ERR_MEMORY, "no memory for the list of weights");
     for (int i = 0; !s && i < m->n_op; i++) {
         const struct op *op = &m->op[i];
+        e->op_bank[i] = o.n_banks;
         if (op->code == OP_EXPERTS) {
             const int b = bank_of(bank, o.n_banks, op);
             if (b == o.n_banks) memcpy(bank[o.n_banks++].weight, op->weight, sizeof bank->weight);
-            int route = i; /* its experts come after it */
-            while (route > 0 && m->op[route].code != OP_ROUTE) route--;
-            e->op_bank[route] = b;
+            e->op_bank[i] = b;
+            for (int k = i; k > 0 && m->op[k].code != OP_ROUTE; k--) e->op_bank[k - 1] = b;
         } else if (op->code == OP_EMBED && e->weights.at[op->weight[0]].layout == WEIGHT_ROWS) {
             lookup[o.n_lookup++] = op->weight[0];
         } else if (op->code == OP_MATMUL || op->code == OP_HEAD_MATMUL) {
