@@ -1,5 +1,6 @@
 /* Writes GGUF models with random weights, of any size: for benchmarks (gigabytes at disk speed) and
- * for tests (a few kilobytes).  Architectures llama (dense and Mixtral), qwen3moe, olmoe.
+ * for tests (a few kilobytes).  Architectures llama (dense and Mixtral), qwen3moe, olmoe, and the
+ * repeated mor and ouro.
  *
  * DESIGN.  Weights are drawn as valid blocks of their format, not quantised from floats: random
  * codes and a scale such that the weights have the standard deviation 1/sqrt(columns), which keeps
@@ -33,7 +34,7 @@ enum { GEN_POOL = 4 << 20, GEN_TENSORS = 16384, GEN_POOLS = 16 };
 enum { GEN_Q4_K_M = 1000 };
 
 struct gen_spec {
-    const char *arch; /* "qwen3moe", "olmoe", "llama" */
+    const char *arch; /* "qwen3moe", "olmoe", "llama", "mor", "ouro" */
     const char *name; /* general.name */
     int n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff; /* n_ff: of one expert */
     int n_expert, n_expert_used; /* 0 = dense (llama only) */
@@ -46,6 +47,11 @@ struct gen_spec {
     const char *chat;  /* its chat template; NULL = ChatML's, "" = none */
     int n_vocab;
     const struct trace *trace; /* qwen3moe: the routers replay it; brings its own tokens, "[0]" ... */
+    /* mor: recursions of the layers but the first and the last, and what a score must reach for each;
+     * ouro: loops.  Routers and gates have that spread: with 0 every score, and every chance to
+     * stop, is a half. */
+    int n_repeats;
+    float threshold[8], router_sigma;
     uint64_t seed;
 };
 
@@ -56,7 +62,7 @@ static inline struct gen_spec gen_defaults(void)
         .arch = "qwen3moe", .name = "random weights", .n_layer = 8, .n_embd = 2048, .n_head = 32,
         .n_head_kv = 4, .head_dim = 128, .n_ff = 768, .n_expert = 128, .n_expert_used = 8,
         .n_ctx = 32768, .rope_base = 1e6f, .rms_eps = 1e-6f, .type = QTYPE_Q8_0, .n_vocab = 256,
-        .seed = 1,
+        .threshold = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f}, .seed = 1,
     };
 }
 
@@ -276,6 +282,25 @@ static void gen_norm(struct gen_model *m, const char *name, int layer, int n)
                                                 .sigma = m->spec.trace ? 0 : 0.1f});
 }
 
+static bool gen_is(const struct gen_spec *g, const char *arch) { return !strcmp(g->arch, arch); }
+
+static void gen_router(struct gen_model *m, const char *name)
+{
+    gen_add(m, name, -1, (struct gen_tensor){.type = QTYPE_F32, .n_dims = 2,
+                                             .dim = {(uint64_t)m->spec.n_embd, 1},
+                                             .sigma = m->spec.router_sigma});
+}
+
+static void gen_routers(struct gen_model *m)
+{
+    char name[32];
+    if (gen_is(&m->spec, "ouro")) gen_router(m, "exit_gate");
+    for (int r = 1; gen_is(&m->spec, "mor") && r <= m->spec.n_repeats; r++) {
+        (void)snprintf(name, sizeof name, "rec.%d.router", r);
+        gen_router(m, name);
+    }
+}
+
 static void gen_layer(struct gen_model *m, int l)
 {
     const struct gen_spec *g = &m->spec;
@@ -291,6 +316,10 @@ static void gen_layer(struct gen_model *m, int l)
         gen_norm(m, "attn_k_norm", l, olmoe ? kv : g->head_dim);
     }
     gen_norm(m, "ffn_norm", l, g->n_embd);
+    if (gen_is(g, "ouro")) {
+        gen_norm(m, "post_attention_norm", l, g->n_embd);
+        gen_norm(m, "post_ffw_norm", l, g->n_embd);
+    }
     if (n) {
         /* The router stays F32; twice the spread gives it clear preferences. */
         gen_add(m, "ffn_gate_inp", l,
@@ -314,6 +343,7 @@ static void gen_tensors(struct gen_model *m)
     else
         gen_matrix(m, "token_embd", -1, g->n_embd, g->n_vocab, 0);
     if (!g->tied) gen_matrix(m, "output", -1, g->n_embd, g->n_vocab, 0);
+    gen_routers(m);
     for (int l = 0; l < g->n_layer; l++) gen_layer(m, l);
 }
 
@@ -324,13 +354,17 @@ static enum status gen_check(const struct gen_spec *g, struct err *e)
     struct rng r;
     unsigned char block[512];
     bool olmoe = !strcmp(g->arch, "olmoe"), llama = !strcmp(g->arch, "llama");
+    const bool repeats = !strcmp(g->arch, "mor") || !strcmp(g->arch, "ouro");
     rng_seed(&r, 0);
-    if (!llama && !olmoe && strcmp(g->arch, "qwen3moe"))
-        return err_set(e, ERR_USAGE, "cannot generate %s; known: qwen3moe olmoe llama", g->arch);
+    if (!llama && !olmoe && !repeats && strcmp(g->arch, "qwen3moe"))
+        return err_set(e, ERR_USAGE, "cannot generate %s; known: qwen3moe olmoe llama mor ouro",
+                       g->arch);
+    if (repeats && (g->n_expert || g->n_repeats < 1 || g->n_repeats > 8))
+        return err_set(e, ERR_USAGE, "%s takes 1 to 8 --repeats and no experts", g->arch);
     if (g->type != GEN_Q4_K_M &&
         (!qtype_info(g->type) || !gen_block(&r, (enum qtype)g->type, 1, block)))
         return err_set(e, ERR_USAGE, "cannot generate weights of type %u", g->type);
-    if (!llama && !g->n_expert)
+    if (!llama && !repeats && !g->n_expert)
         return err_set(e, ERR_USAGE, "%s needs experts", g->arch);
     if (g->n_expert && (g->n_expert_used < 1 || g->n_expert_used > g->n_expert))
         return err_set(e, ERR_USAGE, "%d of %d experts cannot be used", g->n_expert_used,
@@ -478,6 +512,13 @@ static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const stru
     if (g->n_expert) {
         gguf_put_u32(w, gen_key(k, g, "expert_count"), (uint32_t)g->n_expert);
         gguf_put_u32(w, gen_key(k, g, "expert_used_count"), (uint32_t)g->n_expert_used);
+    }
+    if (!strcmp(g->arch, "ouro"))
+        gguf_put_u32(w, gen_key(k, g, "num_loops"), (uint32_t)g->n_repeats);
+    if (!strcmp(g->arch, "mor")) {
+        gguf_put_u32(w, gen_key(k, g, "recursion.count"), (uint32_t)g->n_repeats);
+        gguf_put_array(w, gen_key(k, g, "recursion.threshold"), GGUF_F32, g->threshold,
+                       (uint64_t)g->n_repeats);
     }
     if (!strcmp(g->arch, "qwen3moe"))
         gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);

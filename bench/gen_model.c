@@ -11,11 +11,12 @@ static int usage(FILE *to)
 {
     (void)fputs(
         "usage: gen_model OUT [options]     a GGUF model with random weights\n"
-        "  --arch NAME      qwen3moe (default), olmoe, llama\n"
+        "  --arch NAME      qwen3moe (default), olmoe, llama, mor, ouro\n"
         "  --type TYPE      F32 F16 BF16 Q8_0 (default) Q4_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS\n"
         "                   MXFP4, or the mixture Q4_K_M\n"
         "  --layers N --embd N --heads N --kv-heads N --head-dim N --ff N (of one expert)\n"
-        "  --experts N      0 = dense (llama only)\n"
+        "  --experts N      0 = dense (llama, mor, ouro)\n"
+        "  --repeats N      mor: recursions of the layers but the first and the last; ouro: loops\n"
         "  --used N         experts per token\n"
         "  --ctx N          context length written to the file\n"
         "  --vocab FILE     copy this GGUF's tokenizer\n"
@@ -55,7 +56,7 @@ static bool option(struct gen_spec *g, const char *name, const char *value)
         {"--layers", &g->n_layer}, {"--embd", &g->n_embd}, {"--heads", &g->n_head},
         {"--kv-heads", &g->n_head_kv}, {"--head-dim", &g->head_dim}, {"--ff", &g->n_ff},
         {"--experts", &g->n_expert}, {"--used", &g->n_expert_used}, {"--ctx", &g->n_ctx},
-        {"--n-vocab", &g->n_vocab},
+        {"--n-vocab", &g->n_vocab}, {"--repeats", &g->n_repeats},
     };
     const struct { const char *name; const char **to; } texts[] = {
         {"--arch", &g->arch}, {"--vocab", &g->vocab}, {"--name", &g->name},

@@ -55,6 +55,13 @@ static const struct cli_flag model_flags[] = {
     {"--predictor", "WHICH", "what names experts to be read ahead: gate (default), previous, frequency, "
      "none, or a file of `tessera trace`; it is used while it makes this run faster, with \",always\" "
      "behind it in any case", CLI_STR, AT(predictor), 0, 0},
+    {"--loops", "N", "looped models: leave after N loops (default: all)", CLI_INT, AT(loops), 1, 64},
+    {"--exit", "X", "looped models with a gate: a token leaves when its chances to stop sum to X; 1 = "
+     "never (default: as the file says)", CLI_F32, AT(exit_at), 1e-6, 1},
+    {"--exit-weighted", NULL, "the mean of all loops by these chances", CLI_TRUE, AT(exit_weighted), 0,
+     0},
+    {"--depth-exact", NULL, "mixture-of-recursions: the best tokens of a whole text go deeper, as in "
+     "training; to score texts", CLI_TRUE, AT(depth_exact), 0, 0},
     {"--analyze", NULL, "print the plan, then promised beside measured", CLI_TRUE, AT(analyze), 0,
      0},
     {"--deterministic", NULL, "refuse lossy or reordered arithmetic (always so on the CPU)",

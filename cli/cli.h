@@ -104,6 +104,9 @@ struct cli_args {
     /* CLI_GENERATE */
     int n_predict;            /* -n; -1 = until it ends, -2 = until the context is full */
     int64_t seed;             /* -s; -1 = a random one */
+    int loops;                /* --loops; 0 = all */
+    float exit_at;            /* --exit; 0 = the file's */
+    bool exit_weighted, depth_exact;
     float temp, top_p, min_p, repeat_penalty;
     int top_k, repeat_last_n;
     bool ignore_eos, special; /* special: print special tokens as text */
@@ -256,6 +259,9 @@ struct cli_progress {
 bool cli_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 void cli_progress_end(struct cli_progress *p);
 /* "12 + 87 tokens, 410 / 95 tokens/s, 35 MiB" on stderr, dimmed; more is added when not "". */
+/* How deep tokens went and what that saved, in lines of /stats; nothing where there is no such thing.
+ * seconds: spent on steps so far, 0 = not known. */
+void cli_print_depth(const tessera_engine *e, double seconds);
 void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, const char *more);
 /* What residency and reading ahead did; label: how wide the first column is.  Nothing when all experts
  * are in memory. */

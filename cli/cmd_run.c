@@ -135,7 +135,11 @@ static int print_all(struct run *r, tessera_generator *g)
     }
     const double seconds = os_seconds() - start;
     report(r, g, a.stop);
-    if (r->a->analyze) analyze(r, &before, seconds);
+    if (r->a->analyze) {
+        const struct tessera_timing t = tessera_generator_timing(g);
+        analyze(r, &before, seconds);
+        cli_print_depth(r->e, t.prompt_s + t.gen_s);
+    }
     return a.stop == TESSERA_STOP_CANCELLED ? CLI_INTERRUPTED : CLI_OK;
 }
 

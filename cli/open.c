@@ -52,6 +52,10 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     if (a->device && !strcmp(a->device, "sim")) o.device = dev_sim_api();
     o.policy = a->policy;
     o.predictor = a->predictor;
+    o.loops = a->loops;
+    o.exit_at = a->exit_at;
+    o.exit_weighted = a->exit_weighted;
+    o.depth_exact = a->depth_exact;
     return o;
 }
 

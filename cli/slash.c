@@ -120,9 +120,28 @@ static bool do_set(struct talk *t, const char *arg)
 
 /* ---- looking ---- */
 
+/* Colours of an answer by depth, on or off, and what they mean. */
+static void show_depth(struct talk *t)
+{
+    const struct tessera_depth d = tessera_depth(t->e);
+    if (!d.n_max) {
+        fprintf(stderr, "tessera: all tokens go equally deep in this model\n");
+        return;
+    }
+    t->show_depth = !t->show_depth;
+    fprintf(stderr, "depth of the pass that gave each token: %s;", t->show_depth ? "shown" : "not shown");
+    for (int i = 0; i <= d.n_max; i++)
+        fprintf(stderr, " %s%d%s", *cli_dim() ? talk_depth_colour(i, d.n_max) : "", i, cli_plain());
+    fprintf(stderr, "%s\n", cli_tty(stdout) ? "" : " (colours: on a terminal only)");
+}
+
 static bool do_show(struct talk *t, const char *arg)
 {
-    (void)arg;
+    if (!strcmp(arg, "depth")) return show_depth(t), true;
+    if (*arg) {
+        fprintf(stderr, "tessera: /show alone, or /show depth\n");
+        return true;
+    }
     cli_print_model(t->e, t->a);
     fprintf(stderr, "  %-15s%s\n", "template", chat_origin(t->chat));
     fprintf(stderr, "  %-15s%d messages, %d of %d tokens\n", "conversation", t->n_msgs,
@@ -151,6 +170,7 @@ static bool do_stats(struct talk *t, const char *arg)
         show_timing("last answer", &t->last, t->last.n_prompt - t->last.n_prompt_reused, 1);
         show_timing("all answers", &t->sum, t->sum.n_prompt, t->n_answers);
     }
+    cli_print_depth(t->e, t->sum.prompt_s + t->sum.gen_s);
     fprintf(stderr, "  %-15sweights %s, KV cache %s, activations %s, staging %s\n", "memory",
             cli_bytes(m.weights, b[0]), cli_bytes(m.kv, b[1]), cli_bytes(m.activations, b[2]),
             cli_bytes(m.staging, b[3]));
@@ -292,8 +312,8 @@ static const struct slash table[] = {
     {"/regen", "", "the last answer again", do_regen},
     {"/read", "FILE", "put a text file ahead of the next message", do_read},
     {"/set", "K V", "change a setting; alone: list them", do_set},
-    {"/show", "", "the model and the settings", do_show},
-    {"/stats", "", "tokens, speeds, memory, reading ahead", do_stats},
+    {"/show", "[depth]", "the model and the settings; depth: colour answers by it, or stop", do_show},
+    {"/stats", "", "tokens, speeds, memory, reading ahead, depths", do_stats},
     {"/plan", "", "the forward-pass plan", do_plan},
     {"/mem", "SIZE", "another memory budget, from now on; alone: what is used", do_mem},
     {"/save", "FILE", "keep the conversation and its KV cache (FILE.kv)", do_save},

@@ -225,6 +225,25 @@ static void end_thought(struct answer *a)
     a->thinking = false;
 }
 
+const char *talk_depth_colour(int depth, int n_max)
+{
+    static const char *const ramp[] = {"\033[38;5;33m", "\033[38;5;37m", "\033[38;5;71m",
+                                       "\033[38;5;142m", "\033[38;5;172m", "\033[38;5;160m"};
+    enum { N = sizeof ramp / sizeof *ramp };
+    return ramp[depth >= n_max ? N - 1 : depth * (N - 1) / n_max];
+}
+
+/* Text of the token whose pass came last. */
+static bool print_said(const struct talk *t, const char *s, size_t n)
+{
+    const unsigned char *depth = tessera_session_depths(t->s);
+    const int at = tessera_session_n(t->s) - 1;
+    if (!t->show_depth || !depth || at < 0 || !*cli_dim() || !cli_tty(stdout))
+        return print_text(stdout, s, n);
+    const char *colour = talk_depth_colour(depth[at], tessera_depth(t->e).n_max);
+    return cli_out(colour, strlen(colour)) && print_text(stdout, s, n) && cli_out("\033[0m", 4);
+}
+
 static bool show(void *arg, enum chat_part part, const char *s, size_t n)
 {
     struct answer *a = arg;
@@ -234,7 +253,7 @@ static bool show(void *arg, enum chat_part part, const char *s, size_t n)
         return true;
     }
     end_thought(a);
-    return keep_text(&a->said, s, n) && print_text(stdout, s, n);
+    return keep_text(&a->said, s, n) && print_said(a->t, s, n);
 }
 
 /* Takes in what the generator gave. */
@@ -314,6 +333,8 @@ static void settle(struct talk *t, const struct answer *a)
     t->sum.n_gen += a->timing.n_gen;
     t->sum.prompt_s += a->timing.prompt_s;
     t->sum.gen_s += a->timing.gen_s;
+    t->sum.n_depth += a->timing.n_depth;
+    t->sum.depth_sum += a->timing.depth_sum;
 }
 
 static void end_line(struct answer *a)

@@ -29,6 +29,7 @@ struct talk {
 
     int n_answers;          /* seeds differ from answer to answer */
     struct tessera_timing last, sum; /* sum.n_prompt counts what was computed */
+    bool show_depth;        /* answers are coloured by the depth of each token's pass */
     bool failed;            /* something went wrong that is worth exit code 1 */
 };
 
@@ -47,6 +48,9 @@ void talk_close(struct talk *t);
 void talk_send(struct talk *t, const char *text);
 /* The last answer once more. */
 void talk_again(struct talk *t);
+
+/* What a terminal is sent for text of a depth, 0 .. n_max: from blue, soon done, to red. */
+const char *talk_depth_colour(int depth, int n_max);
 
 /* talk_file.c: FILE holds the messages as JSON, FILE.kv tokens and KV cache. */
 void talk_save(struct talk *t, const char *path);

@@ -99,6 +99,27 @@ void cli_progress_end(struct cli_progress *p)
 /* Tokens per second; 0 where nothing was measured. */
 static double rate(int n, double s) { return n > 0 && s > 0 ? n / s : 0; }
 
+void cli_print_depth(const tessera_engine *e, double seconds)
+{
+    const struct tessera_depth d = tessera_depth(e);
+    const double all = (double)(d.bytes + d.bytes_saved);
+    char a[24], b[24];
+    uint64_t sum = 0;
+    if (!d.n_max || !d.rows) return;
+    for (int i = 0; i <= d.n_max; i++) sum += (uint64_t)i * d.rows_at[i];
+    fprintf(stderr, "  %-15smean %.2f of %d;", "depth", (double)sum / (double)d.rows, d.n_max);
+    for (int i = 0; i <= d.n_max; i++)
+        if (d.rows_at[i])
+            fprintf(stderr, " %d: %.0f %%", i, 100 * (double)d.rows_at[i] / (double)d.rows);
+    fprintf(stderr, "\n  %-15sread %s of weights, %s not needed (%.0f %%); products %.0f %% less\n",
+            "", cli_bytes(d.bytes, a), cli_bytes(d.bytes_saved, b),
+            all > 0 ? 100 * (double)d.bytes_saved / all : 0,
+            100 * (double)d.macs_saved / ((double)(d.macs + d.macs_saved) + 1e-9));
+    if (seconds > 0 && d.bytes)
+        fprintf(stderr, "  %-15s%.2g s less than at full depth, estimated from these bytes and %.2g s\n",
+                "", seconds * (double)d.bytes_saved / (double)d.bytes, seconds);
+}
+
 void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, const char *more)
 {
     char mem[24];
@@ -107,9 +128,14 @@ void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, co
     cli_print_warnings(e);
     fprintf(stderr, "%s%d + %d tokens", cli_dim(), t->n_prompt, t->n_gen);
     if (t->n_prompt_reused > 0) fprintf(stderr, " (%d kept)", t->n_prompt_reused);
+    const struct tessera_depth d = tessera_depth(e);
+    char deep[48] = "";
+    if (d.n_max && t->n_depth)
+        (void)snprintf(deep, sizeof deep, ", depth %.2f of %d",
+                       (double)t->depth_sum / t->n_depth, d.n_max);
     /* The first token comes out of the prompt's step, so it is no part of gen_s. */
-    fprintf(stderr, ", %.0f / %.0f tokens/s, %s%s%s%s\n", rate(fresh, t->prompt_s),
-            rate(t->n_gen - 1, t->gen_s), cli_bytes(m.total, mem), *more ? ", " : "", more,
+    fprintf(stderr, ", %.0f / %.0f tokens/s, %s%s%s%s%s\n", rate(fresh, t->prompt_s),
+            rate(t->n_gen - 1, t->gen_s), cli_bytes(m.total, mem), deep, *more ? ", " : "", more,
             cli_plain());
 }
 

@@ -26,7 +26,10 @@
     X(olmoe)                                                                                       \
     X(deepseek2)                                                                                   \
     X(glm4moe)                                                                                     \
-    X(gptoss)
+    X(gptoss)                                                                                      \
+    X(mor)                                                                                         \
+    X(nanbeige)                                                                                    \
+    X(ouro)
 
 #define X(name) extern const struct arch arch_##name;
 ARCH_LIST(X)

@@ -30,6 +30,30 @@ struct gemma_params {
     int n_ff_shared_kv;         /* n_ff of the last n_shared_kv layers */
 };
 
+/* Layers that run more than once. */
+enum { LAYERS_MAX = 4096, LOOPS_MAX = 64, RECURSIONS_MAX = ROWS_MAX - ROWS_FIRST };
+
+struct loop_params {            /* the whole stack (models/loop.c) */
+    int n, n_run;               /* loops; of them run */
+    bool skip_norm;             /* the last norm is not applied between loops */
+    bool has_gate;              /* exit_gate.weight, .bias: the chance to stop after each loop */
+    float exit_at;              /* rows leave when their chances sum to it; 1 = never */
+    bool weighted;              /* the mean of all loops, by these chances */
+};
+
+struct recursion_params {       /* a block of layers (mor.c) */
+    int n;                      /* recursions; 0 = none */
+    int first, n_block;         /* physical layers before the block, in it */
+    bool in_place;              /* each layer is repeated at its place, else the block as a whole */
+    enum { ROUTER_NONE, ROUTER_EXPERT, ROUTER_TOKEN } router;
+    enum depth_score score;
+    float alpha, temp;
+    float threshold[RECURSIONS_MAX], capacity[RECURSIONS_MAX];
+    bool shared_kv;             /* later recursions look at K and V of the first one */
+    bool gated, gate_every_step;
+    bool exact;                 /* the best rows of whole texts, by capacity */
+};
+
 /* What the keys of a file say, in the terms that these architectures share (models/keys.c). */
 struct hparams {
     int n_layer, n_embd, n_vocab, n_ctx_train;
@@ -56,6 +80,8 @@ struct hparams {
     struct mla_params mla;
     struct delta_params delta;
     struct gemma_params gemma;
+    struct loop_params loop;
+    struct recursion_params rec;
 };
 
 struct arch {
@@ -135,6 +161,7 @@ struct block_style {
     bool v_norm;            /* an RMS norm without weights per head of V; and where a file has no
                                attn_v, V is what attn_k gives, before its norm */
     bool attn_post_norm;    /* post_attention_norm on what attention adds */
+    bool ffn_post_norm;     /* post_ffw_norm on what the feed-forward adds */
     bool q_gate;            /* attn_q holds a gate per head too: sigmoid, on attention's output */
     const char *output_norm; /* its tensor; NULL = "output_norm.weight" */
     const char *ffn_norm;   /* the norm before the feed-forward; NULL = "ffn_norm" */
@@ -150,8 +177,11 @@ struct block {
     const struct hparams *h;
     const struct block_style *style;
     int embd;               /* token_embd */
-    int rope[2][ROWS_N];    /* tables: of full and windowed layers, per row set; 0 = not yet */
+    int rope[2][ROWS_MAX];  /* tables: of full and windowed layers, per row set; 0 = not yet */
     int slot;               /* of the last layer that left K and V */
+    bool more;              /* layers follow whatever the last one's number: nothing is narrowed */
+    int use_slot;           /* for the next layer, made before; 0 = a new one, else 1 + its number */
+    bool reads_slot;        /* it looks at K and V there and leaves none */
 };
 
 /* The whole model: embedding, layers, last norm, head.  Only rows that need logits pass the last
@@ -167,12 +197,22 @@ void block_attention(struct block *k, int l, int *x);      /* opens layer l; add
                                                               V: all behind it need only those */
 void block_feed_forward(struct block *k, int l, int x, int router); /* adds to x; router 0 = from
                                                               the normed x */
+/* A router's logits: its matrix decides, so it must not be quantised. */
+int block_router(struct block *k, const char *step, const char *name, int n, int x);
+void block_layer(struct block *k, int l, int *x);          /* both, with experts or without */
+int block_kv_slot(struct block *k);                        /* a slot for the rows at hand */
+int block_last_norm(struct block *k, int x);               /* these two are block_end */
+void block_head(struct block *k, int x);
 void block_end(struct block *k, int x);
 /* Pieces of a feed-forward: <stem>.weight over the row; ffn_{gate,up,down}<suffix>, n_ff wide; the
  * routed experts. */
 int block_norm(struct block *k, const char *stem, int l, int x);
 int block_gated_unit(struct block *k, int l, int n, const char *suffix, int n_ff);
 int block_experts(struct block *k, int l, int n, int logits);
+
+/* The whole stack, h->loop.n_run times (models/loop.c). */
+enum status hparams_loop(const struct gguf *g, const char *arch, struct hparams *h, struct err *e);
+void loop_model(struct build *b, const struct hparams *h, const struct block_style *style);
 
 /* Layers of models/deltanet.c and lfm2moe.c; like block_attention each opens layer l, adds to *x
  * and narrows it in the last layer. */

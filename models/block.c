@@ -89,7 +89,9 @@ static int rope_table(struct block *k, bool windowed)
                                   k->h->window_rope_base > p.base);
     int *x = &k->rope[own][k->b->rows];
     if (own) p.base = k->h->window_rope_base;
-    if (!*x) *x = make_rope_table(k, p);
+    if (*x) return *x;
+    const int all = k->rope[own][ROWS_ALL];
+    *x = all && k->b->rows >= ROWS_FIRST ? build_select(k->b, "rope", all) : make_rope_table(k, p);
     return *x;
 }
 
@@ -235,7 +237,8 @@ static bool leaves_kv(const struct hparams *h, int l) { return l < h->n_layer - 
 static void attention(struct block *k, int l, int slot, int *x)
 {
     struct build *b = k->b;
-    const bool kv = leaves_kv(k->h, l), last = kv && !leaves_kv(k->h, l + 1);
+    const bool kv = leaves_kv(k->h, l) && !k->reads_slot;
+    const bool last = kv && !k->more && !leaves_kv(k->h, l + 1);
     const bool has_v = !k->style->v_norm || build_has(b, "blk.%d.attn_v.weight", l) ||
                        build_has(b, "blk.%d.attn_qkv.weight", l);
     int y[QKV], gate = 0;
@@ -254,16 +257,21 @@ static void attention(struct block *k, int l, int slot, int *x)
     residual(k, "attn_residual", attend(k, l, y[Q], gate, slot), *x);
 }
 
-static int open_layer(struct block *k, int l)
+int block_kv_slot(struct block *k)
 {
     const struct hparams *h = k->h;
     const int stored = (h->head_dim + 15) / 16 * 16;
-    if (leaves_kv(h, l))
-        k->slot = build_kv_slot(k->b, (struct kv_slot){
-            .type = KV_SLOT_DENSE, .n_heads = h->n_kv_heads, .dim = h->head_dim,
-            .dk = stored, .dv = stored,
-        });
-    build_layer(k->b, l, l, k->slot);
+    return build_kv_slot(k->b, (struct kv_slot){
+        .type = KV_SLOT_DENSE, .n_heads = h->n_kv_heads, .dim = h->head_dim,
+        .dk = stored, .dv = stored,
+    });
+}
+
+static int open_layer(struct block *k, int l)
+{
+    if (k->use_slot) k->slot = k->use_slot - 1;
+    else if (leaves_kv(k->h, l)) k->slot = block_kv_slot(k);
+    build_layer(k->b, k->b->n_layer, l, k->slot);
     return k->slot;
 }
 
@@ -387,10 +395,21 @@ void block_feed_forward(struct block *k, int l, int x, int logits)
     } else {
         o = block_gated_unit(k, l, n, "", k->h->n_ff);
     }
+    if (k->style->ffn_post_norm) o = block_norm(k, "post_ffw_norm", l, o);
     residual(k, "ffn_residual", o, x);
 }
 
 /* ---- the model ---- */
+
+int block_router(struct block *k, const char *step, const char *name, int n, int x)
+{
+    struct build *b = k->b;
+    const int w = build_tiles(b, name, 0, k->h->n_embd, n, 1);
+    if (!b->err->code && qtype_info(b->ws->at[w].type)->block > 1)
+        err_set(b->err, ERR_UNSUPPORTED, "tensor %s is quantised: what decides how deep a token goes "
+                "stays F32, or F16 or BF16 at least", name);
+    return build_linear(b, step, x, w);
+}
 
 int block_begin(struct block *k, struct build *b, const struct hparams *h,
                 const struct block_style *style)
@@ -406,17 +425,17 @@ int block_begin(struct block *k, struct build *b, const struct hparams *h,
     return x;
 }
 
-static void layer(struct block *k, int l, int *x)
+void block_layer(struct block *k, int l, int *x)
 {
-    const int slot = open_layer(k, l);
+    const int slot = open_layer(k, l), before = k->b->rows;
     const bool early = k->style->router_first && has_experts(k->h, l);
     int logits = early ? router(k, l, *x) : 0;
     attention(k, l, slot, x);
-    if (early && l == k->h->n_layer - 1) logits = build_select(k->b, "ffn_gate_inp", logits);
+    if (early && k->b->rows != before) logits = build_select(k->b, "ffn_gate_inp", logits);
     block_feed_forward(k, l, *x, logits);
 }
 
-void block_end(struct block *k, int x)
+int block_last_norm(struct block *k, int x)
 {
     struct build *b = k->b;
     const struct hparams *h = k->h;
@@ -425,6 +444,13 @@ void block_end(struct block *k, int x)
     int n = build_norm(b, "output_norm", x, build_vector(b, name, 0, h->n_embd), h->norm_eps);
     if (must(k, MUST_NORM_BIAS) || build_has(b, "output_norm.bias", 0))
         build_bias(b, "output_norm.bias", n, build_vector(b, "output_norm.bias", 0, h->n_embd));
+    return n;
+}
+
+void block_head(struct block *k, int n)
+{
+    struct build *b = k->b;
+    const struct hparams *h = k->h;
     const bool own = must(k, MUST_OUTPUT) || weights_has(b->ws, "output.weight");
     int y = build_logits(b, n, own ? build_tiles(b, "output.weight", 0, h->n_embd, h->n_vocab, 1)
                                    : k->embd);
@@ -434,10 +460,12 @@ void block_end(struct block *k, int x)
     if (h->logit_softcap > 0) build_softcap(b, y, h->logit_softcap);
 }
 
+void block_end(struct block *k, int x) { block_head(k, block_last_norm(k, x)); }
+
 void block_model(struct build *b, const struct hparams *h, const struct block_style *style)
 {
     struct block k;
     int x = block_begin(&k, b, h, style);
-    for (int l = 0; l < h->n_layer && !b->err->code; l++) layer(&k, l, &x);
+    for (int l = 0; l < h->n_layer && !b->err->code; l++) block_layer(&k, l, &x);
     block_end(&k, x);
 }

@@ -236,7 +236,7 @@ static void describe(struct build *b, const struct hparams *h)
         weights_skip(b->ws, h->n_layer - h->n_shared_kv, spare[i]);
     for (int l = 0; l < h->n_layer && !b->err->code; l++) {
         struct block *k = &kind[is_windowed(h, l)];
-        const enum op_rows before = b->rows;
+        const int before = b->rows;
         block_attention(k, l, &x);
         if (inputs && b->rows != before) inputs = build_select(b, "layer_inputs", inputs);
         feed_forward(k, l, x);

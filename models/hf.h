@@ -44,10 +44,11 @@ enum hf_when {
     HF_MOE,    /* in layers with experts, and only there */
     HF_MOE_MAY,
     HF_SHARED, /* in layers with experts, if some are shared */
+    HF_ROUTED, HF_ROUTED_MAY, /* recursions that have a router */
     HF_PLAIN_Q, HF_LATENT_Q, /* latent attention: the query has a latent too, or not */
 };
 
-/* # is the layer, * the expert.  Rows with the same `to` follow each other: forms of one thing, the
+/* # is the layer, * the expert, @ the recursion (from 1; in `from` the wrapper's place).  Rows with the same `to` follow each other: forms of one thing, the
  * first that a checkpoint has counts. */
 struct hf_row {
     const char *to, *from; /* to NULL ends a table */
@@ -70,6 +71,11 @@ struct hf_model {
     bool fp8;                   /* some have a NAME_scale_inv ... */
     int fp8_rows, fp8_cols;     /* ... per so many rows and columns; 0: one for all */
     int ignored_window; /* a sliding window that GGUF's architecture does not have; 0: none */
+    /* Recursive models: a checkpoint holds the layers of a block once for each time that they run. */
+    int n_recursions;           /* 0 = none */
+    int first, n_block;         /* physical layers before the block, in it */
+    bool in_place;              /* each layer is repeated at its place, else the block */
+    bool wrapped;               /* a router's wrapper holds each recursion's layers */
     float rope_freqs[HF_ROPE_MAX];
     int n_rope_freqs;
 };
@@ -89,6 +95,9 @@ struct hf_arch {
 enum status hf_model_read(const cJSON *config, const char *path, struct gguf_writer *w,
                           struct hf_model *m, struct err *e);
 
+/* What stands for # in `from`: copy number `copy` of a layer; false when there are no more. */
+bool hf_layer_name(const struct hf_model *m, int layer, int copy, char out[32]);
+
 /* The i-th known architecture, NULL past the end. */
 const struct hf_arch *hf_arch_at(int i);
 
@@ -98,6 +107,7 @@ bool hf_is_ignored(const struct hf_model *m, const char *name);
 /* ---- inside: hf_rows.c and hf_config.c ---- */
 
 extern const struct hf_row hf_rows_llama[], hf_rows_mixtral[], hf_rows_qwen2[], hf_rows_qwen2moe[],
-    hf_rows_qwen3[], hf_rows_qwen3moe[], hf_rows_deepseek[], hf_rows_gptoss[];
+    hf_rows_qwen3[], hf_rows_qwen3moe[], hf_rows_deepseek[], hf_rows_gptoss[], hf_rows_ouro[],
+    hf_rows_mor[];
 
 #endif

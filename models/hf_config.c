@@ -5,6 +5,7 @@
  * cannot say is an error.  Errors stick: a function that reads goes on after one. */
 #include <math.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "models/hf.h"
@@ -252,7 +253,7 @@ static void common(struct hf_config *c, double dflt_base, double dflt_eps, int d
     m->n_dense_lead = m->n_layer;
     m->tied = yes(c, "tie_word_embeddings", false);
     must_be_text(c, "hidden_act", "silu");
-    put(c, "block_count", m->n_layer);
+    if (m->arch->rows != hf_rows_mor) put(c, "block_count", m->n_layer); /* unrolled there */
     put(c, "context_length", whole(c, "max_position_embeddings", -1, 1, CTX_MAX));
     put(c, "embedding_length", width);
     put(c, "feed_forward_length", whole(c, "intermediate_size", -1, 1, WIDTH_MAX));
@@ -432,6 +433,135 @@ static void gptoss_keys(struct hf_config *c)
     put(c, "expert_feed_forward_length", whole(c, "intermediate_size", -1, 1, WIDTH_MAX));
 }
 
+static void put_bool(struct hf_config *c, const char *key, bool v)
+{
+    char full[96];
+    full_key(c, key, full);
+    gguf_put_bool(c->w, full, v);
+}
+
+static void put_text(struct hf_config *c, const char *key, const char *v)
+{
+    char full[96];
+    full_key(c, key, full);
+    gguf_put_str(c->w, full, v);
+}
+
+static void nanbeige_keys(struct hf_config *c)
+{
+    llama_keys(c);
+    put(c, "num_loops", whole(c, "num_loops", 1, 1, 64));
+    put_bool(c, "skip_loop_final_norm", yes(c, "skip_loop_final_norm", false));
+}
+
+static void ouro_keys(struct hf_config *c)
+{
+    common(c, 1e6, 1e-6, 0);
+    heads(c);
+    window(c);
+    put(c, "vocab_size", whole(c, "vocab_size", -1, 1, WIDTH_MAX));
+    put(c, "rope.dimension_count", c->m->head_dim);
+    put(c, "num_loops", whole(c, "total_ut_steps", 4, 1, 64));
+    put_bool(c, "skip_loop_final_norm", false);
+    put_f32(c, "early_exit_threshold", real(c, "early_exit_threshold", 1));
+}
+
+/* A list of numbers, or as the released training code has it one text with commas between. */
+static void put_floats(struct hf_config *c, const cJSON *v, const char *name, const char *key, int n)
+{
+    float list[64];
+    char full[96], text[256];
+    const char *s = cJSON_GetStringValue(v);
+    int have = 0;
+    if (s && (size_t)snprintf(text, sizeof text, "%s", s) < sizeof text)
+        for (char *p = text, *end; *p && have < 64; p = end + strspn(end, ", ")) {
+            list[have++] = strtof(p, &end);
+            if (end == p) break;
+        }
+    for (const cJSON *x = s ? NULL : v ? v->child : NULL; x && have < 64; x = x->next)
+        list[have++] = (float)x->valuedouble;
+    if (have != n) {
+        fail(c, ERR_SHAPE, "\"%s\" has %d values for %d recursions", name, have, n);
+        return;
+    }
+    full_key(c, key, full);
+    gguf_put_array(c->w, full, GGUF_F32, list, (uint64_t)n);
+}
+
+static const char *text_of(const cJSON *o, const char *name, const char *dflt)
+{
+    const char *s = jf_str(o, name);
+    return s ? s : dflt;
+}
+
+/* The layers that are there after those that run: unrolled, from which each copy of one comes. */
+static void mor_layers(struct hf_config *c, const cJSON *rec)
+{
+    struct hf_model *m = c->m;
+    const struct hf_config of = {rec, c->path, c->w, m, c->e};
+    struct hf_config sub = of;
+    const int n = whole(&sub, "num_recursion", -1, 1, 14), unrolled = m->n_layer;
+    const char *sharing = text_of(rec, "sharing", "cycle");
+    const bool middle = !strncmp(sharing, "middle_", 7);
+    const char *kind = middle ? sharing + 7 : sharing;
+    if (strcmp(kind, "cycle") && strcmp(kind, "sequence"))
+        fail(c, ERR_UNSUPPORTED, "\"sharing\" is \"%.40s\"; cycle, sequence, middle_cycle and "
+             "middle_sequence are known", sharing);
+    m->first = middle ? 1 : 0;
+    m->in_place = !strcmp(kind, "sequence");
+    m->n_recursions = n;
+    m->n_block = (unrolled - 2 * m->first) / n;
+    if (m->n_block < 1 || m->n_block * n != unrolled - 2 * m->first)
+        fail(c, ERR_SHAPE, "%d layers%s cannot be cut into %d recursions of equal length", unrolled,
+             middle ? " less the first and the last" : "", n);
+    m->n_layer = m->n_dense_lead = m->n_block + 2 * m->first;
+    put(c, "block_count", m->n_layer);
+    put(c, "recursion.count", n);
+    put(c, "recursion.block_first", m->first);
+    put(c, "recursion.block_count", m->n_block);
+    put_text(c, "recursion.sharing", sharing);
+}
+
+/* "recursive", "mor" and "kv_sharing" are the sections of the released training code's own files. */
+static void mor_keys(struct hf_config *c)
+{
+    const cJSON *rec = jf_get(c->c, "recursive"), *mor = jf_get(c->c, "mor");
+    const cJSON *kv = jf_get(c->c, "kv_sharing"), *expert = jf_get(mor, "expert");
+    common(c, 1e4, 1e-5, 0);
+    heads(c);
+    put(c, "vocab_size", whole(c, "vocab_size", -1, 1, WIDTH_MAX));
+    put(c, "rope.dimension_count", c->m->head_dim);
+    if (!rec) {
+        fail(c, ERR_MISSING, "\"recursive\" is missing: what the training's configuration has under "
+             "recursive, mor and kv_sharing must be in config.json");
+        return;
+    }
+    mor_layers(c, rec);
+    if (c->e->code) return;
+    const bool routed = mor && !cJSON_IsFalse(jf_get(mor, "enable"));
+    const char *type = routed ? text_of(mor, "type", "expert") : "none";
+    if (routed && strcmp(type, "expert"))
+        fail(c, ERR_UNSUPPORTED, "\"type\" of \"mor\" is \"%.40s\"; how a checkpoint lays out any "
+             "but \"expert\" is not known here", type);
+    c->m->wrapped = routed;
+    put_text(c, "recursion.router", type);
+    if (kv && !cJSON_IsFalse(jf_get(kv, "enable"))) put_text(c, "recursion.kv", "shared");
+    if (!routed) return;
+    const char *router = text_of(mor, "router_type", "linear");
+    if (strcmp(router, "linear"))
+        fail(c, ERR_UNSUPPORTED, "\"router_type\" is \"%.40s\"; linear is supported", router);
+    put_text(c, "recursion.router_func", text_of(expert, "router_func", "sigmoid"));
+    put_f32(c, "recursion.alpha", real_of(c, expert, "alpha", 0.1));
+    put_f32(c, "recursion.temp", real_of(c, mor, "temp", 1));
+    put_bool(c, "recursion.gated", !strcmp(text_of(expert, "gating", "weighted"), "weighted"));
+    if (jf_get(mor, "capacity"))
+        put_floats(c, jf_get(mor, "capacity"), "capacity", "recursion.capacity",
+                   c->m->n_recursions);
+    if (jf_get(mor, "threshold"))
+        put_floats(c, jf_get(mor, "threshold"), "threshold", "recursion.threshold",
+                   c->m->n_recursions);
+}
+
 static const struct hf_arch archs[] = {
     {"LlamaForCausalLM LLaMAForCausalLM MistralForCausalLM", "llama", hf_rows_llama, false,
      llama_keys},
@@ -444,6 +574,9 @@ static const struct hf_arch archs[] = {
     {"DeepseekV2ForCausalLM DeepseekV3ForCausalLM", "deepseek2", hf_rows_deepseek, true,
      deepseek_keys},
     {"GptOssForCausalLM", "gpt-oss", hf_rows_gptoss, false, gptoss_keys},
+    {"NanbeigeForCausalLM", "nanbeige", hf_rows_llama, false, nanbeige_keys},
+    {"OuroForCausalLM", "ouro", hf_rows_ouro, false, ouro_keys},
+    {"MoRLlamaForCausalLM", "mor", hf_rows_mor, false, mor_keys},
 };
 enum { N_ARCHS = sizeof archs / sizeof *archs };
 
@@ -519,6 +652,23 @@ enum status hf_model_read(const cJSON *config, const char *path, struct gguf_wri
     m->arch->keys(&c);
     quantisation(&c);
     return e->code;
+}
+
+bool hf_layer_name(const struct hf_model *m, int layer, int copy, char out[32])
+{
+    const int n = m->n_recursions, j = layer - m->first;
+    if (!n || j < 0 || j >= m->n_block) {
+        const int behind = !n || j < 0 ? layer : m->first + (m->wrapped ? n : n * m->n_block) +
+                                                     j - m->n_block;
+        (void)snprintf(out, 32, "%d", behind);
+        return copy == 0;
+    }
+    const int u = m->in_place ? j * n + copy : copy * m->n_block + j;
+    if (m->wrapped)
+        (void)snprintf(out, 32, "%d.block.%d", m->first + u / m->n_block, u % m->n_block);
+    else
+        (void)snprintf(out, 32, "%d", m->first + u);
+    return copy < n;
 }
 
 static bool ends_with(const char *s, const char *tail)

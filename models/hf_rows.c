@@ -117,6 +117,30 @@ const struct hf_row hf_rows_deepseek[] = {
     {0},
 };
 
+/* Norms on both sides of attention and feed-forward. */
+const struct hf_row hf_rows_ouro[] = {
+    ENDS,
+    {"exit_gate.weight", "model.early_exit_gate.weight"},
+    {"exit_gate.bias", "model.early_exit_gate.bias"},
+    NORMS,
+    {B "post_attention_norm.weight", L "input_layernorm_2.weight"},
+    {B "post_ffw_norm.weight", L "post_attention_layernorm_2.weight"},
+    ATTENTION(HF_AS_IS, HF_AS_IS, HF_MAY),
+    DENSE,
+    {0},
+};
+
+/* Mixture-of-recursions: Llama's layers, repeated, and a router in front of each recursion. */
+const struct hf_row hf_rows_mor[] = {
+    ENDS,
+    {"rec.@.router.weight", "model.layers.@.mor_router.router.weight", HF_AS_IS, HF_ROUTED},
+    {"rec.@.aux.weight", "model.layers.@.mlp_router.router.weight", HF_AS_IS, HF_ROUTED_MAY},
+    NORMS,
+    ATTENTION(HF_AS_IS, HF_AS_IS, HF_MAY),
+    DENSE,
+    {0},
+};
+
 #define OSS L "mlp.experts."
 const struct hf_row hf_rows_gptoss[] = {
     ENDS,

@@ -10,7 +10,7 @@
 #include "models/arch.h"
 
 enum {
-    LAYERS_MAX = 4096, EXPERTS_MAX = 4096, USED_MAX = 64, WIDTH_MAX = 1 << 24, HEAD_DIM_MAX = 512,
+    EXPERTS_MAX = 4096, USED_MAX = 64, WIDTH_MAX = 1 << 24, HEAD_DIM_MAX = 512,
     CTX_MAX = 1 << 30, GROUPS_MAX = 64
 };
 

@@ -72,6 +72,11 @@ struct tessera_options {
      * read ahead only while that makes this run's tokens faster; ",always" behind the name: in any
      * case. */
     const char *predictor;
+    /* Models that repeat layers; a model that cannot do what is asked for is ERR_USAGE. */
+    int loops;            /* leave after so many; 0 = all */
+    float exit_at;        /* rows leave when their chances to stop sum to it; 0 = as the file says */
+    bool exit_weighted;   /* logits of the mean over all loops by the chance to stop at each */
+    bool depth_exact;     /* recursions take their best rows of a whole text, which must be one step */
 };
 
 struct tessera_options tessera_defaults(void);
@@ -133,6 +138,18 @@ struct tessera_traffic {
 };
 struct tessera_traffic tessera_traffic(const tessera_engine *e);
 
+/* How deep rows went since the model was opened, in models where that depends on the row (mixture of
+ * recursions; loops with an exit).  Bytes and products are of steps on row sets: what was done, and
+ * what all rows at full depth would have needed more.  n_max 0: the model has no such thing. */
+enum { TESSERA_DEPTH_MAX = 16 };
+struct tessera_depth {
+    int n_max;                     /* the deepest; 0 is a depth, too */
+    uint64_t rows, rows_at[TESSERA_DEPTH_MAX + 1];
+    uint64_t bytes, bytes_saved;   /* of weights */
+    uint64_t macs, macs_saved;
+};
+struct tessera_depth tessera_depth(const tessera_engine *e);
+
 /* Another budget for the whole process, between two steps: shrinks or grows what of the weights is
  * in memory, never taking more than the larger of both on the way, and without a change in what the
  * model says.  0 = auto, UINT64_MAX = no limit.  ERR_BUDGET names the least that works with the
@@ -175,6 +192,9 @@ void tessera_session_close(tessera_session *s);
 int tessera_session_n(const tessera_session *s);      /* tokens in the timeline */
 int tessera_session_n_ctx(const tessera_session *s);
 const int32_t *tessera_session_ids(const tessera_session *s); /* [n], borrowed until it changes */
+
+/* Depth [n] of each token's pass; NULL where the model has no such thing, 0 after loading. */
+const unsigned char *tessera_session_depths(const tessera_session *s);
 
 /* A mark is a place on the timeline to come back to: everything after it is forgotten, exactly.
  *
@@ -267,6 +287,8 @@ struct tessera_answer {
 struct tessera_timing {
     int n_prompt, n_prompt_reused, n_gen; /* n_gen counts sampled tokens, an end token too */
     double prompt_s, gen_s;  /* seconds; the first token counts as prompt */
+    int n_depth;             /* tokens computed whose depth is known; sum of these */
+    int64_t depth_sum;
 };
 
 /* n_gen_max < 0: until it ends by itself or the context is full.  stops: n_stops strings that end

@@ -337,10 +337,12 @@ static void submit(struct devtier *t, const struct dev_route *r, int part, int b
     };
     l->op = *b->op;
     l->op.in[0] = 0;
+    l->op.rows = ROWS_ALL; /* those that were sent */
+    l->rows = (struct dev_rows){.n = r->n_rows};
     for (int k = 0; k < OP_WEIGHTS; k++) l->op.weight[k] = b->op->weight[k] < 0 ? -1 : k;
     l->bind = (struct dev_bind){
         .buf = &t->x, .weight = t->weight + t->at_bank * OP_WEIGHTS, .n_rows = r->n_rows,
-        .n_out = r->n_rows, .route = &l->route, .scratch = t->scratch_dev,
+        .set = &l->rows, .route = &l->route, .scratch = t->scratch_dev,
     };
     t->last = t->api->submit(t->dev, &l->op, 1, &l->bind);
     t->count.ran += (uint64_t)(end - begin);

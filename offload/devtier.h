@@ -88,6 +88,7 @@ struct devtier {
     struct devtier_launch {
         struct op op;
         struct dev_bind bind;
+        struct dev_rows rows;
         struct dev_route route;
     } launch[2];              /* of what was there; of what was sent */
     int32_t *number;          /* [n_experts] which of the step's experts the i-th is */

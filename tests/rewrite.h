@@ -31,7 +31,8 @@ struct rw_tensor {
     struct rw_piece piece[RW_PIECES];
 };
 
-/* A key that is set or, with type 0, left out: 'u' 32 bits, 'f' float, 'b' bool, 's' text. */
+/* A key that is set or, with type 0, left out: 'u' 32 bits, 'f' float, 'b' bool, 's' text, 'a' a list
+ * of floats as text. */
 struct rw_key {
     char key[96];
     char type;
@@ -133,6 +134,19 @@ static inline double rw_number(const struct rw *r, const char *key)
     return gguf_elem_f64(&kv->value, 0);
 }
 
+static inline void rw_put_list(struct gguf_writer *w, const struct rw_key *k)
+{
+    float list[64];
+    int n = 0;
+    char *end;
+    for (const char *p = k->text; n < 64; p = end) {
+        list[n] = strtof(p, &end);
+        if (end == p) break;
+        n++;
+    }
+    gguf_put_array(w, k->key, GGUF_F32, list, (uint64_t)n);
+}
+
 static inline void rw_put_key(struct gguf_writer *w, const struct rw_key *k)
 {
     switch (k->type) {
@@ -140,6 +154,7 @@ static inline void rw_put_key(struct gguf_writer *w, const struct rw_key *k)
     case 'f': gguf_put_f32(w, k->key, (float)k->number); break;
     case 'b': gguf_put_bool(w, k->key, k->number != 0); break;
     case 's': gguf_put_str(w, k->key, k->text); break;
+    case 'a': rw_put_list(w, k); break;
     default: break;
     }
 }

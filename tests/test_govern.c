@@ -198,8 +198,8 @@ static void test_engine(void **state)
         if (i == 23) {
             assert_int_equal(m.budget, fit_least(e));
             assert_int_equal(e->govern.spilled, 1);
-            assert_int_equal(idle->kv.committed, 0); /* its KV cache is on disk */
-            assert_int_not_equal(s->kv.committed, 0);
+            assert_int_equal(session_committed(idle), 0); /* its KV cache is on disk */
+            assert_int_not_equal(session_committed(s), 0);
         }
         if (i > 24 && i < 28) assert_int_equal(m.budget, fit_least(e)); /* slowly */
     }

@@ -36,6 +36,7 @@ struct dev_buf {
     char *base;      /* row 0 */
     uint32_t stride; /* bytes from row to row, a multiple of 64 */
     int width;       /* floats, or elements of a prepared row */
+    int rows;        /* row set */
 };
 
 /* A weight view resolved to pinned bytes. */
@@ -49,7 +50,19 @@ struct dev_weight {
 /* What a row of the step is. */
 struct dev_row {
     int32_t id, pos;      /* token and its position on its timeline */
-    int32_t session;      /* index into dev_bind.kv_base */
+    int32_t session;      /* index into dev_rows.kv_base */
+};
+
+/* A row set, and the KV slots on its timeline. */
+struct dev_rows {
+    int n;
+    const int32_t *row;   /* [n] rows of the step, rising; NULL = all of them */
+    const int32_t *where; /* [n_rows] where a row of the step is in the set, -1 = nowhere; NULL for
+                             ROWS_ALL, and for ROWS_OUT, from which nothing is selected */
+    const int32_t *pos;   /* [n_rows] place on its session's timeline of this set, for rows that are
+                             in it; NULL = the row's position */
+    char *const *kv_base; /* per session: base of its KV pages */
+    uint64_t kv_page_bytes; /* all slots of one page */
 };
 
 /* Routed work, both ways: row r's slot s is pair r*n_used + s; expert-major order lists, for every
@@ -81,12 +94,10 @@ struct dev_bind {
     const struct dev_buf *buf;        /* by buffer index */
     const struct dev_weight *weight;  /* by weight index */
     const struct dev_row *row;        /* [n_rows] */
-    const int32_t *out_row;           /* [n_out] rows that belong to ROWS_OUT */
-    int n_rows, n_out;
+    const struct dev_rows *set;       /* [ROWS_MAX] */
+    int n_rows;
     int n_ctx;                        /* tokens that a session may have */
-    char *const *kv_base;             /* per session: base of its KV pages */
-    const uint64_t *kv_offset;        /* per slot: offset in a page */
-    uint64_t kv_page_bytes;           /* all slots of one page */
+    const uint64_t *kv_offset;        /* per slot: offset in a page of its timeline */
     enum kv_type kv_type;
     const struct dev_segment *segment; /* [n_segments], those of a session one after another */
     const int *segment_of;            /* [n_sessions + 1] first segment of each session */

@@ -72,13 +72,32 @@ static float *frow(const struct dev_bind *b, int buf, int row)
 
 static int n_rows_of(const struct op *op, const struct dev_bind *b)
 {
-    return op->rows == ROWS_OUT ? b->n_out : b->n_rows;
+    return b->set[op->rows].n;
 }
 
-/* The batch row behind row r of an op's row set. */
+/* Number in the step of row r of an op's row set. */
+static int batch_at(const struct op *op, const struct dev_bind *b, int r)
+{
+    const int32_t *row = b->set[op->rows].row;
+    return row ? row[r] : r;
+}
+
 static const struct dev_row *batch_row(const struct op *op, const struct dev_bind *b, int r)
 {
-    return &b->row[op->rows == ROWS_OUT ? b->out_row[r] : r];
+    return &b->row[batch_at(op, b, r)];
+}
+
+/* The row of a buffer of any set that belongs to row `at` of the step. */
+static char *row_for(const struct dev_bind *b, int buf, int at)
+{
+    const int32_t *where = b->set[b->buf[buf].rows].where;
+    return row_of(b, buf, where ? where[at] : at);
+}
+
+/* Where row `at` of the step is on the timeline of a KV slot of that row set. */
+static int kv_pos(const struct dev_bind *b, int rows, int at)
+{
+    return b->set[rows].pos ? b->set[rows].pos[at] : b->row[at].pos;
 }
 
 static int n_tiles(const struct dev_weight *w) { return ceil_div(w->n_rows, TILE_ROWS); }
@@ -206,11 +225,12 @@ static void kv_put_row(const struct job *j, int r)
 {
     const struct op *op = j->op;
     const struct dev_bind *b = j->b;
-    const struct dev_row *row = batch_row(op, b, r);
+    const struct dev_rows *line = &b->set[op->kv_rows];
+    const int at = batch_at(op, b, r), pos = kv_pos(b, op->kv_rows, at);
     const int dk = op->p.attn.dk, dv = op->p.attn.latent ? 0 : op->p.attn.dv;
     const size_t head = attn_head_bytes(b->kv_type, dk, dv);
-    char *page = b->kv_base[row->session] + b->kv_offset[op->kv_slot] +
-                 b->kv_page_bytes * (uint64_t)(row->pos / KV_PAGE);
+    char *page = line->kv_base[b->row[at].session] + b->kv_offset[op->kv_slot] +
+                 line->kv_page_bytes * (uint64_t)(pos / KV_PAGE);
     const float *k = frow(b, op->in[0], r), *v = frow(b, op->in[1], r);
     const int dim = op->p.attn.dim, dim_v = op->p.attn.dim_v;
     float pad_k[HEAD_MAX] = {0}, pad_v[HEAD_MAX] = {0};
@@ -218,7 +238,58 @@ static void kv_put_row(const struct job *j, int r)
         const float *kh = k + h * dim, *vh = v + h * dim_v;
         if (dim != dk) kh = memcpy(pad_k, kh, sizeof(float) * (size_t)dim);
         if (dv && dim_v != dv) vh = memcpy(pad_v, vh, sizeof(float) * (size_t)dim_v);
-        j->d->el->kv_put[b->kv_type](dk, dv, kh, vh, page + (size_t)h * head, row->pos % KV_PAGE);
+        j->d->el->kv_put[b->kv_type](dk, dv, kh, vh, page + (size_t)h * head, pos % KV_PAGE);
+    }
+}
+
+/* K has a position in every row of its page, V all values of a position together: elem.h. */
+static void carry_head(enum kv_type type, int dk, int dv, const char *from, char *to, int pos)
+{
+    const size_t half = sizeof(uint16_t), p = (size_t)pos;
+    const size_t kb = type == KV_Q8_0 ? (size_t)dk / 32 : 0, vb = type == KV_Q8_0 ? (size_t)dv / 32 : 0;
+    const size_t one = type == KV_Q8_0 ? 1 : half; /* bytes of a value */
+    size_t at = 0;
+    for (size_t i = 0; i < kb; i++, at += half * KV_PAGE)
+        memcpy(to + at + half * p, from + at + half * p, half);
+    for (int i = 0; i < dk; i++, at += one * KV_PAGE)
+        memcpy(to + at + one * p, from + at + one * p, one);
+    memcpy(to + at + half * vb * p, from + at + half * vb * p, half * vb);
+    at += half * vb * KV_PAGE;
+    memcpy(to + at + one * (size_t)dv * p, from + at + one * (size_t)dv * p, one * (size_t)dv);
+}
+
+static void kv_carry_row(const struct job *j, int r)
+{
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const struct dev_rows *line = &b->set[op->kv_rows];
+    const int at = batch_at(op, b, r), pos = kv_pos(b, op->kv_rows, at);
+    const int dk = op->p.carry.dk, dv = op->p.carry.dv;
+    const size_t head = attn_head_bytes(b->kv_type, dk, dv);
+    if (b->set[op->p.carry.deeper].where[at] >= 0) return;
+    char *page = line->kv_base[b->row[at].session] + line->kv_page_bytes * (uint64_t)(pos / KV_PAGE);
+    for (int s = op->kv_slot; s < op->kv_slot + op->p.carry.n; s++)
+        for (int t = 1; t <= op->p.carry.times; t++)
+            for (size_t h = 0; h < (size_t)op->p.carry.n_kv_heads; h++)
+                carry_head(b->kv_type, dk, dv, page + b->kv_offset[s] + h * head,
+                           page + b->kv_offset[s + t * op->p.carry.stride] + h * head,
+                           pos % KV_PAGE);
+}
+
+/* out may be in itself. */
+static void scatter_row(const struct job *j, int r)
+{
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const int at = batch_at(op, b, r), width = b->buf[op->out[0]].width;
+    const float *x = (const float *)(const void *)row_for(b, op->in[0], at);
+    float *y = (float *)(void *)row_for(b, op->out[0], at), w = op->p.scatter.by;
+    if (op->in[1] >= 0)
+        w *= ((const float *)(const void *)row_for(b, op->in[1], at))[op->p.scatter.column];
+    if (op->p.scatter.put) {
+        for (int i = 0; i < width; i++) y[i] = w * x[i];
+    } else if (w < 0 || w > 0 || isnan(w)) { /* 0: it is not this row's turn */
+        for (int i = 0; i < width; i++) y[i] += w * x[i];
     }
 }
 
@@ -281,9 +352,11 @@ static void elem_row(const struct job *j, int r)
                 frow(b, op->out[0], r));
         break;
     case OP_SELECT:
-        memcpy(row_of(b, op->out[0], r), row_of(b, op->in[0], b->out_row[r]),
+        memcpy(row_of(b, op->out[0], r), row_for(b, op->in[0], batch_at(op, b, r)),
                b->buf[op->out[0]].stride);
         break;
+    case OP_SCATTER: scatter_row(j, r); break;
+    case OP_KV_CARRY: kv_carry_row(j, r); break;
     case OP_SCALE: {
         float *y = frow(b, op->out[0], r), by = op->p.scale.by;
         if (op->weight[0] >= 0) by *= *(const float *)b->weight[op->weight[0]].data;
@@ -308,6 +381,7 @@ static void elem_row(const struct job *j, int r)
     case OP_HEAD_MATMUL:
     case OP_ATTENTION:
     case OP_ROUTE:
+    case OP_DEPTH:
     case OP_EXPERTS:
     case OP_L2_NORM:
     case OP_CONV:
@@ -471,15 +545,17 @@ static void attn_task(void *arg, int task, int worker)
     const size_t head = attn_head_bytes(b->kv_type, dk, op->p.attn.latent ? 0 : dv);
     struct attn_row rows[ATTN_ROWS];
     for (int r = 0; r < nr; r++) {
-        const struct dev_row *row = batch_row(op, b, r0 + r);
+        const struct dev_rows *line = &b->set[op->kv_rows];
+        const int step_row = batch_at(op, b, r0 + r), pos = kv_pos(b, op->kv_rows, step_row);
         const int window = op->p.attn.window;
         rows[r] = (struct attn_row){
             .q = frow(b, op->in[0], r0 + r) + at * op->p.attn.dim,
             .out = frow(b, op->out[0], r0 + r) + at * op->p.attn.dim_v,
-            .kv = b->kv_base[row->session] + b->kv_offset[op->kv_slot] + (size_t)h * head,
-            .page_stride = b->kv_page_bytes,
-            .first = window > 0 && row->pos >= window ? row->pos - window + 1 : 0,
-            .last = row->pos,
+            .kv = line->kv_base[b->row[step_row].session] + b->kv_offset[op->kv_slot] +
+                  (size_t)h * head,
+            .page_stride = line->kv_page_bytes,
+            .first = window > 0 && pos >= window ? pos - window + 1 : 0,
+            .last = pos,
             .sink = op->weight[0] < 0 ? NULL
                                       : (const float *)b->weight[op->weight[0]].data + at,
         };
@@ -776,7 +852,8 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_CONV:
     case OP_DELTA_GATES:
     case OP_DELTA: recur_run(d->pool, d->rk, op, b); break;
-    case OP_ROUTE: ASSERT(!"routing is the executor's"); break;
+    case OP_ROUTE:
+    case OP_DEPTH: ASSERT(!"routing is the executor's"); break;
     case OP_EMBED:
     case OP_ROPE_TABLE:
     case OP_RMS_NORM:
@@ -786,9 +863,11 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_COPY_HEADS:
     case OP_ROPE:
     case OP_KV_PUT:
+    case OP_KV_CARRY:
     case OP_ADD:
     case OP_ADD_BIAS:
     case OP_SELECT:
+    case OP_SCATTER:
     case OP_SCALE:
     case OP_GATE:
     case OP_MUL:
@@ -801,7 +880,7 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
 static bool cpu_supports(const struct dev *d, const struct op *op)
 {
     (void)d;
-    return op->code != OP_ROUTE;
+    return op->code != OP_ROUTE && op->code != OP_DEPTH;
 }
 
 static dev_fence cpu_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)

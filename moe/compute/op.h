@@ -35,7 +35,10 @@
     X(OP_CONV, "conv", "out = causal convolution per channel of out; its past is in the KV slot")  \
     X(OP_DELTA_GATES, "delta-gates", "out[0] = exp(w[1] softplus(out[0] + w[0])), out[1] sigmoid") \
     X(OP_DELTA, "delta", "gated delta rule on the KV slot: in = q k v, decay, beta (recur.h)")     \
-    X(OP_SELECT, "select", "out = the rows of in that belong to the row set")                      \
+    X(OP_SELECT, "select", "out = the rows of in, which may be of another row set")                \
+    X(OP_SCATTER, "scatter", "rows of out, which may be of another set, += by * in[1] * in[0]")    \
+    X(OP_DEPTH, "depth", "how deep each row goes, and with that the next row set")                 \
+    X(OP_KV_CARRY, "kv-carry", "rows that go no deeper leave K and V in the later slots, too")     \
     X(OP_GLU, "glu", "out = act(in[0]) * in[1], act as in p.glu")                                  \
     X(OP_ROUTE, "route", "chooses experts and their weights from the router's logits in[0]")       \
     X(OP_EXPERTS, "experts", "out = sum over a row's experts of w * down(glu(gate, up))")
@@ -51,9 +54,11 @@ const char *op_name(enum op_code code);
 
 enum op_lane { LANE_CPU, LANE_DEVICE, LANE_COPY, LANE_DISK, LANE_N };
 
-/* Which rows a step works on.  ROWS_ALL is the fast path; an empty ROWS_OUT means that its steps
- * and their weight reads do not happen. */
-enum op_rows { ROWS_ALL, ROWS_OUT, ROWS_N };
+/* Row sets: which rows a step works on.  Every buffer has the rows of one set, without gaps, and an
+ * empty set means that its steps and their weight reads do not happen.  ROWS_ALL is the fast path;
+ * ROWS_OUT are those that need logits; sets from ROWS_FIRST on are filled by DEPTH steps.  KV slots
+ * belong to a set, too: its rows, and no others, have a place on the slot's timeline. */
+enum { ROWS_ALL, ROWS_OUT, ROWS_FIRST, ROWS_MAX = 16 };
 
 /* Router rule (routing/route.h). */
 enum route_score {
@@ -68,6 +73,27 @@ struct route_params {
     int normalise; /* divide the chosen weights by their sum */
     float scale;   /* multiply them by this */
     int n_group, n_group_used; /* experts come from the groups whose two best sum highest; 0 = all */
+};
+
+/* Depth rules (routing/depth.h).  Each sees a row's router logits; all but CHOOSE fill a row set. */
+enum depth_rule {
+    DEPTH_SCORE,  /* out = score(logit); on go rows with a score of `at` or more, or the best */
+    DEPTH_CHOOSE, /* a row chooses its depth among n_steps at once: out as in depth.h */
+    DEPTH_REACH,  /* on go rows that have chosen `step` or more */
+    DEPTH_EXIT,   /* the logit is of the chance to stop here; on go rows whose sum of chances is
+                     below `at` */
+};
+
+enum depth_score { DEPTH_SIGMOID, DEPTH_TANH, DEPTH_IDENTITY, DEPTH_SOFTMAX };
+
+struct depth_params {
+    enum depth_rule rule;
+    enum depth_score score;
+    int set;        /* that this step fills; 0 = none */
+    int step, n_steps; /* counted from 1 */
+    float at;
+    float share;    /* not 0: of each session's rows in the step that share goes on, the best ones */
+    float alpha;    /* CHOOSE: chances are multiplied by it */
 };
 
 /* Gated units: out = act(gate) * up. */
@@ -101,7 +127,7 @@ enum { OP_IO = 3, OP_WEIGHTS = 6 };
 struct op {
     enum op_code code;
     enum op_lane lane;
-    enum op_rows rows;
+    int rows;             /* row set */
     int layer;            /* logical layer, -1 outside the layers */
     char name[28];        /* "attn_q", for EXPLAIN and for comparing runs */
     int in[OP_IO];        /* buffers, -1 = none */
@@ -111,6 +137,7 @@ struct op {
                                what the experts' weights are multiplied by; SCALE: the factor;
                                ROPE_TABLE: divisors of the angles, and those of long contexts */
     int kv_slot;          /* -1 = none */
+    int kv_rows;          /* row set of the slot */
     union {
         struct { int n_heads, dim; float eps; } head;             /* RMS_NORM (eps), HEAD_NORM */
         /* ROPE, ROPE_TABLE; the rotated values begin at value `at` of each head */
@@ -128,6 +155,12 @@ struct op {
         struct { int at; } bias;                                  /* ADD_BIAS */
         struct { float by; } scale;                               /* SCALE, SOFTCAP */
         struct { int taps, silu; } conv;                          /* CONV */
+        struct depth_params depth;                                /* DEPTH */
+        /* SCATTER: of the row of in[1], which may be -1, value `column`; put: = instead of += */
+        struct { float by; int column, put; } scatter;
+        /* KV_CARRY: rows that are not in set `deeper` copy, for slots kv_slot .. + n - 1, to those
+         * `stride`, 2 * stride .. times * stride behind them; heads as in attn */
+        struct { int n_kv_heads, dk, dv, n, stride, times, deeper; } carry;
         /* DELTA: heads of q, k and of v; head h of v meets that of k numbered h / (n_v / n_k), or,
          * tiled, h % n_k; the matrices begin at byte `at` of the slot's state */
         struct { int n_k, n_v, dk, dv, tiled; unsigned at; } delta;
@@ -146,6 +179,7 @@ struct kv_slot {
     int dk, dv; /* as stored: a multiple of 16, padded with zeros, which change no sum */
     int dim_v;
     int latent; /* V is the beginning of K and not stored (elem.h) */
+    int rows;   /* row set whose rows are on its timeline */
 };
 
 #endif

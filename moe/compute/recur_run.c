@@ -122,7 +122,7 @@ void recur_run(struct pool *pool, const struct recur_kernels *k, const struct op
                const struct dev_bind *b)
 {
     struct recur_job j = {.k = k, .op = op, .b = b};
-    j.n_rows = op->rows == ROWS_OUT ? b->n_out : b->n_rows;
+    j.n_rows = b->set[op->rows].n;
     if (op->code == OP_CONV) {
         j.n_pieces = ceil_div(b->buf[op->out[0]].width, CHANNELS);
         pool_run(pool, conv_task, &j, b->n_sessions * j.n_pieces);

@@ -13,6 +13,9 @@ void build_init(struct build *b, struct weights *ws, struct err *e)
     b->err = e;
     b->at_layer = -1;
     b->n_buf = 1;
+    b->set[ROWS_ALL] = (struct row_set){"all", ROWS_ALL, 1};
+    b->set[ROWS_OUT] = (struct row_set){"out", ROWS_ALL, 1};
+    b->n_sets = ROWS_FIRST;
 }
 
 void build_free(struct build *b)
@@ -115,7 +118,20 @@ int build_kv_slot(struct build *b, struct kv_slot slot)
 {
     if (!reserve(b, &b->slot, b->n_slot, &b->cap_slot, sizeof *b->slot)) return 0;
     b->slot[b->n_slot] = slot;
+    b->slot[b->n_slot].rows = b->rows;
     return b->n_slot++;
+}
+
+int build_row_set(struct build *b, const char *name, double share)
+{
+    if (b->n_sets == ROWS_MAX)
+        err_set(b->err, ERR_UNSUPPORTED, "the model needs more than %d row sets", ROWS_MAX);
+    if (b->err->code) return ROWS_ALL;
+    struct row_set *s = &b->set[b->n_sets];
+    (void)snprintf(s->name, sizeof s->name, "%s", name);
+    s->parent = b->rows;
+    s->share = share;
+    return b->n_sets++;
 }
 
 static int new_buf(struct build *b, const char *name, enum buf_kind kind, int width)
@@ -274,6 +290,10 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
     int x = new_buf(b, "attn", BUF_F32, n_q_heads * dim_v);
     struct op *op = new_op(b, OP_ATTENTION, "attention");
     op->kv_slot = kv_slot;
+    op->kv_rows = s->rows;
+    if (window && s->rows != ROWS_ALL)
+        err_set(b->err, ERR_UNSUPPORTED, "a sliding window over the rows of set %s",
+                b->set[s->rows].name);
     op->p.attn.n_q_heads = n_q_heads;
     op->p.attn.n_kv_heads = s->n_heads;
     op->p.attn.dim = s->dim;
@@ -296,6 +316,52 @@ int build_select(struct build *b, const char *name, int in)
     op->in[0] = touch(b, in);
     op->out[0] = touch(b, x);
     return x;
+}
+
+void build_scatter(struct build *b, const char *name, int in, int into, int gate, int column,
+                   float by)
+{
+    struct op *op = new_op(b, OP_SCATTER, name);
+    op->p.scatter.by = by;
+    op->p.scatter.column = column;
+    op->in[0] = touch(b, in);
+    if (gate >= 0) op->in[1] = touch(b, gate);
+    op->out[0] = change(b, into);
+}
+
+void build_put(struct build *b, const char *name, int in, int into, int gate, int column)
+{
+    build_scatter(b, name, in, into, gate, column, 1);
+    if (!b->err->code) b->op[b->n_op - 1].p.scatter.put = 1;
+}
+
+int build_depth(struct build *b, const char *name, int logits, int values, int width,
+                struct depth_params p)
+{
+    int x = width ? new_buf(b, "depth", BUF_F32, width) : 0;
+    struct op *op = new_op(b, OP_DEPTH, name);
+    op->p.depth = p;
+    op->in[0] = touch(b, logits);
+    if (values) op->in[1] = touch(b, values);
+    if (width) op->out[0] = touch(b, x);
+    return x;
+}
+
+void build_kv_carry(struct build *b, int first, int n, int stride, int times, int deeper)
+{
+    if (b->err->code) return;
+    const struct kv_slot *s = &b->slot[first];
+    ASSERT(first + n - 1 + times * stride < b->n_slot && !s->latent);
+    struct op *op = new_op(b, OP_KV_CARRY, "kv_carry");
+    op->kv_slot = first;
+    op->kv_rows = s->rows;
+    op->p.carry.n_kv_heads = s->n_heads;
+    op->p.carry.dk = s->dk;
+    op->p.carry.dv = s->dv;
+    op->p.carry.n = n;
+    op->p.carry.stride = stride;
+    op->p.carry.times = times;
+    op->p.carry.deeper = deeper;
 }
 
 int build_glu(struct build *b, enum glu_act act, int gate, int up)
@@ -427,6 +493,7 @@ void build_kv_put(struct build *b, int k, int v, int kv_slot)
     if (b->err->code) return;
     struct op *op = new_op(b, OP_KV_PUT, "kv_put");
     op->kv_slot = kv_slot;
+    op->kv_rows = b->slot[kv_slot].rows;
     op->p.attn.n_kv_heads = b->slot[kv_slot].n_heads;
     op->p.attn.dim = b->slot[kv_slot].dim;
     op->p.attn.dim_v = b->slot[kv_slot].dim_v ? b->slot[kv_slot].dim_v : b->slot[kv_slot].dim;

@@ -24,7 +24,7 @@ enum buf_kind {
 struct buf {
     char name[20];
     enum buf_kind kind;
-    enum op_rows rows;
+    int rows;            /* row set */
     enum act_kind act;   /* BUF_ACT */
     int width;
     int n_heads;         /* BUF_ACT: this many rows of width elements; 0 = one */
@@ -36,8 +36,14 @@ struct buf {
 
 /* A row of the layer program: logical layer -> physical weights, KV slot, row set. */
 struct layer_ref {
-    int logical, physical, kv_slot;
-    enum op_rows rows;
+    int logical, physical, kv_slot, rows;
+};
+
+/* A row set (op.h).  Those from ROWS_FIRST on are parts of their parent. */
+struct row_set {
+    char name[12];
+    int parent;
+    double share;        /* of all rows, expected; 1 = nothing is known */
 };
 
 struct build {
@@ -50,7 +56,12 @@ struct build {
     int n_slot, cap_slot;
     struct layer_ref *layer;
     int n_layer, cap_layer;
-    enum op_rows rows; /* of the ops that come next */
+    int rows;          /* set of the ops that come next */
+    struct row_set set[ROWS_MAX];
+    int n_sets;
+    /* Depth: a row's is depth_first and one for each set that it is in; n_depth 0 = no such thing. */
+    int depth_first, n_depth;
+    bool approximate;  /* rows that stop early leave K and V that stand for later ones */
     int at_layer;
     int n_vocab;
     struct err *err;
@@ -73,6 +84,10 @@ int build_head_tiles(struct build *b, const char *name, int layer, int n_cols, i
                      int n_heads);
 bool build_has(const struct build *b, const char *name, int layer);
 
+/* A part of the rows at hand, which the next DEPTH step with p.set of that number fills; share is
+ * what is expected to be in it, of all rows. */
+int build_row_set(struct build *b, const char *name, double share);
+
 /* Opens a logical layer; ops that follow belong to it. Adds its row to the layer program. */
 void build_layer(struct build *b, int logical, int physical, int kv_slot);
 int build_kv_slot(struct build *b, struct kv_slot slot);
@@ -92,7 +107,20 @@ void build_linears(struct build *b, const char *name, int in, int n, const int *
 /* window 0 = all positions; sinks: vector of n_q_heads, -1 = none. */
 int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window,
                     int sinks);
+/* The rows at hand of a buffer with more of them. */
 int build_select(struct build *b, const char *name, int in);
+/* The rows at hand of `into` += their rows of `in`, times `by` and, unless gate is -1, times value
+ * `column` of their rows of gate.  build_put: they become that instead. */
+void build_scatter(struct build *b, const char *name, int in, int into, int gate, int column,
+                   float by);
+void build_put(struct build *b, const char *name, int in, int into, int gate, int column);
+/* Router logits of the rows at hand -> a buffer of so many values, and the set p.set.  values: of an
+ * earlier step that this one goes on from, 0 = none; width 0: nothing is given back. */
+int build_depth(struct build *b, const char *name, int logits, int values, int width,
+                struct depth_params p);
+/* Rows at hand that are not in set `deeper` leave what they left in slots first .. first + n - 1
+ * also in the slots `stride`, 2 stride .. times stride behind. */
+void build_kv_carry(struct build *b, int first, int n, int stride, int times, int deeper);
 int build_glu(struct build *b, enum glu_act act, int gate, int up);
 /* Room for heads that the next ops fill piece by piece. */
 int build_heads(struct build *b, const char *name, int n_heads, int dim);

@@ -100,7 +100,7 @@ static void step_line(const struct plan *p, int i, char *out, size_t cap)
     put_weights(p, op, w, sizeof w);
     (void)snprintf(io, sizeof io, "%s%s%s", in, in[0] && o[0] ? " -> " : o[0] ? "-> " : "", o);
     (void)snprintf(out, cap, "  %-4s %-10s %-13s %-4s %-46s %-29s %10s %8s", lane_name(op->lane),
-                   op_name(op->code), op->name, op->rows == ROWS_OUT ? "out" : "all", io, w,
+                   op_name(op->code), op->name, p->model->set[op->rows].name, io, w,
                    s->weight_bytes ? human(b, sizeof b, s->weight_bytes) : "-",
                    s->macs ? count(m, sizeof m, s->macs) : "-");
     for (size_t n = strlen(out); n && out[n - 1] == ' ';) out[--n] = 0;
@@ -134,6 +134,12 @@ static void print_steps(FILE *to, const struct plan *p, int from, int end)
     }
 }
 
+static bool layers_follow(const struct plan *p, int i)
+{
+    while (i < p->model->n_op && p->model->op[i].layer < 0) i++;
+    return i < p->model->n_op;
+}
+
 static void print_plan(FILE *to, const struct plan *p, const char *phase)
 {
     char a[32], b[32], c[32];
@@ -162,7 +168,8 @@ static void print_plan(FILE *to, const struct plan *p, const char *phase)
             (void)fprintf(to, " layer %d:\n", layer);
         print_steps(to, p, i, end);
         i = next;
-        if (i < p->model->n_op && p->model->op[i].layer < 0) (void)fprintf(to, " after the layers:\n");
+        if (i < p->model->n_op && p->model->op[i].layer < 0)
+            (void)fprintf(to, layers_follow(p, i) ? " then:\n" : " after the layers:\n");
     }
 }
 
@@ -231,6 +238,45 @@ static void print_promise(FILE *to, const struct plan_tiers *t)
     (void)fprintf(to, "  experts in memory: by %s (--routes TRACE: by a trace of this one)\n", t->prior);
 }
 
+/* The row sets of depth, and what their mean is expected to be. */
+static double depth_expected(const struct build *m)
+{
+    double d = m->depth_first;
+    for (int s = ROWS_FIRST; s < m->n_sets; s++) d += m->set[s].share;
+    return d;
+}
+
+static void print_depth(FILE *to, const struct build *m)
+{
+    if (!m->n_depth) return;
+    (void)fprintf(to, "depth   %d to %d, ", m->depth_first, m->n_depth);
+    if (m->approximate)
+        (void)fprintf(to, "no forecast; approximate: in loops that a token leaves out, later ones see "
+                      "what it left before\n");
+    else
+        (void)fprintf(to, "%.2f expected; of all tokens go", depth_expected(m));
+    for (int s = ROWS_FIRST; s < m->n_sets && !m->approximate; s++)
+        (void)fprintf(to, "%s %.0f %% into %s", s > ROWS_FIRST ? "," : "", 100 * m->set[s].share,
+                      m->set[s].name);
+    if (!m->approximate) (void)fprintf(to, "\n");
+}
+
+static cJSON *json_depth(const struct build *m)
+{
+    cJSON *o = cJSON_CreateObject(), *sets = cJSON_AddArrayToObject(o, "sets");
+    cJSON_AddNumberToObject(o, "least", m->depth_first);
+    cJSON_AddNumberToObject(o, "most", m->n_depth);
+    cJSON_AddBoolToObject(o, "approximate", m->approximate);
+    if (!m->approximate) cJSON_AddNumberToObject(o, "expected", depth_expected(m));
+    for (int s = ROWS_FIRST; s < m->n_sets; s++) {
+        cJSON *one = cJSON_CreateObject();
+        cJSON_AddStringToObject(one, "rows", m->set[s].name);
+        if (!m->approximate) cJSON_AddNumberToObject(one, "share_expected", m->set[s].share);
+        cJSON_AddItemToArray(sets, one);
+    }
+    return o;
+}
+
 void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefill,
                const struct plan *decode)
 {
@@ -241,6 +287,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
                   s->name[0] ? "\"" : "", m->n_layer);
     if (s->n_expert) (void)fprintf(to, ", %d experts, %d per token", s->n_expert, s->n_expert_used);
     (void)fprintf(to, "\n");
+    print_depth(to, m);
     uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
                            s->tiers.device_host + (all ? 0 : s->staging);
     const uint64_t lent = total > s->budget ? total - s->budget : 0;
@@ -256,6 +303,11 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
                    s->n_sessions, s->n_sessions == 1 ? "" : "s", s->n_ctx, s->kv_type);
     print_bytes(to, "KV cache", s->kv, note);
     if (lent) print_bytes(to, "  lent", lent, "of these: used for weights until it fills");
+    if (s->kv_share < 1) {
+        (void)snprintf(note, sizeof note, "of these, when all positions are filled: %.0f %%",
+                       100 * s->kv_share);
+        print_bytes(to, "  expected", (uint64_t)((double)s->kv * s->kv_share), note);
+    }
     if (s->state) {
         (void)snprintf(note, sizeof note, "of these: current, next and %d snapshot%s per session",
                        s->n_snapshots, s->n_snapshots == 1 ? "" : "s");
@@ -290,7 +342,7 @@ static cJSON *json_plan(const struct plan *p)
         cJSON_AddStringToObject(j, "lane", lane_name(op->lane));
         cJSON_AddStringToObject(j, "step", op_name(op->code));
         cJSON_AddStringToObject(j, "name", op->name);
-        cJSON_AddStringToObject(j, "rows", op->rows == ROWS_OUT ? "out" : "all");
+        cJSON_AddStringToObject(j, "rows", p->model->set[op->rows].name);
         put_bufs(p, op->in, text, sizeof text);
         cJSON_AddStringToObject(j, "in", text);
         put_bufs(p, op->out, text, sizeof text);
@@ -354,12 +406,15 @@ void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefil
     cJSON_AddStringToObject(o, "kv_type", s->kv_type);
     cJSON_AddNumberToObject(mem, "weights", (double)s->weights);
     cJSON_AddNumberToObject(mem, "kv", (double)s->kv);
+    if (s->kv_share < 1)
+        cJSON_AddNumberToObject(mem, "kv_expected", (double)s->kv * s->kv_share);
     if (s->state) cJSON_AddNumberToObject(mem, "kv_recurrent", (double)s->state);
     cJSON_AddNumberToObject(mem, "activations", (double)s->activations);
     cJSON_AddNumberToObject(mem, "logits", (double)s->logits);
     cJSON_AddNumberToObject(mem, "staging", (double)s->staging);
     cJSON_AddNumberToObject(mem, "process", (double)s->process);
     cJSON_AddItemToObject(o, "memory_bytes", mem);
+    if (prefill->model->n_depth) cJSON_AddItemToObject(o, "depth", json_depth(prefill->model));
     cJSON_AddItemToObject(o, "tiers", json_tiers(&s->tiers));
     cJSON_AddItemToObject(o, "prefill", json_plan(prefill));
     cJSON_AddItemToObject(o, "decode", json_plan(decode));

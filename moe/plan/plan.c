@@ -112,10 +112,16 @@ static enum status place_bufs(struct plan *p, struct err *e)
     return OK;
 }
 
-/* Distinct experts that n rows use when every expert is as likely as any other. */
-static double expected_experts(const struct route_params *r, int n_rows)
+/* Distinct experts that a share of n rows uses when every expert is as likely as any other. */
+static double expected_experts(const struct route_params *r, int n_rows, double share)
 {
-    return r->n_expert * (1.0 - pow(1.0 - (double)r->n_used / r->n_expert, n_rows));
+    return r->n_expert * (1.0 - pow(1.0 - share * r->n_used / r->n_expert, n_rows));
+}
+
+/* The chance that a row set of a pass of n_rows has any row. */
+static double any_row(const struct row_set *s, int n_rows)
+{
+    return 1.0 - pow(1.0 - s->share, n_rows);
 }
 
 static uint64_t buf_traffic(const struct plan *p, int i)
@@ -127,18 +133,22 @@ static void cost_step(struct plan *p, int i)
 {
     const struct op *op = &p->model->op[i];
     struct plan_step *s = &p->step[i];
+    const struct row_set *set = &p->model->set[op->rows];
     const uint64_t rows = (uint64_t)p->n_rows;
     for (int k = 0; k < OP_IO; k++) s->act_bytes += buf_traffic(p, op->in[k]) +
                                                    buf_traffic(p, op->out[k]);
     if (op->code == OP_EXPERTS) {
-        const double n = expected_experts(&op->p.moe.route, p->n_rows);
+        const double n = expected_experts(&op->p.moe.route, p->n_rows, set->share);
         const uint64_t pairs = rows * (uint64_t)op->p.moe.route.n_used;
         for (int k = 0; k < OP_IO; k++) {
             const struct weight *w = &p->model->ws->at[op->weight[k]];
             const uint64_t max = pairs < (uint64_t)w->n_mats ? pairs : (uint64_t)w->n_mats;
             s->weight_bytes += (uint64_t)(n * (double)w->mat_bytes + 0.5);
             s->weight_bytes_max += max * w->mat_bytes;
-            s->macs += pairs * (uint64_t)w->n_cols * (uint64_t)w->n_rows;
+            s->macs += (uint64_t)(set->share * (double)pairs + 0.5) * (uint64_t)w->n_cols *
+                       (uint64_t)w->n_rows;
+            s->macs_row += (uint64_t)op->p.moe.route.n_used * (uint64_t)w->n_cols *
+                           (uint64_t)w->n_rows;
         }
         return;
     }
@@ -157,6 +167,12 @@ static void cost_step(struct plan *p, int i)
         s->macs = rows * 3 * (uint64_t)op->p.delta.n_v * (uint64_t)op->p.delta.dk *
                   (uint64_t)op->p.delta.dv;
     s->weight_bytes_max = s->weight_bytes;
+    s->macs_row = s->macs / rows;
+    if (set->share < 1) {
+        s->weight_bytes = (uint64_t)(any_row(set, p->n_rows) * (double)s->weight_bytes + 0.5);
+        s->act_bytes = (uint64_t)(set->share * (double)s->act_bytes + 0.5);
+        s->macs = (uint64_t)(set->share * (double)s->macs + 0.5);
+    }
 }
 
 enum status plan_make(struct plan *p, const struct build *model, int n_rows, struct err *e)

@@ -18,6 +18,7 @@ struct plan_step {
     uint64_t weight_bytes_max;
     uint64_t act_bytes;    /* activations read and written, KV aside */
     uint64_t macs;         /* expected */
+    uint64_t macs_row;     /* of one row that is in the step's row set */
 };
 
 struct plan {
@@ -83,6 +84,7 @@ struct plan_summary {
     const char *kv_type;
     uint64_t weights, kv, activations, logits, staging, budget; /* bytes, planned; budget UINT64_MAX =
                                                                    no limit */
+    double kv_share; /* of kv: what is expected to be filled when all positions are */
     uint64_t state; /* bytes of kv that are recurrent states; 0 = none */
     int n_snapshots; /* of them per session, beside the current one and the one being written */
     int n_parts;

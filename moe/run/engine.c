@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "moe/base/machine.h"
-#include "moe/run/engine_int.h"
+#include "moe/run/depth_run.h"
 
 enum { UBATCH_DEFAULT = 512, UBATCH_MAX = 16384 };
 
@@ -62,6 +62,14 @@ static enum status choose_policy(const char *name, enum policy_kind *kind, struc
     return err_set(err, ERR_USAGE, "unknown policy '%s': lrfu, lru, lfu or plec", name);
 }
 
+/* The bank of an EXPERTS step: repeated layers share theirs. */
+static int bank_of(const struct resid_bank *bank, int n, const struct op *op)
+{
+    int i = 0;
+    while (i < n && bank[i].weight[0] != op->weight[0]) i++;
+    return i;
+}
+
 /* Numbers the layers with experts and lists what they and the other steps use, in order. */
 static enum status open_residency(struct tessera_engine *e, struct err *err)
 {
@@ -79,9 +87,12 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
         s = err_set(err, ERR_MEMORY, "no memory for the list of weights");
     for (int i = 0; !s && i < m->n_op; i++) {
         const struct op *op = &m->op[i];
-        e->op_bank[i] = o.n_banks; /* a ROUTE's experts come after it */
+        e->op_bank[i] = o.n_banks;
         if (op->code == OP_EXPERTS) {
-            memcpy(bank[o.n_banks++].weight, op->weight, sizeof bank->weight);
+            const int b = bank_of(bank, o.n_banks, op);
+            if (b == o.n_banks) memcpy(bank[o.n_banks++].weight, op->weight, sizeof bank->weight);
+            e->op_bank[i] = b;
+            for (int k = i; k > 0 && m->op[k].code != OP_ROUTE; k--) e->op_bank[k - 1] = b;
         } else if (op->code == OP_EMBED && e->weights.at[op->weight[0]].layout == WEIGHT_ROWS) {
             lookup[o.n_lookup++] = op->weight[0];
         } else if (op->code == OP_MATMUL || op->code == OP_HEAD_MATMUL) {
@@ -105,12 +116,36 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
     return s;
 }
 
+/* What the options ask of a model that repeats layers. */
+static enum status depth_options(struct tessera_engine *e, struct err *err)
+{
+    const struct tessera_options *o = &e->opt;
+    struct loop_params *loop = &e->hp.loop;
+    struct recursion_params *rec = &e->hp.rec;
+    const char *name = e->arch->name;
+    if (o->loops && !loop->n) return err_set(err, ERR_USAGE, "%s has no loops to leave", name);
+    if (o->loops < 0 || (o->loops && o->loops > loop->n))
+        return err_set(err, ERR_USAGE, "%s runs 1 to %d loops, not %d", name, loop->n, o->loops);
+    const bool exits = o->exit_at != 0 || o->exit_weighted;
+    if (exits && !loop->has_gate)
+        return err_set(err, ERR_USAGE, "%s has no exit gate", name);
+    if (o->exit_at < 0 || o->exit_at > 1 || (o->exit_at != 0 && o->exit_weighted))
+        return err_set(err, ERR_USAGE, "an exit is a number above 0 and up to 1, or weighted");
+    if (o->depth_exact && (rec->router != ROUTER_EXPERT || !rec->n))
+        return err_set(err, ERR_USAGE, "%s has no recursions that choose tokens by capacity", name);
+    if (o->loops) loop->n_run = o->loops;
+    if (o->exit_at != 0) loop->exit_at = o->exit_at;
+    loop->weighted = o->exit_weighted;
+    rec->exact = o->depth_exact;
+    return OK;
+}
+
 static enum status open_model(struct tessera_engine *e, struct err *err)
 {
     enum status s = gguf_open(e->path, NULL, &e->file, err);
     if (s) return s;
     if ((s = arch_find(e->file, &e->arch, err)) ||
-        (s = e->arch->hparams(e->file, &e->hp, err)))
+        (s = e->arch->hparams(e->file, &e->hp, err)) || (s = depth_options(e, err)))
         return s;
     struct gguf_str name;
     if (gguf_find(e->file, "general.name") && !gguf_get_str(e->file, "general.name", &name, NULL))
@@ -146,6 +181,9 @@ static enum status layout_kv(struct tessera_engine *e, struct err *err)
 {
     const struct build *m = &e->model;
     const enum kv_type type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16;
+    e->line[0].rows = ROWS_ALL;
+    e->n_lines = 1;
+    for (int s = 1; s < ROWS_MAX; s++) e->rows_of[s].line = -1;
     e->kv_offset = calloc((size_t)m->n_slot + 1, sizeof *e->kv_offset);
     if (!e->kv_offset) return err_set(err, ERR_MEMORY, "no memory for the KV layout");
     e->state_offset = calloc((size_t)m->n_slot + 1, sizeof *e->state_offset);
@@ -161,9 +199,14 @@ static enum status layout_kv(struct tessera_engine *e, struct err *err)
         if (type == KV_Q8_0 && (k->dk % 32 || k->dv % 32))
             return err_set(err, ERR_UNSUPPORTED, "a q8_0 KV cache needs heads in steps of 32 "
                            "values, this model's have %d: use -ctk f16 -ctv f16", k->dk);
-        e->kv_offset[i] = e->kv_page_bytes;
-        e->kv_page_bytes += (uint64_t)k->n_heads *
-                            attn_head_bytes(type, k->dk, k->latent ? 0 : k->dv);
+        struct set_rows *of = &e->rows_of[k->rows];
+        if (of->line < 0) {
+            of->line = e->n_lines;
+            e->line[e->n_lines++].rows = k->rows;
+        }
+        e->kv_offset[i] = e->line[of->line].page_bytes;
+        e->line[of->line].page_bytes += (uint64_t)k->n_heads *
+                                        attn_head_bytes(type, k->dk, k->latent ? 0 : k->dv);
     }
     return OK;
 }
@@ -179,15 +222,40 @@ static enum status make_plans(struct tessera_engine *e, struct err *err)
     }
 }
 
-static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
+/* Row sets from ROWS_FIRST on, and what their steps read and do. */
+static enum status open_sets(struct tessera_engine *e, struct err *err)
 {
     const size_t ub = (size_t)e->opt.n_ubatch;
+    const struct build *m = &e->model;
+    for (int s = ROWS_FIRST; s < m->n_sets; s++) {
+        struct set_rows *r = &e->rows_of[s];
+        r->row = calloc(3 * ub, sizeof *r->row);
+        if (!r->row) return err_set(err, ERR_MEMORY, "no memory for the row sets");
+        r->where = r->row + ub;
+        r->pos = r->where + ub;
+    }
+    for (int i = 0; i < m->n_op; i++) {
+        struct set_rows *r = &e->rows_of[m->op[i].rows];
+        r->weight_bytes += e->plan[0].step[i].weight_bytes_max;
+        r->macs += e->plan[0].step[i].macs_row;
+    }
+    e->depth.n_max = m->n_depth;
+    return OK;
+}
+
+static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
+{
+    const size_t ub = (size_t)e->opt.n_ubatch, lines = (size_t)e->n_lines;
     e->buf = calloc((size_t)e->model.n_buf + GATE_OPS, sizeof *e->buf);
     e->weight = calloc((size_t)e->weights.n + 1, sizeof *e->weight);
     e->row = calloc(ub, sizeof *e->row);
     e->out_row = calloc(ub, sizeof *e->out_row);
-    e->kv_base = calloc(ub, sizeof *e->kv_base);
+    e->kv_base = calloc(lines * ub, sizeof *e->kv_base);
+    e->kv_n = calloc(lines * ub, sizeof *e->kv_n);
+    e->pass = calloc(ub, sizeof *e->pass);
+    e->logit = calloc(ub, sizeof *e->logit);
     e->serials = calloc(ub, sizeof *e->serials);
+    e->stepped = calloc(ub, sizeof *e->stepped);
     e->input = calloc(ub, sizeof *e->input);
     e->in_ram = calloc(2 * (size_t)e->hp.n_expert + 1, 1);
     if (e->state_bytes) {
@@ -197,8 +265,10 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
             return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     }
     if (!e->buf || !e->weight || !e->row || !e->out_row || !e->kv_base || !e->serials ||
-        !e->input || !e->in_ram)
+        !e->input || !e->in_ram || !e->kv_n || !e->pass || !e->logit || !e->stepped)
         return err_set(err, ERR_MEMORY, "no memory for the step arrays");
+    enum status s = open_sets(e, err);
+    if (s) return s;
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];
         e->weight[i] = (struct dev_weight){
@@ -337,8 +407,13 @@ void tessera_close(tessera_engine *e)
     free(e->row);
     free(e->out_row);
     free(e->kv_base);
+    free(e->kv_n);
+    free(e->pass);
+    free(e->logit);
+    for (int s = 0; s < ROWS_MAX; s++) free(e->rows_of[s].row);
     free(e->serials);
     free(e->in_ram);
+    free(e->stepped);
     free(e->segment);
     free(e->segment_of);
     free(e->state_offset);
@@ -430,6 +505,19 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
     };
 }
 
+struct tessera_depth tessera_depth(const tessera_engine *e) { return e->depth; }
+
+/* Of the pages of all timelines, what rows are expected to fill. */
+static double kv_share(const struct tessera_engine *e)
+{
+    double all = 0, filled = 0;
+    for (int l = 0; l < e->n_lines; l++) {
+        all += (double)e->line[l].page_bytes;
+        filled += (double)e->line[l].page_bytes * e->model.set[e->line[l].rows].share;
+    }
+    return all > 0 ? filled / all : 1;
+}
+
 enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err)
 {
     struct plan_summary s = {
@@ -439,6 +527,7 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? "q8_0" : "f16",
         .weights = e->placement.bytes,
         .kv = (uint64_t)e->opt.n_sessions * fit_kv_bytes(e, e->opt.n_ctx),
+        .kv_share = kv_share(e),
         .state = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes,
         .n_snapshots = e->n_snapshots,
         .activations = fit_arena_bytes(e) + gates_bytes(&e->gates), .logits = fit_logits_bytes(e),
@@ -546,6 +635,9 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
         if (in[i].n > s->n_ctx - s->n)
             return err_set(err, ERR_FULL, "the context is full: %d of %d tokens are used and %d "
                            "more were asked for", s->n, s->n_ctx, in[i].n);
+        if (e->opt.depth_exact && s->n)
+            return err_set(err, ERR_USAGE, "by capacity a recursion chooses among all tokens of a "
+                           "text: they must come in one step (-ub)");
         for (int k = 0; k < i; k++)
             if (in[k].session == s) return err_set(err, ERR_USAGE, "a session twice in one step");
         for (int t = 0; t < in[i].n; t++)
@@ -586,7 +678,10 @@ static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, i
     int r = 0, n_out = 0;
     for (int i = 0; i < n_in; i++) {
         const struct tessera_session *s = in[i].session;
-        e->kv_base[i] = s->kv.base;
+        for (int l = 0; l < e->n_lines; l++) {
+            e->kv_base[l * e->opt.n_ubatch + i] = s->line[l].kv.base;
+            e->kv_n[l * e->opt.n_ubatch + i] = s->line[l].n;
+        }
         e->input[i] = (struct step_input){in[i].n, -1, in[i].logits};
         if (in[i].logits != TESSERA_LOGITS_NONE) e->input[i].out0 = n_out;
         for (int t = 0; t < in[i].n; t++, r++) {
@@ -601,6 +696,26 @@ static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, i
     return n_out;
 }
 
+/* Pages for all rows of a step on every timeline; how many of them a set has is known later only. */
+static enum status commit_lines(struct tessera_engine *e, const struct tessera_input *in,
+                                struct err *err)
+{
+    struct tessera_session *s = in->session;
+    for (int l = 0; l < e->n_lines; l++) {
+        const int32_t n = (l ? s->line[l].n : s->n) + in->n;
+        enum status st = engine_commit(e, &s->line[l].kv, session_bytes(s, l, n), err);
+        if (st) return st;
+    }
+    return OK;
+}
+
+/* Gives back the pages that no entry has come to. */
+static void trim_lines(struct tessera_session *s)
+{
+    for (int l = 1; l < s->engine->n_lines; l++)
+        region_trim(&s->line[l].kv, session_bytes(s, l, s->line[l].n));
+}
+
 enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int n_in,
                          struct err *err)
 {
@@ -612,12 +727,9 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
     enum status s = check_inputs(e, in, n_in, &n_rows, err);
     if (s || !n_rows) return s;
     if ((s = govern_step(e, in, n_in, err))) return s;
-    for (int i = 0; i < n_in; i++) {
-        struct tessera_session *t = in[i].session;
-        if ((s = session_unspill(t, err)) ||
-            (s = engine_commit(e, &t->kv, session_bytes(t, t->n + in[i].n), err)))
+    for (int i = 0; i < n_in; i++)
+        if ((s = session_unspill(in[i].session, err)) || (s = commit_lines(e, &in[i], err)))
             return s;
-    }
     if ((s = bind_states(e, in, n_in, err))) return s;
     const int n_out = bind_rows(e, in, n_in, e->serials);
     if ((s = engine_commit(e, &e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
@@ -626,8 +738,11 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
         e->n_inputs = 0;
         return s;
     }
+    for (int i = 0; i < n_in; i++) e->stepped[i] = in[i].session;
+    depth_commit(e, e->stepped, n_rows);
     for (int i = 0; i < n_in; i++) {
         struct tessera_session *t = in[i].session;
+        trim_lines(t);
         state_commit(t);
         memcpy(t->ids + t->n, in[i].ids, sizeof *t->ids * (size_t)in[i].n);
         t->n += in[i].n;

@@ -65,9 +65,14 @@ struct tessera_engine {
     int n_warnings;
     uint64_t identity;               /* hash of the header: ties sessions to their model */
 
-    /* KV layout, the same in every session: page -> slot -> head */
-    uint64_t *kv_offset;             /* [n_slot] */
-    uint64_t kv_page_bytes;
+    /* KV layout, the same in every session: timeline -> page -> slot -> head.  Line 0 is the
+     * session's own; the others are those of row sets, with a place for each row that was in the set */
+    uint64_t *kv_offset;             /* [n_slot] in a page */
+    struct kv_line {
+        int rows;                    /* the set */
+        uint64_t page_bytes;         /* 0 = no slots */
+    } line[ROWS_MAX];
+    int n_lines;
     uint64_t *state_offset;          /* [n_slot] of a recurrent slot in a state */
     uint64_t state_bytes;            /* of one state; 0 = no recurrent layers */
     int n_snapshots;                 /* states that a session may keep */
@@ -81,9 +86,20 @@ struct tessera_engine {
     struct dev_weight *weight;       /* [n weights] */
     struct dev_row *row;             /* [n_ubatch] */
     int32_t *out_row;                /* [n_ubatch] */
-    char **kv_base;                  /* [n_ubatch] */
+    struct dev_rows set[ROWS_MAX];
+    struct set_rows {                /* of the sets from ROWS_FIRST on, each [n_ubatch] */
+        int32_t *row, *where, *pos;
+        uint64_t weight_bytes, macs; /* of the steps on the set, all weights; of one row */
+        int line;                    /* its timeline, -1 = none */
+    } rows_of[ROWS_MAX];
+    char **kv_base;                  /* [n_lines][n_ubatch] */
+    int32_t *kv_n;                   /* [n_lines][n_ubatch] length of each input's lines before */
+    unsigned char *pass;             /* [n_ubatch] */
+    float *logit;                    /* [n_ubatch] */
+    struct tessera_depth depth;
     int32_t *serials;                /* [n_ubatch] session serial of each row */
     uint8_t *in_ram;                 /* [2][n_expert] of the layer being run, by expert; of a row */
+    struct tessera_session **stepped; /* [n_ubatch] sessions of the inputs */
     struct dev_segment *segment;     /* [n_ubatch] NULL without recurrent layers */
     int *segment_of;                 /* [n_ubatch + 1] first segment of each input */
     struct step_input {
@@ -115,17 +131,28 @@ struct state_pool {
 
 struct tessera_session {
     struct tessera_engine *engine;
-    struct region kv;
+    struct session_line {
+        struct region kv;
+        int32_t *pos;                /* [n_ctx] position of each entry, rising; NULL on line 0 */
+        int32_t n;                   /* entries; line 0: not used */
+        uint64_t spilled;            /* bytes of it in the file */
+    } *line;                         /* [n_lines] */
+    unsigned char *depth;            /* [n_ctx] of each token; NULL where there is no such thing */
     struct state_pool state;
     int32_t *ids;                    /* [n_ctx] */
     int32_t n, n_ctx, serial;
     int spill_fd;                    /* the file that holds the KV cache; -1: it is in memory */
-    uint64_t spilled;                /* its bytes */
     struct tessera_session *next;
 };
 
-/* Bytes of the pages that hold n positions. */
-uint64_t session_bytes(const struct tessera_session *s, int32_t n);
+/* Bytes of the pages of a timeline that hold n entries. */
+uint64_t session_bytes(const struct tessera_session *s, int line, int32_t n);
+/* Bytes of K and V that are in memory. */
+uint64_t session_committed(const struct tessera_session *s);
+/* Entries of a timeline at or before the first n positions. */
+int32_t session_entries(const struct tessera_session *s, int line, int32_t n);
+/* Cuts all timelines to n positions; see tessera.h for where recurrent ones end. */
+void session_cut(struct tessera_session *s, int32_t n);
 
 /* Puts the KV cache (not the recurrent states) into a file without a name, and back: exactly.
  * ERR_IO: it is where it was. */

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "moe/base/osfile.h"
-#include "moe/run/engine_int.h"
+#include "moe/run/depth_run.h"
 #include "quant/codec.h"
 #include "routing/route.h"
 
@@ -25,8 +25,17 @@ struct exec {
     const struct op *route_op;
     bool two_sides;               /* a device takes part in the layer being run */
     const int32_t *serial;        /* [n_rows] session serial of each row */
-    int n_rows, n_out;
+    int n_rows;
 };
+
+static int set_rows(const struct exec *x, const struct op *op) { return x->e->set[op->rows].n; }
+
+/* Number in the step of row r of an op's row set. */
+static int step_row(const struct exec *x, const struct op *op, int r)
+{
+    const int32_t *row = x->e->set[op->rows].row;
+    return row ? row[r] : r;
+}
 
 static void bind_buffers(struct exec *x)
 {
@@ -37,6 +46,7 @@ static void bind_buffers(struct exec *x)
         e->buf[i].base = base + (f->kind == BUF_LOGITS ? 0 : x->plan->offset[i]);
         e->buf[i].stride = x->plan->stride[i];
         e->buf[i].width = f->width;
+        e->buf[i].rows = f->rows;
     }
 }
 
@@ -70,7 +80,7 @@ static void observe(struct exec *x, double waited)
     const struct route_params *p = &x->route_op->p.moe.route;
     uint8_t *in_ram = x->e->in_ram + p->n_expert;
     for (int r = 0; r < x->route.n_rows; r++) {
-        const int at = x->route_op->rows == ROWS_OUT ? x->e->out_row[r] : r;
+        const int at = step_row(x, x->route_op, r);
         const int32_t *id = x->ctl.id + r * p->n_used;
         for (int k = 0; k < p->n_used; k++) in_ram[k] = x->e->in_ram[id[k]];
         obs_put(&x->e->obs, &(struct obs){
@@ -98,7 +108,7 @@ static void foresee(struct exec *x, int bank)
 static void run_route(struct exec *x, const struct op *op)
 {
     const struct route_params *p = &op->p.moe.route;
-    const int n = op->rows == ROWS_OUT ? x->n_out : x->n_rows;
+    const int n = set_rows(x, op);
     x->route_op = op;
     plan_route_layout(&x->ctl, x->e->buf[op->out[0]].base, x->plan->n_rows, p->n_used,
                       p->n_expert);
@@ -361,7 +371,7 @@ static enum status stream_matmul(struct exec *x, const struct op *op, struct err
 {
     struct tessera_engine *e = x->e;
     const int *piece = &e->op_piece[(op - e->model.op) * OP_IO];
-    if (op->rows == ROWS_OUT && !x->n_out) return OK;
+    if (!set_rows(x, op)) return OK;
     for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++) {
         struct op one = *op;
         for (int i = 0; i < OP_IO; i++) one.weight[i] = one.out[i] = -1;
@@ -430,6 +440,7 @@ static bool is_special(const struct exec *x, const struct op *op)
 {
     switch (op->code) {
     case OP_ROUTE:
+    case OP_DEPTH:
     case OP_EXPERTS: return true;
     case OP_EMBED: return !x->e->weight[op->weight[0]].data;
     case OP_MATMUL:
@@ -445,6 +456,7 @@ static enum status run_special(struct exec *x, const struct op *op, struct err *
 {
     switch (op->code) {
     case OP_ROUTE: run_route(x, op); return OK;
+    case OP_DEPTH: depth_run(x->e, op, x->n_rows); return OK;
     case OP_EXPERTS:
         if (!x->route.n_rows) return OK;
         return x->two_sides ? run_two_sides(x, op, err) : run_experts(x, op, err);
@@ -462,9 +474,9 @@ static void attention_work(const struct exec *x, const struct op *op, struct pro
     const uint64_t page = attn_head_bytes(x->bind.kv_type, dk, stored);
     const struct dev_row *row = x->e->row;
     for (int i = 0; i < r->n_rows; i++) {
-        const int at = op->rows == ROWS_OUT ? x->e->out_row[i] : i;
-        const int next = op->rows == ROWS_OUT ? x->e->out_row[i + 1 < r->n_rows ? i + 1 : i] : i + 1;
-        uint64_t seen = (uint64_t)row[at].pos + 1;
+        const int at = step_row(x, op, i), next = step_row(x, op, i + 1 < r->n_rows ? i + 1 : i);
+        const int32_t *pos = x->e->set[op->kv_rows].pos;
+        uint64_t seen = (uint64_t)(pos ? pos[at] : row[at].pos) + 1;
         if (op->p.attn.window > 0 && seen > (uint64_t)op->p.attn.window)
             seen = (uint64_t)op->p.attn.window;
         r->kv_macs += seen * (uint64_t)op->p.attn.n_q_heads * (uint64_t)(dk + dv);
@@ -476,7 +488,7 @@ static void attention_work(const struct exec *x, const struct op *op, struct pro
 static void profile_op(const struct exec *x, int i, double start)
 {
     const struct op *op = &x->e->model.op[i];
-    struct profile_ran r = {.n_rows = op->rows == ROWS_OUT ? x->n_out : x->n_rows,
+    struct profile_ran r = {.n_rows = set_rows(x, op),
                             .n_active = x->route.n_active, .seconds = os_seconds() - start};
     if (!r.n_rows) return;
     if (op->code == OP_ATTENTION) attention_work(x, op, &r);
@@ -493,7 +505,7 @@ static enum status run_steps(struct exec *x, struct err *err)
         const int first = i;
         const double start = e->profile ? os_seconds() : 0;
         if (cancelled(x, op, err)) return err->code;
-        if (watched) watch_op(e, op, op->rows == ROWS_OUT ? x->n_out : x->n_rows);
+        if (watched) watch_op(e, op, set_rows(x, op));
         if (is_special(x, op)) {
             if (run_special(x, op, err)) return err->code;
             if (watched && op->code == OP_EXPERTS && x->route.n_rows)
@@ -514,14 +526,13 @@ static enum status run_steps(struct exec *x, struct err *err)
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
                      const int32_t *serial, struct err *err)
 {
-    struct exec x = {.e = e, .plan = p, .serial = serial, .n_rows = n_rows, .n_out = n_out};
+    struct exec x = {.e = e, .plan = p, .serial = serial, .n_rows = n_rows};
     bind_buffers(&x);
+    depth_bind(e, n_rows, n_out);
     for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
     x.bind = (struct dev_bind){
-        .buf = e->buf, .weight = e->weight, .row = e->row, .out_row = e->out_row,
-        .n_rows = n_rows, .n_out = n_out, .n_ctx = e->opt.n_ctx, .kv_base = e->kv_base,
-        .kv_offset = e->kv_offset,
-        .kv_page_bytes = e->kv_page_bytes,
+        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
+        .n_rows = n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
         .n_sessions = e->state_bytes ? e->n_inputs : 0, .route = &x.route,

@@ -30,7 +30,10 @@ uint64_t fit_arena_bytes(const struct tessera_engine *e)
 
 uint64_t fit_kv_bytes(const struct tessera_engine *e, int n_ctx)
 {
-    return (uint64_t)((n_ctx + KV_PAGE - 1) / KV_PAGE) * e->kv_page_bytes +
+    /* Every timeline may have a place for every token. */
+    uint64_t page = 0;
+    for (int l = 0; l < e->n_lines; l++) page += e->line[l].page_bytes;
+    return (uint64_t)((n_ctx + KV_PAGE - 1) / KV_PAGE) * page +
            (uint64_t)(e->n_snapshots + 2) * e->state_bytes;
 }
 
@@ -70,7 +73,7 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t threads = 2 * (uint64_t)e->opt.n_threads;
     const uint64_t tables = (uint64_t)e->resid.n_groups * (sizeof(struct group) + 3 * sizeof(int)) +
                             (uint64_t)e->model.n_op * (sizeof(struct op) + 128);
-    const uint64_t rows = (uint64_t)e->opt.n_ubatch * 64, vocab = (uint64_t)e->model.n_vocab * 16;
+    const uint64_t rows = (uint64_t)e->opt.n_ubatch * (uint64_t)(64 + 12 * e->model.n_sets), vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
     const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
                          rows + vocab + governor_bytes(&e->governor);
@@ -116,7 +119,8 @@ static bool solve(const struct tessera_engine *e, uint64_t budget, int n_ctx, st
 static uint64_t kv_now(const struct tessera_engine *e)
 {
     uint64_t sum = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes;
-    for (const struct tessera_session *s = e->session; s; s = s->next) sum += s->kv.committed;
+    for (const struct tessera_session *s = e->session; s; s = s->next)
+        sum += session_committed(s);
     return sum;
 }
 

@@ -191,6 +191,16 @@ static enum tessera_stop after_token(const struct tessera_generator *g)
     return g->n_ids > g->s->n_ctx ? TESSERA_STOP_FULL : TESSERA_RUNNING;
 }
 
+/* Depths of the tokens that the last step has taken in. */
+static void note_depths(struct tessera_generator *g)
+{
+    const unsigned char *depth = g->s->depth;
+    for (int at = g->timing.n_prompt_reused + g->timing.n_depth; depth && at < g->s->n; at++) {
+        g->timing.depth_sum += depth[at];
+        g->timing.n_depth++;
+    }
+}
+
 enum status tessera_generator_take(tessera_generator *g, int i_in, struct tessera_answer *a,
                                    struct err *err)
 {
@@ -199,6 +209,7 @@ enum status tessera_generator_take(tessera_generator *g, int i_in, struct tesser
     const double now = os_seconds(), spent = now - g->t_mark;
     if (g->n_gen == 0) g->timing.prompt_s += spent;
     else g->timing.gen_s += spent;
+    note_depths(g);
     if (g->s->n < g->n_ids) return OK; /* more of the prompt to come */
     const float *logits = tessera_logits(g->s->engine, i_in, g->s->engine->input[i_in].n - 1);
     ASSERT(logits);

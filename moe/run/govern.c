@@ -67,7 +67,7 @@ static void spill(struct tessera_engine *e, const struct tessera_input *in, int 
     for (struct tessera_session *s = e->session; s; s = s->next) {
         struct err err;
         err_clear(&err);
-        if (in_step(s, in, n_in) || !s->kv.committed) continue;
+        if (in_step(s, in, n_in) || !session_committed(s)) continue;
         if (!session_spill(s, &err)) e->govern.spilled++;
         else engine_warn(e, err.msg);
     }

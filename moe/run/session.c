@@ -13,9 +13,66 @@
 
 #include "moe/run/engine_int.h"
 
-uint64_t session_bytes(const struct tessera_session *s, int32_t n)
+uint64_t session_bytes(const struct tessera_session *s, int line, int32_t n)
 {
-    return (uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * s->engine->kv_page_bytes;
+    if (n > s->n_ctx) n = s->n_ctx;
+    return (uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * s->engine->line[line].page_bytes;
+}
+
+int32_t session_entries(const struct tessera_session *s, int line, int32_t n)
+{
+    if (!line) return n;
+    const struct session_line *l = &s->line[line];
+    int32_t lo = 0, hi = l->n;
+    while (lo < hi) {
+        const int32_t mid = lo + (hi - lo) / 2;
+        if (l->pos[mid] < n) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+
+void session_cut(struct tessera_session *s, int32_t n)
+{
+    s->n = state_rollback(s, n);
+    for (int l = 1; l < s->engine->n_lines; l++) s->line[l].n = session_entries(s, l, s->n);
+}
+
+uint64_t session_committed(const struct tessera_session *s)
+{
+    uint64_t sum = 0;
+    for (int l = 0; l < s->engine->n_lines; l++) sum += s->line[l].kv.committed;
+    return sum;
+}
+
+static void close_lines(struct tessera_session *s)
+{
+    for (int l = 0; s->line && l < s->engine->n_lines; l++) {
+        region_release(&s->line[l].kv);
+        free(s->line[l].pos);
+    }
+    free(s->line);
+    free(s->depth);
+    free(s->ids);
+}
+
+static enum status open_lines(struct tessera_session *s, struct err *err)
+{
+    struct tessera_engine *e = s->engine;
+    const size_t n = (size_t)s->n_ctx;
+    s->ids = calloc(n, sizeof *s->ids);
+    s->line = calloc((size_t)e->n_lines, sizeof *s->line);
+    if (e->model.n_depth) s->depth = calloc(n, 1);
+    bool have = s->ids && s->line && (s->depth || !e->model.n_depth);
+    for (int l = 1; have && l < e->n_lines; l++)
+        have = (s->line[l].pos = calloc(n, sizeof *s->line[l].pos)) != NULL;
+    if (!have) return err_set(err, ERR_MEMORY, "no memory for a session");
+    for (int l = 0; l < e->n_lines; l++) {
+        enum status st = region_reserve(&s->line[l].kv, &e->ledger, MEM_KV,
+                                        session_bytes(s, l, s->n_ctx), err);
+        if (st) return st;
+    }
+    return OK;
 }
 
 /* ---- a KV cache on disk ---- */
@@ -24,7 +81,6 @@ static void forget_spilled(struct tessera_session *s)
 {
     if (s->spill_fd >= 0) (void)close(s->spill_fd);
     s->spill_fd = -1;
-    s->spilled = 0;
 }
 
 /* A file that is gone when it is closed, on a disk if there is any: /tmp may be memory. */
@@ -39,49 +95,70 @@ static int nameless_file(void)
     return fd;
 }
 
+static int32_t line_n(const struct tessera_session *s, int l) { return l ? s->line[l].n : s->n; }
+
+static bool write_at(int fd, const char *p, uint64_t n, uint64_t to)
+{
+    for (uint64_t at = 0; at < n;) {
+        const int64_t got = pwrite(fd, p + at, n - at, (off_t)(to + at));
+        if (got <= 0 && errno != EINTR) return false;
+        if (got > 0) at += (uint64_t)got;
+    }
+    return true;
+}
+
+/* The file holds the timelines one after another. */
 enum status session_spill(struct tessera_session *s, struct err *e)
 {
-    const uint64_t n = session_bytes(s, s->n);
-    const char *p = s->kv.base;
     if (s->spill_fd >= 0) return OK;
     const int fd = nameless_file();
-    int64_t got = 0;
-    for (uint64_t at = 0; fd >= 0 && at < n; at += (uint64_t)got) {
-        got = pwrite(fd, p + at, n - at, (off_t)at);
-        if (got <= 0 && errno != EINTR) break;
-        if (got < 0) got = 0;
+    bool good = fd >= 0;
+    uint64_t n = 0;
+    for (int l = 0; good && l < s->engine->n_lines; l++) {
+        s->line[l].spilled = session_bytes(s, l, line_n(s, l));
+        good = write_at(fd, s->line[l].kv.base, s->line[l].spilled, n);
+        n += s->line[l].spilled;
     }
-    if (fd < 0 || (n && got <= 0) || fdatasync(fd)) {
+    if (!good || fdatasync(fd)) {
         const int why = errno;
         if (fd >= 0) (void)close(fd);
         return err_set(e, ERR_IO, "cannot put %llu MiB of KV cache into a file: %s: set TMPDIR to a "
                        "folder with room", (unsigned long long)(n >> 20), strerror(why));
     }
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* the pages were charged to us */
-    region_trim(&s->kv, 0);
+    for (int l = 0; l < s->engine->n_lines; l++) region_trim(&s->line[l].kv, 0);
     s->spill_fd = fd;
-    s->spilled = n;
     return OK;
+}
+
+static enum status unspill_line(struct tessera_session *s, int l, uint64_t from, struct err *e)
+{
+    /* What lies behind the end of the timeline is not needed any more. */
+    const uint64_t have = session_bytes(s, l, line_n(s, l));
+    const uint64_t n = have < s->line[l].spilled ? have : s->line[l].spilled;
+    char *p = s->line[l].kv.base;
+    enum status st = engine_commit(s->engine, &s->line[l].kv, n, e);
+    for (uint64_t at = 0; !st && at < n;) {
+        const int64_t got = pread(s->spill_fd, p + at, n - at, (off_t)(from + at));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0)
+            st = err_set(e, ERR_IO, "cannot read a session's KV cache back from its file: %s",
+                         strerror(got ? errno : EIO));
+        else at += (uint64_t)got;
+    }
+    return st;
 }
 
 enum status session_unspill(struct tessera_session *s, struct err *e)
 {
+    uint64_t from = 0;
+    enum status st = OK;
     if (s->spill_fd < 0) return OK;
-    /* What lies behind the end of the timeline is not needed any more. */
-    const uint64_t have = session_bytes(s, s->n), n = have < s->spilled ? have : s->spilled;
-    char *p = s->kv.base;
-    enum status st = engine_commit(s->engine, &s->kv, n, e);
-    if (st) return st;
-    for (uint64_t at = 0; at < n;) {
-        const int64_t got = pread(s->spill_fd, p + at, n - at, (off_t)at);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) {
-            const int why = got ? errno : EIO;
-            region_trim(&s->kv, 0);
-            return err_set(e, ERR_IO, "cannot read a session's KV cache back from its file: %s",
-                           strerror(why));
-        }
-        at += (uint64_t)got;
+    for (int l = 0; !st && l < s->engine->n_lines; from += s->line[l++].spilled)
+        st = unspill_line(s, l, from, e);
+    if (st) {
+        for (int l = 0; l < s->engine->n_lines; l++) region_trim(&s->line[l].kv, 0);
+        return st;
     }
     (void)posix_fadvise(s->spill_fd, 0, 0, POSIX_FADV_DONTNEED);
     forget_spilled(s);
@@ -101,14 +178,10 @@ enum status tessera_session_open(tessera_engine *e, int n_ctx, tessera_session *
     s->engine = e;
     s->n_ctx = n_ctx;
     s->spill_fd = -1;
-    s->ids = calloc((size_t)n_ctx, sizeof *s->ids);
-    enum status st = OK;
-    if (!s->ids) st = err_set(err, ERR_MEMORY, "no memory for a session");
-    if (!st) st = region_reserve(&s->kv, &e->ledger, MEM_KV, session_bytes(s, n_ctx), err);
+    enum status st = open_lines(s, err);
     if (!st) st = state_open(s, err);
     if (st) {
-        region_release(&s->kv);
-        free(s->ids);
+        close_lines(s);
         free(s);
         return st;
     }
@@ -127,16 +200,17 @@ void tessera_session_close(tessera_session *s)
     while (*at != s) at = &(*at)->next;
     *at = s->next;
     forget_spilled(s);
-    region_release(&s->kv);
+    close_lines(s);
     state_close(s);
     s->engine->n_sessions--;
-    free(s->ids);
     free(s);
 }
 
 int tessera_session_n(const tessera_session *s) { return s->n; }
 int tessera_session_n_ctx(const tessera_session *s) { return s->n_ctx; }
 const int32_t *tessera_session_ids(const tessera_session *s) { return s->ids; }
+
+const unsigned char *tessera_session_depths(const tessera_session *s) { return s->depth; }
 
 struct tessera_mark tessera_session_mark(tessera_session *s)
 {
@@ -148,7 +222,7 @@ enum status tessera_session_rollback(tessera_session *s, struct tessera_mark m, 
 {
     if (m.n < 0 || m.n > s->n)
         return err_set(err, ERR_RANGE, "a mark at token %d on a timeline of %d", m.n, s->n);
-    s->n = state_rollback(s, m.n);
+    session_cut(s, m.n);
     return OK;
 }
 
@@ -156,18 +230,56 @@ int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n)
 {
     int k = 0;
     while (k < s->n && k < n - 1 && s->ids[k] == ids[k]) k++;
-    return s->n = state_rollback(s, k);
+    session_cut(s, k);
+    return s->n;
 }
 
 /* ---- save and load: a GGUF container with the tokens and the committed pages ---- */
 
+/* Timeline 0 is "kv"; timeline N has "kv.N" and the key tessera.line.N, its entries' positions. */
 static const char ARCH[] = "tessera-session";
 enum { GGUF_TENSOR_I8 = 24 };
+
+static uint64_t page_bytes(const struct tessera_engine *e)
+{
+    uint64_t sum = 0;
+    for (int l = 0; l < e->n_lines; l++) sum += e->line[l].page_bytes;
+    return sum;
+}
+
+static const char *line_name(const char *stem, int l, char buf[32])
+{
+    if (!l) return stem;
+    (void)snprintf(buf, 32, "%s.%d", stem, l);
+    return buf;
+}
+
+static void put_lines(const struct tessera_session *s, struct gguf_writer *w)
+{
+    char name[32];
+    for (int l = 1; l < s->engine->n_lines; l++)
+        gguf_put_array(w, line_name("tessera.line", l, name), GGUF_I32, s->line[l].pos,
+                       (uint64_t)s->line[l].n);
+    for (int l = 0; l < s->engine->n_lines; l++) {
+        const uint64_t bytes = session_bytes(s, l, line_n(s, l));
+        if (bytes) gguf_put_tensor(w, line_name("kv", l, name), GGUF_TENSOR_I8, 1, &bytes, bytes);
+    }
+}
+
+static enum status write_lines(const struct tessera_session *s, struct gguf_writer *w,
+                               struct err *err)
+{
+    enum status st = OK;
+    for (int l = 0; l < s->engine->n_lines && !st; l++) {
+        const uint64_t bytes = session_bytes(s, l, line_n(s, l));
+        if (bytes) st = gguf_writer_data(w, s->line[l].kv.base, bytes, err);
+    }
+    return st;
+}
 
 enum status tessera_session_save(tessera_session *s, const char *path, struct err *err)
 {
     const struct tessera_engine *e = s->engine;
-    const uint64_t bytes = session_bytes(s, s->n);
     enum status back = session_unspill(s, err);
     if (back) return back;
     struct gguf_writer *w = gguf_writer_new();
@@ -177,14 +289,15 @@ enum status tessera_session_save(tessera_session *s, const char *path, struct er
     gguf_put_u64(w, "tessera.model.hash", e->identity);
     gguf_put_str(w, "tessera.model.name", e->name);
     gguf_put_u32(w, "tessera.kv.type", (uint32_t)e->opt.kv);
-    gguf_put_u64(w, "tessera.kv.page_bytes", e->kv_page_bytes);
+    gguf_put_u64(w, "tessera.kv.page_bytes", page_bytes(e));
+    if (e->model.approximate) gguf_put_bool(w, "tessera.kv.approximate", true);
     if (e->state_bytes) gguf_put_u64(w, "tessera.state.bytes", e->state_bytes);
     gguf_put_array(w, "tessera.session.tokens", GGUF_I32, s->ids, (uint64_t)s->n);
     const uint64_t state = s->n ? e->state_bytes : 0;
-    if (bytes) gguf_put_tensor(w, "kv", GGUF_TENSOR_I8, 1, &bytes, bytes);
+    put_lines(s, w);
     if (state) gguf_put_tensor(w, "state", GGUF_TENSOR_I8, 1, &state, state);
     enum status st = gguf_writer_begin(w, path, err);
-    if (!st && bytes) st = gguf_writer_data(w, s->kv.base, bytes, err);
+    if (!st) st = write_lines(s, w, err);
     if (!st && state) st = gguf_writer_data(w, state_at(s, s->state.current), state, err);
     if (!st) st = gguf_writer_end(w, err);
     gguf_writer_close(w);
@@ -210,9 +323,11 @@ static enum status check_saved(const struct tessera_session *s, const struct ggu
     if (hash != e->identity)
         return err_set(err, ERR_SHAPE, "%s was saved with another model: open it with that one",
                        path);
-    if (type != (uint64_t)e->opt.kv || page != e->kv_page_bytes)
+    bool approximate;
+    if ((st = gguf_get_bool_or(g, "tessera.kv.approximate", false, &approximate, err))) return st;
+    if (type != (uint64_t)e->opt.kv || page != page_bytes(e) || approximate != e->model.approximate)
         return err_set(err, ERR_SHAPE, "%s was saved with another KV cache type: use the same "
-                       "-ctk and -ctv", path);
+                       "-ctk and -ctv, and the same loops and exits", path);
     uint64_t state;
     if ((st = gguf_get_u64_or(g, "tessera.state.bytes", 0, &state, err))) return st;
     if (state != e->state_bytes)
@@ -232,27 +347,70 @@ static enum status check_saved(const struct tessera_session *s, const struct ggu
     return OK;
 }
 
+/* Takes the entries of the timelines beside the first. */
+static enum status read_positions(struct tessera_session *s, const struct gguf *g, int32_t n,
+                                  struct err *err)
+{
+    for (int l = 1; l < s->engine->n_lines; l++) {
+        char name[32];
+        const struct gguf_kv *kv = gguf_find(g, line_name("tessera.line", l, name));
+        struct session_line *line = &s->line[l];
+        line->n = 0;
+        if (!kv || kv->value.type != GGUF_ARRAY || kv->value.elem != GGUF_I32 ||
+            kv->value.n > (uint64_t)n)
+            return err_set(err, ERR_FORMAT, "%s: %s is missing or too long: the file is damaged",
+                           gguf_path(g, 0), name);
+        for (uint64_t i = 0; i < kv->value.n; i++) {
+            const int64_t pos = gguf_elem_i64(&kv->value, i);
+            if (pos >= n || pos < (i ? (int64_t)line->pos[i - 1] + 1 : 0))
+                return err_set(err, ERR_FORMAT, "%s: %s does not rise: the file is damaged",
+                               gguf_path(g, 0), name);
+            line->pos[i] = (int32_t)pos;
+        }
+        line->n = (int32_t)kv->value.n;
+    }
+    return OK;
+}
+
+static enum status read_line(struct tessera_session *s, const struct gguf *g, struct osfile *f,
+                             int l, int32_t n, struct err *err)
+{
+    char name[32];
+    const uint64_t bytes = session_bytes(s, l, n);
+    const struct gguf_tensor *t = gguf_find_tensor(g, line_name("kv", l, name));
+    if (!bytes) return OK;
+    if (!t || t->dim[0] != bytes)
+        return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
+                       gguf_path(g, 0));
+    enum status st = engine_commit(s->engine, &s->line[l].kv, bytes, err);
+    return st ? st : osfile_read(f, s->line[l].kv.base, bytes, t->offset, err);
+}
+
 static enum status read_saved(struct tessera_session *s, const struct gguf *g,
                               const struct gguf_kv *tokens, struct err *err)
 {
     const int32_t n = (int32_t)tokens->value.n;
-    const uint64_t bytes = session_bytes(s, n), state = n ? s->engine->state_bytes : 0;
-    const struct gguf_tensor *t = gguf_find_tensor(g, "kv"), *u = gguf_find_tensor(g, "state");
-    if ((bytes && (!t || t->dim[0] != bytes)) || (state && (!u || u->dim[0] != state)))
-        return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
-                       gguf_path(g, 0));
+    const uint64_t state = n ? s->engine->state_bytes : 0;
+    const struct gguf_tensor *u = gguf_find_tensor(g, "state");
+    if (state && (!u || u->dim[0] != state))
+        return err_set(err, ERR_FORMAT, "%s: the recurrent state has the wrong size: the file is "
+                       "damaged", gguf_path(g, 0));
     char *at = NULL;
-    enum status st = engine_commit(s->engine, &s->kv, session_bytes(s, n), err);
-    if (st) return st;
     struct osfile f;
-    if ((st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err))) return st;
+    enum status st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err);
+    if (st) return st;
     s->n = 0; /* what was there is about to be overwritten */
     forget_spilled(s);
     st = state_restore(s, n, &at, err);
-    if (!st && bytes) st = osfile_read(&f, s->kv.base, bytes, t->offset, err);
+    if (!st) st = read_positions(s, g, n, err);
+    for (int l = 0; l < s->engine->n_lines && !st; l++)
+        st = read_line(s, g, &f, l, l ? s->line[l].n : n, err);
     if (!st && at) st = osfile_read(&f, at, state, u->offset, err);
     osfile_close(&f);
-    if (st) (void)state_restore(s, 0, &at, NULL);
+    if (s->depth) memset(s->depth, 0, (size_t)s->n_ctx); /* not known any more */
+    if (!st) return OK;
+    (void)state_restore(s, 0, &at, NULL);
+    for (int l = 1; l < s->engine->n_lines; l++) s->line[l].n = 0;
     return st;
 }
 

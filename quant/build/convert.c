@@ -15,19 +15,41 @@ static enum status no_memory(struct err *e)
 
 enum { NAME_ROOM = 256 };
 
-/* Puts the layer for # and the expert for *. */
-static void fill_name(char out[NAME_ROOM], const char *pattern, int layer, int expert,
-                      const char *tail)
+/* Puts the layer for # and @, the expert for *. */
+static void fill(char out[NAME_ROOM], const char *pattern, const char *layer, int expert,
+                 const char *tail)
 {
     size_t n = 0;
     for (const char *p = pattern; *p && n < NAME_ROOM; p++) {
-        if (*p == '#' || *p == '*')
-            n += (size_t)snprintf(out + n, NAME_ROOM - n, "%d", *p == '#' ? layer : expert);
+        if (*p == '#' || *p == '@')
+            n += (size_t)snprintf(out + n, NAME_ROOM - n, "%s", layer);
+        else if (*p == '*')
+            n += (size_t)snprintf(out + n, NAME_ROOM - n, "%d", expert);
         else
             out[n++] = *p;
     }
     ASSERT(n + strlen(tail) < NAME_ROOM);
     memcpy(out + n, tail, strlen(tail) + 1);
+}
+
+/* What a tensor is called in the file that is written: recursions count from 1. */
+static void fill_to(char out[NAME_ROOM], const struct hf_row *r, int layer)
+{
+    char number[16];
+    (void)snprintf(number, sizeof number, "%d", strchr(r->to, '@') ? layer + 1 : layer);
+    fill(out, r->to, number, 0, "");
+}
+
+/* And in the checkpoint, where a layer may have copies; false: no such copy. */
+static bool fill_from(const struct hf_model *m, char out[NAME_ROOM], const struct hf_row *r,
+                      int layer, int copy, int expert, const char *tail)
+{
+    char name[32];
+    bool there = copy == 0;
+    if (strchr(r->to, '@')) (void)snprintf(name, sizeof name, "%d", m->first + layer);
+    else there = hf_layer_name(m, layer, copy, name);
+    fill(out, r->from, name, expert, tail);
+    return there;
 }
 
 static bool ends_with(const char *s, const char *tail)
@@ -226,7 +248,8 @@ static enum qtype type_of(const struct convert *c, const struct convert_tensor *
     if (is_mxfp4(t->row->op)) return QTYPE_MXFP4;
     if (t->n_dims <= 1 || !ends_with(t->name, ".weight") || ends_with(t->name, "_norm.weight") ||
         ends_with(t->name, "ffn_gate_inp.weight") ||
-        ends_with(t->name, "ffn_gate_inp_shexp.weight"))
+        ends_with(t->name, "ffn_gate_inp_shexp.weight") || !strcmp(t->name, "exit_gate.weight") ||
+        !strncmp(t->name, "rec.", 4))
         return QTYPE_F32;
     if (c->type == CONVERT_Q8_0 && t->n_cols % 32) return QTYPE_F16;
     return types[c->type];
@@ -281,6 +304,8 @@ static bool applies(const struct hf_model *m, const struct hf_row *r, int layer)
     case HF_MOE:
     case HF_MOE_MAY: return moe;
     case HF_SHARED: return moe && m->n_shared > 0;
+    case HF_ROUTED:
+    case HF_ROUTED_MAY: return m->wrapped;
     case HF_PLAIN_Q: return !m->latent_q;
     case HF_LATENT_Q: return m->latent_q;
     }
@@ -300,6 +325,43 @@ static enum status add_source(struct convert *c, const struct st_tensor *s, stru
     return OK;
 }
 
+static enum status same_bytes(const struct convert *c, const struct st_tensor *a,
+                              const struct st_tensor *b, struct err *e)
+{
+    enum { PIECE = 1 << 20 };
+    bool same = a->type == b->type && a->bytes == b->bytes;
+    char *buf = malloc(2 * PIECE);
+    enum status s = buf ? OK : no_memory(e);
+    for (uint64_t at = 0; same && !s && at < a->bytes; at += PIECE) {
+        const uint64_t n = a->bytes - at < PIECE ? a->bytes - at : PIECE;
+        s = st_read(c->st, a, buf, n, at, e);
+        if (!s) s = st_read(c->st, b, buf + PIECE, n, at, e);
+        same = s || !memcmp(buf, buf + PIECE, (size_t)n);
+    }
+    free(buf);
+    if (s || same) return s;
+    return err_set(e, ERR_UNSUPPORTED, "%s: tensors %.100s and %.100s should be one and the same, but "
+                   "differ: a relaxed recursive model, which is not supported",
+                   st_path(c->st, b->shard), a->name, b->name);
+}
+
+/* Layers that share their weights are stored once for each time that they run: all alike. */
+static enum status check_copies(struct convert *c, const struct convert_tensor *t, int layer,
+                                struct err *e)
+{
+    char name[NAME_ROOM];
+    const struct st_tensor *first = c->src[t->first_src];
+    enum status s = OK;
+    if (!strchr(t->row->to, '#') || t->row->op == HF_EXPERTS) return OK;
+    for (int copy = 1; !s && fill_from(&c->model, name, t->row, layer, copy, 0, ""); copy++) {
+        const struct st_tensor *other = take(c, name);
+        if (!other)
+            return err_set(e, ERR_MISSING, "%s: tensor %.200s is missing", c->opt.dir, name);
+        s = same_bytes(c, first, other, e);
+    }
+    return s;
+}
+
 /* The sources of a row; *found false when the checkpoint has another form. */
 static enum status find_sources(struct convert *c, struct convert_tensor *t, int layer, bool *found,
                                 struct err *e)
@@ -309,20 +371,21 @@ static enum status find_sources(struct convert *c, struct convert_tensor *t, int
     *found = r->op == HF_ROPE_FREQS;
     if (*found) return OK;
     const int n = r->op == HF_EXPERTS ? c->model.n_expert : 1;
-    fill_name(name, r->from, layer, 0, is_mxfp4(r->op) ? "_blocks" : "");
+    (void)fill_from(&c->model, name, r, layer, 0, 0, is_mxfp4(r->op) ? "_blocks" : "");
     if (!st_find(c->st, name)) return OK;
     *found = true;
     t->first_src = c->n_src;
     for (int i = 0; i < n; i++) {
-        fill_name(name, r->from, layer, i, is_mxfp4(r->op) ? "_blocks" : "");
+        (void)fill_from(&c->model, name, r, layer, 0, i, is_mxfp4(r->op) ? "_blocks" : "");
         const struct st_tensor *s = take(c, name);
         if (!s) return err_set(e, ERR_MISSING, "%s: tensor %.200s is missing", c->opt.dir, name);
         enum status st = add_source(c, s, e);
         if (st) return st;
         t->n_src++;
     }
-    if (!is_mxfp4(r->op)) return OK;
-    fill_name(name, r->from, layer, 0, "_scales");
+    enum status tied = check_copies(c, t, layer, e);
+    if (tied || !is_mxfp4(r->op)) return tied;
+    (void)fill_from(&c->model, name, r, layer, 0, 0, "_scales");
     t->scales = take(c, name);
     return t->scales ? OK
                      : err_set(e, ERR_MISSING, "%s: tensor %.200s is missing", c->opt.dir, name);
@@ -346,7 +409,7 @@ static enum status add_tensor(struct convert *c, const struct hf_row *r, const s
         bool found;
         memset(t, 0, sizeof *t);
         t->row = r;
-        fill_name(name, r->to, layer, 0, "");
+        fill_to(name, r, layer);
         (void)snprintf(t->name, sizeof t->name, "%.63s", name);
         enum status s = find_sources(c, t, layer, &found, e);
         if (s) return s;
@@ -354,20 +417,22 @@ static enum status add_tensor(struct convert *c, const struct hf_row *r, const s
         c->n++;
         return finish_tensor(c, t, e);
     }
-    if (first->when == HF_MAY || first->when == HF_MOE_MAY) return OK;
-    fill_name(name, first->from, layer, 0, "");
+    if (first->when == HF_MAY || first->when == HF_MOE_MAY || first->when == HF_ROUTED_MAY) return OK;
+    (void)fill_from(&c->model, name, first, layer, 0, 0, "");
     return err_set(e, ERR_MISSING,
                    "%s: tensor %.200s is missing: is the checkpoint complete, and its config.json "
                    "its own?",
                    c->opt.dir, name);
 }
 
-static enum status add_rows(struct convert *c, int layer, struct err *e)
+/* mark: '#' rows of layers, '@' of recursions, 0 the others. */
+static enum status add_rows(struct convert *c, char mark, int layer, struct err *e)
 {
     enum status s = OK;
     for (const struct hf_row *r = c->model.arch->rows, *end; r->to && !s; r = end) {
         for (end = r + 1; end->to && !strcmp(end->to, r->to);) end++;
-        if ((strchr(r->to, '#') != NULL) != (layer >= 0)) continue;
+        const char *marked = strpbrk(r->to, "#@");
+        if ((marked ? *marked : 0) != mark) continue;
         if (applies(&c->model, r, layer)) s = add_tensor(c, r, end, layer, e);
     }
     return s;
@@ -523,8 +588,9 @@ static enum status plan(struct convert *c, struct err *e)
     c->used = calloc((size_t)st_n(c->st) + 1, sizeof *c->used);
     if (!c->used) return no_memory(e);
     c->type = resolve(c);
-    s = add_rows(c, -1, e);
-    for (int l = 0; l < c->model.n_layer && !s; l++) s = add_rows(c, l, e);
+    s = add_rows(c, 0, -1, e);
+    for (int r = 0; r < c->model.n_recursions && !s; r++) s = add_rows(c, '@', r, e);
+    for (int l = 0; l < c->model.n_layer && !s; l++) s = add_rows(c, '#', l, e);
     if (s) return s;
     take_scales(c);
     if ((s = check_all_used(c, e))) return s;

@@ -1,0 +1,182 @@
+/* depth DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]: is saved work saved time?
+ *
+ * Writes random-weight models of published shapes into DIR (bench/gen.h; kept, some gigabytes): the
+ * mixture-of-recursions 360M with 3 recursions and Ouro 1.4B with 4 loops, whose routers send every
+ * token equally deep, and one of the former whose tokens differ.  Decodes with each, interleaved,
+ * and prints for each mean depth: tokens per second (median of the rounds), the bytes of weights and
+ * products per token that really were read and done, the speed that these predict from the deepest
+ * one's, what was reached of it, and the bytes of K and V per token beside the derived ones. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench/gen.h"
+#include "moe/base/osfile.h"
+#include "moe/tessera.h"
+
+enum { CASES_MAX = 8, ROUNDS_MAX = 15, PROMPT = 16 };
+
+struct bench_case {
+    char path[256], name[40];
+    float exit_at;             /* ouro */
+    int layers_all, layers_rec; /* of the unrolled model: in every pass; per unit of depth */
+    int kv_values;             /* of K and V per layer */
+    double seconds[ROUNDS_MAX], depth;
+    double bytes, macs;        /* per token */
+    uint64_t kv_bytes;
+    tessera_engine *engine;
+};
+
+static int fail(const struct err *e)
+{
+    (void)fprintf(stderr, "depth: %s\n", e->msg);
+    return 1;
+}
+
+/* The deepest first: the others are judged by it. */
+static int list_cases(struct bench_case *c, const char *dir, unsigned type, bool mor, bool ouro,
+                      struct err *e)
+{
+    int n = 0;
+    struct gen_spec g = gen_defaults();
+    g.type = type;
+    g.n_expert = g.n_expert_used = 0;
+    g.n_vocab = 49152;
+    g.n_ctx = 2048;
+    for (int k = 3; mor && k >= 0; k--) { /* 0: depths differ */
+        g.arch = "mor";
+        g.n_layer = 12; /* 2 + 10, three times: 32 */
+        g.n_embd = 960;
+        g.n_head = 15;
+        g.n_head_kv = 5;
+        g.head_dim = 64;
+        g.n_ff = 2560;
+        g.tied = true;
+        g.n_repeats = 3;
+        g.router_sigma = k ? 0 : 0.05f;
+        for (int r = 0; r < 3; r++) g.threshold[r] = k == 0 ? 0.4f : r < k ? 0.0f : 2.0f;
+        struct bench_case *b = &c[n++];
+        *b = (struct bench_case){.layers_all = 2, .layers_rec = 10, .kv_values = 2 * 320};
+        (void)snprintf(b->name, sizeof b->name, k ? "MoR-360M, depth %d" : "MoR-360M, mixed", k);
+        (void)snprintf(b->path, sizeof b->path, "%s/mor-%d.gguf", dir, k);
+        if (gen_write(&g, b->path, NULL, e)) return -1;
+    }
+    for (int k = 4; ouro && k >= 1; k--) {
+        g.arch = "ouro";
+        g.n_layer = 24;
+        g.n_embd = 2048;
+        g.n_head = g.n_head_kv = 16;
+        g.head_dim = 128;
+        g.n_ff = 5632;
+        g.tied = false;
+        g.n_repeats = 4;
+        g.router_sigma = 0;
+        struct bench_case *b = &c[n++];
+        *b = (struct bench_case){.layers_rec = 24, .kv_values = 2 * 2048};
+        /* Chances of a half: they sum to 1/2, 3/4, 7/8 after one, two, three loops. */
+        b->exit_at = 1.0f - 1.0f / (float)(1 << k) - (k == 4 ? 0 : 0.01f);
+        if (k == 4) b->exit_at = 0.95f;
+        (void)snprintf(b->name, sizeof b->name, "Ouro-1.4B, %d loop%s", k, k == 1 ? "" : "s");
+        (void)snprintf(b->path, sizeof b->path, "%s/ouro.gguf", dir);
+        if (k == 4 && gen_write(&g, b->path, NULL, e)) return -1;
+    }
+    return n;
+}
+
+static enum status decode(struct bench_case *c, int n_tokens, int round, struct err *e)
+{
+    tessera_session *s;
+    enum status st = tessera_session_open(c->engine, 0, &s, e);
+    int32_t ids[PROMPT];
+    if (st) return st;
+    for (int i = 0; i < PROMPT; i++) ids[i] = (int32_t)(i * 7919 % 49152);
+    struct tessera_input in = {s, ids, PROMPT, TESSERA_LOGITS_LAST};
+    st = tessera_step(c->engine, &in, 1, e);
+    const struct tessera_depth before = tessera_depth(c->engine);
+    const double start = os_seconds();
+    for (int i = 0; !st && i < n_tokens; i++) {
+        const int32_t id = (int32_t)((i * 104729 + 13) % 49152);
+        in = (struct tessera_input){s, &id, 1, TESSERA_LOGITS_LAST};
+        st = tessera_step(c->engine, &in, 1, e);
+    }
+    c->seconds[round] = (os_seconds() - start) / n_tokens;
+    const struct tessera_depth after = tessera_depth(c->engine);
+    uint64_t sum = 0;
+    for (int i = 0; i <= after.n_max; i++)
+        sum += (uint64_t)i * (after.rows_at[i] - before.rows_at[i]);
+    c->depth = (double)sum / n_tokens;
+    c->bytes = (double)(after.bytes - before.bytes) / n_tokens;
+    c->macs = (double)(after.macs - before.macs) / n_tokens;
+    c->kv_bytes = tessera_memory(c->engine).kv / (uint64_t)tessera_session_n(s);
+    tessera_session_close(s);
+    return st;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void print(struct bench_case *c, int n, int rounds)
+{
+    const struct bench_case *full = NULL;
+    printf("| model | mean depth | tokens/s | MB read per token | GMAC per token | predicted tokens/s |"
+           " reached | KiB of K and V per token | derived |\n|---|---|---|---|---|---|---|---|---|\n");
+    for (int i = 0; i < n; i++) {
+        struct bench_case *b = &c[i];
+        qsort(b->seconds, (size_t)rounds, sizeof *b->seconds, by_size);
+        if (!full || strncmp(full->name, b->name, 4)) full = b;
+        const double t = b->seconds[rounds / 2];
+        const double want = full->seconds[rounds / 2] * b->bytes / full->bytes;
+        /* Exits leave K and V in every slot; recursions only where a token is. */
+        const double deep = b->exit_at > 0 ? 4 : b->depth;
+        const double kv = 2.0 * b->kv_values * (b->layers_all + b->layers_rec * deep) / 1024;
+        printf("| %s | %.2f | %.2f | %.0f | %.2f | %.2f | %.0f %% | %.1f | %.1f |\n", b->name, b->depth,
+               1 / t, b->bytes / 1e6, b->macs / 1e9, 1 / want, 100 * want / t,
+               (double)b->kv_bytes / 1024, kv);
+    }
+}
+
+static int run(struct bench_case *c, int n, int n_tokens, int rounds, struct err *e)
+{
+    for (int i = 0; i < n; i++) {
+        struct tessera_options o = tessera_defaults();
+        o.model_path = c[i].path;
+        o.n_ctx = 2048;
+        o.exit_at = c[i].exit_at;
+        if (tessera_open(&o, &c[i].engine, e)) return fail(e);
+    }
+    for (int r = -1; r < rounds; r++) /* the first one warms up */
+        for (int i = 0; i < n; i++)
+            if (decode(&c[i], r < 0 ? 4 : n_tokens, r < 0 ? 0 : r, e)) return fail(e);
+    print(c, n, rounds);
+    for (int i = 0; i < n; i++) tessera_close(c[i].engine);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static struct bench_case c[2 * CASES_MAX];
+    int n_tokens = 48, rounds = 3;
+    unsigned type = QTYPE_Q8_0;
+    bool mor = false, ouro = false;
+    struct err e;
+    err_clear(&e);
+    for (int i = 2; i < argc; i++) {
+        if (!strcmp(argv[i], "--mor")) mor = true;
+        else if (!strcmp(argv[i], "--ouro")) ouro = true;
+        else if (!strcmp(argv[i], "--tokens") && i + 1 < argc) n_tokens = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "--rounds") && i + 1 < argc) rounds = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "--type") && i + 1 < argc && qtype_by_name(argv[i + 1]))
+            type = (unsigned)qtype_by_name(argv[++i])->id;
+        else argc = 0;
+    }
+    if (argc < 2 || n_tokens < 1 || rounds < 1 || rounds > ROUNDS_MAX) {
+        (void)fprintf(stderr, "usage: depth DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]\n");
+        return 2;
+    }
+    if (!mor && !ouro) mor = ouro = true;
+    const int n = list_cases(c, argv[1], type, mor, ouro, &e);
+    return n < 0 ? fail(&e) : run(c, n, n_tokens, rounds, &e);
+}

@@ -1,0 +1,76 @@
+/* See depth.h. */
+#include "routing/depth.h"
+
+#include <math.h>
+
+static float sigmoid(const struct elem_kernels *el, float x)
+{
+    float y = -x;
+    el->exp(1, &y, &y);
+    return 1.0f / (1.0f + y);
+}
+
+float depth_score(enum depth_score score, const struct elem_kernels *el, float logit)
+{
+    float y = 2.0f * logit;
+    switch (score) {
+    case DEPTH_TANH:
+        el->exp(1, &y, &y);
+        return 1.0f - 2.0f / (y + 1.0f);
+    case DEPTH_IDENTITY: return logit;
+    case DEPTH_SIGMOID:
+    case DEPTH_SOFTMAX: break;
+    }
+    return sigmoid(el, logit);
+}
+
+void depth_choose(const struct depth_params *p, const struct elem_kernels *el, const float *bias,
+                  const float *logit, float *out)
+{
+    const int n = p->n_steps;
+    float *only = out + 1, *chance = out + 1 + n;
+    for (int i = 0; i < n; i++) chance[i] = logit[i];
+    if (p->score == DEPTH_SOFTMAX) el->softmax(n, chance);
+    else
+        for (int i = 0; i < n; i++) chance[i] = sigmoid(el, chance[i]);
+    int best = 0;
+    for (int i = 0; i < n; i++) {
+        chance[i] *= p->alpha;
+        const float mine = chance[i] + (bias ? bias[i] : 0);
+        if (mine > chance[best] + (bias ? bias[best] : 0)) best = i;
+    }
+    for (int i = 0; i < n; i++) only[i] = i == best ? chance[i] : 0;
+    out[0] = (float)(best + 1);
+}
+
+void depth_exit(const struct depth_params *p, const struct elem_kernels *el, float logit,
+                const float *before, float *out)
+{
+    const float left = before ? before[0] : 1, sum = before ? before[1] : 0;
+    const float stop = sigmoid(el, logit), chance = p->step == p->n_steps ? left : stop * left;
+    out[0] = left * (1.0f - stop);
+    out[1] = sum + chance;
+    out[2] = chance;
+}
+
+int depth_capacity(float share, int n)
+{
+    const int k = (int)floor((double)share * n * (1 + 1e-6));
+    return k < 1 ? 1 : k > n ? n : k;
+}
+
+/* Rank by counting who is better; a session's rows are some thousand at most. */
+static bool better(float a, int i, float b, int k)
+{
+    if (isnan(a) || isnan(b)) return isnan(b) && (!isnan(a) || i < k);
+    return a > b || (!(a < b) && i < k);
+}
+
+void depth_best(const float *logit, int n, int k, unsigned char *in)
+{
+    for (int i = 0; i < n; i++) {
+        int before = 0;
+        for (int j = 0; j < n && before < k; j++) before += better(logit[j], j, logit[i], i);
+        in[i] = before < k;
+    }
+}

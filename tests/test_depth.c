@@ -1,0 +1,871 @@
+/* Recursive and looped models against the independent reference of tests/depth/make.py: logits and
+ * every token's depth, in every variant; the same bits in every split, batch and tier, after going
+ * back and after saving; KV bytes as derived; steps on empty row sets do not run; changes that must
+ * break the bound; files and options that must be refused.  Writes to a folder of its own in /tmp. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "moe/base/rng.h"
+#include "moe/compute/elem.h"
+#include "moe/tessera.h"
+#include "quant/build/convert.h"
+#include "tests/rewrite.h"
+#include "tests/shared.h"
+
+enum { N_IDS = 100, VOCAB = 40, CASES = 48, N_SPLITS = 1000 };
+
+static char dir[64] = "/tmp/tessera-depth-XXXXXX";
+static int32_t ids[N_IDS];
+
+struct variant {
+    char name[40], model[40], options[80];
+    char path[160];
+    struct tessera_options open;
+};
+
+static struct variant variant[CASES];
+static int n_variants;
+
+/* ---- variants ---- */
+
+static void model_path(const char *model, char out[160])
+{
+    (void)snprintf(out, 160, "tests/depth/%s.gguf", strcmp(model, "mor-none") ? model : "mor-expert");
+}
+
+static void drop_routers(struct rw *r)
+{
+    for (int i = r->n - 1; i >= 0; i--)
+        if (!strncmp(r->t[i].name, "rec.", 4)) rw_drop(r, &r->t[i]);
+}
+
+/* One option of cases.txt: how the file is opened, or a key of it. */
+static void apply(struct variant *v, struct rw *r, const char *option)
+{
+    char word[40], *value;
+    (void)snprintf(word, sizeof word, "%s", option);
+    if ((value = strchr(word, '='))) *value++ = 0;
+    if (!strcmp(word, "exact")) v->open.depth_exact = true;
+    else if (!strcmp(word, "weighted")) v->open.exit_weighted = true;
+    else if (!strcmp(word, "loops")) v->open.loops = atoi(value);
+    else if (!strcmp(word, "exit")) v->open.exit_at = strtof(value, NULL);
+    else if (!strcmp(word, "skip")) rw_set(r, "skip_loop_final_norm", 'b', 1, NULL);
+    else if (!strcmp(word, "alpha")) rw_set(r, "recursion.alpha", 'f', strtod(value, NULL), NULL);
+    else if (!strcmp(word, "gated")) rw_set(r, "recursion.gated", 'b', 0, NULL);
+    else if (!strcmp(word, "gate_every_step")) rw_set(r, "recursion.gate_every_step", 'b', 1, NULL);
+    else {
+        char key[64];
+        static char texts[CASES][4][32];
+        static int n;
+        char *text = texts[n / 4 % CASES][n % 4];
+        n++;
+        (void)snprintf(key, sizeof key, "recursion.%s", word);
+        (void)snprintf(text, 32, "%s", value);
+        rw_set(r, key, 's', 0, text);
+    }
+}
+
+static void make_variant(struct variant *v)
+{
+    struct rw r;
+    char from[160], options[80];
+    model_path(v->model, from);
+    rw_open(&r, from);
+    v->open = tessera_defaults();
+    (void)snprintf(options, sizeof options, "%s", v->options);
+    for (char *o = strtok(options, " "); o; o = strtok(NULL, " ")) apply(v, &r, o);
+    if (!strcmp(v->model, "mor-none")) drop_routers(&r);
+    (void)snprintf(v->path, sizeof v->path, "%s/%s.gguf", dir, v->name);
+    rw_write(&r, v->path);
+    rw_close(&r);
+    v->open.model_path = v->path;
+    v->open.n_threads = 2;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    size_t n = 0;
+    assert_non_null(mkdtemp(dir));
+    char *text = shared_slurp("tests/depth/text.ids", &n), *at = text;
+    assert_non_null(text);
+    for (int i = 0; i < N_IDS; i++) {
+        ids[i] = (int32_t)strtol(at, &at, 10);
+        at += strspn(at, ",\n");
+    }
+    free(text);
+    text = shared_slurp("tests/depth/cases.txt", &n);
+    assert_non_null(text);
+    for (char *line = text, *end; *line && n_variants < CASES; line = end + 1) {
+        struct variant *v = &variant[n_variants++];
+        end = strchr(line, '\n');
+        *end = 0;
+        assert_true(sscanf(line, "%39s %39s %79[^\n]", v->name, v->model, v->options) >= 2);
+        make_variant(v);
+    }
+    free(text);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    for (int i = 0; i < n_variants; i++) (void)unlink(variant[i].path);
+    (void)rmdir(dir);
+    return 0;
+}
+
+/* ---- running ---- */
+
+struct run {
+    float logits[N_IDS * VOCAB];
+    unsigned char depth[N_IDS];
+};
+
+static tessera_engine *open_engine(const struct tessera_options *o)
+{
+    struct err e;
+    tessera_engine *engine;
+    if (tessera_open(o, &engine, &e)) fail_msg("%s: %s", o->model_path, e.msg);
+    return engine;
+}
+
+static tessera_session *open_session(tessera_engine *e)
+{
+    struct err err;
+    tessera_session *s;
+    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
+    return s;
+}
+
+/* The tokens that follow, to the n-th, in pieces of which next() says the size. */
+static void feed(tessera_engine *e, tessera_session *s, int n, int piece, struct rng *r,
+                 struct run *out)
+{
+    struct err err;
+    for (int at = tessera_session_n(s), m; at < n; at += m) {
+        m = r ? 1 + (int)rng_below(r, rng_below(r, 3) ? 4 : 60) : piece;
+        if (m > n - at) m = n - at;
+        const struct tessera_input in = {s, ids + at, m, TESSERA_LOGITS_ALL};
+        if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+        for (int i = 0; i < m; i++)
+            memcpy(out->logits + (at + i) * VOCAB, tessera_logits(e, 0, i), sizeof(float) * VOCAB);
+    }
+    if (tessera_session_depths(s)) memcpy(out->depth, tessera_session_depths(s), (size_t)n);
+}
+
+static void run_all(const struct variant *v, int piece, struct run *out)
+{
+    tessera_engine *e = open_engine(&v->open);
+    tessera_session *s = open_session(e);
+    feed(e, s, N_IDS, piece, NULL, out);
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+static bool same(const struct run *a, const struct run *b)
+{
+    return !memcmp(a->logits, b->logits, sizeof a->logits) &&
+           !memcmp(a->depth, b->depth, sizeof a->depth);
+}
+
+static void want_of(const char *name, struct run *out)
+{
+    char path[160];
+    size_t n = 0;
+    (void)snprintf(path, sizeof path, "tests/depth/%s.logits.f32", name);
+    char *p = shared_slurp(path, &n);
+    assert_non_null(p);
+    assert_int_equal(n, sizeof out->logits);
+    memcpy(out->logits, p, n);
+    free(p);
+    (void)snprintf(path, sizeof path, "tests/depth/%s.depth", name);
+    p = shared_slurp(path, &n);
+    assert_non_null(p);
+    assert_int_equal(n, sizeof out->depth);
+    memcpy(out->depth, p, n);
+    free(p);
+}
+
+/* Largest difference over the reference's root mean square. */
+static double distance(const struct run *a, const struct run *want)
+{
+    double sum = 0, max = 0;
+    for (int i = 0; i < N_IDS * VOCAB; i++) {
+        const double w = (double)want->logits[i], d = fabs((double)a->logits[i] - w);
+        sum += w * w;
+        if (!(d <= max)) max = d;
+    }
+    return max / sqrt(sum / (N_IDS * VOCAB));
+}
+
+static bool by_row(const struct variant *v)
+{
+    return strcmp(v->model, "nanbeige") && (strcmp(v->model, "ouro") || v->open.exit_at > 0);
+}
+
+static const struct variant *find(const char *name)
+{
+    for (int i = 0; i < n_variants; i++)
+        if (!strcmp(variant[i].name, name)) return &variant[i];
+    fail_msg("no case %s", name);
+    return NULL;
+}
+
+/* ---- tests ---- */
+
+static void test_reference(void **state)
+{
+    (void)state;
+    double worst = 0;
+    assert_int_equal(n_variants, 40);
+    for (int i = 0; i < n_variants; i++) {
+        struct run got, want;
+        memset(&got, 0, sizeof got);
+        want_of(variant[i].name, &want);
+        run_all(&variant[i], N_IDS, &got);
+        const double d = distance(&got, &want);
+        if (!(d <= 1e-4)) fail_msg("%s: %g of the reference's rms", variant[i].name, d);
+        if (by_row(&variant[i]) && strcmp(variant[i].model, "mor-none"))
+            assert_memory_equal(got.depth, want.depth, N_IDS);
+        worst = d > worst ? d : worst;
+    }
+    print_message("%d variants: worst difference %.2g of the reference's rms\n", n_variants, worst);
+}
+
+static void test_splits(void **state)
+{
+    (void)state;
+    struct rng r;
+    int n = 0;
+    rng_seed(&r, 7);
+    for (int i = 0; i < n_variants; i++) {
+        if (variant[i].open.depth_exact) continue;
+        struct run one, got;
+        struct err err;
+        memset(&one, 0, sizeof one);
+        run_all(&variant[i], N_IDS, &one);
+        tessera_engine *e = open_engine(&variant[i].open);
+        tessera_session *s = open_session(e);
+        for (int k = 0; k < N_SPLITS / 34 + 1; k++, n++) {
+            memset(&got, 0, sizeof got);
+            if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
+            feed(e, s, N_IDS, 1, k ? &r : NULL, &got); /* the first one token by token */
+            if (!same(&got, &one)) fail_msg("%s: split %d differs", variant[i].name, k);
+        }
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+    assert_true(n >= N_SPLITS);
+    print_message("%d random splits: the same bits\n", n);
+}
+
+/* Going back to anywhere, and on again. */
+static void test_rollback(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"e-m-cycle", "t-cycle", "e-m-cycle-shared", "ouro-exit50"};
+    struct rng r;
+    rng_seed(&r, 8);
+    for (int i = 0; i < 4; i++) {
+        const struct variant *v = find(names[i]);
+        struct run one, got;
+        struct err err;
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(v, N_IDS, &one);
+        tessera_engine *e = open_engine(&v->open);
+        tessera_session *s = open_session(e);
+        for (int k = 0; k < 40; k++) {
+            const int n = tessera_session_n(s), to = (int)rng_below(&r, (uint32_t)n + 1);
+            if (tessera_session_rollback(s, (struct tessera_mark){to}, &err)) fail_msg("%s", err.msg);
+            const int end = to + (int)rng_below(&r, (uint32_t)(N_IDS - to) + 1);
+            feed(e, s, end, 1, &r, &got);
+        }
+        feed(e, s, N_IDS, 9, NULL, &got);
+        assert_true(same(&got, &one));
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* Sessions at different depths and places in one step, and every tier. */
+static void test_batch_and_tiers(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"e-m-cycle", "t-seq", "e-cycle-shared", "ouro-exit75"};
+    static const char *const tiers[] = {"ref", "avx2", "avx512"};
+    for (int i = 0; i < 4; i++) {
+        struct variant v = *find(names[i]);
+        struct run one, got[3];
+        struct err err;
+        memset(&one, 0, sizeof one);
+        run_all(&v, N_IDS, &one);
+        v.open.n_sessions = 3;
+        tessera_engine *e = open_engine(&v.open);
+        tessera_session *s[3];
+        for (int k = 0; k < 3; k++) s[k] = open_session(e);
+        memset(got, 0, sizeof got);
+        feed(e, s[1], 20, 20, NULL, &got[1]);
+        feed(e, s[2], 40, 7, NULL, &got[2]);
+        for (int step = 0; tessera_session_n(s[2]) < N_IDS - 3; step++) {
+            struct tessera_input in[3];
+            int at[3];
+            for (int k = 0; k < 3; k++) {
+                at[k] = tessera_session_n(s[k]);
+                in[k] = (struct tessera_input){s[k], ids + at[k], 1 + (step + k) % 3,
+                                               TESSERA_LOGITS_ALL};
+            }
+            if (tessera_step(e, in, 3, &err)) fail_msg("%s", err.msg);
+            for (int k = 0; k < 3; k++)
+                for (int t = 0; t < in[k].n; t++)
+                    memcpy(got[k].logits + (at[k] + t) * VOCAB, tessera_logits(e, k, t),
+                           sizeof(float) * VOCAB);
+        }
+        for (int k = 0; k < 3; k++) {
+            feed(e, s[k], N_IDS, 50, NULL, &got[k]);
+            if (!same(&got[k], &one)) fail_msg("%s: session %d differs in company", v.name, k);
+            tessera_session_close(s[k]);
+        }
+        tessera_close(e);
+        for (int t = 0; t < 3; t++) {
+            if (setenv("TESSERA_CPU", tiers[t], 1)) fail();
+            memset(&got[0], 0, sizeof got[0]);
+            run_all(&v, 31, &got[0]);
+            (void)unsetenv("TESSERA_CPU");
+            if (!same(&got[0], &one)) fail_msg("%s: tier %s differs", v.name, tiers[t]);
+        }
+    }
+}
+
+static void test_save(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"e-m-cycle", "t-cycle-shared", "ouro-exit50"};
+    for (int i = 0; i < 3; i++) {
+        const struct variant *v = find(names[i]);
+        char path[128];
+        struct run one, got;
+        struct err err;
+        (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(v, N_IDS, &one);
+        tessera_engine *e = open_engine(&v->open);
+        tessera_session *s = open_session(e);
+        feed(e, s, 71, 71, NULL, &got);
+        if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
+        tessera_session_close(s);
+        s = open_session(e);
+        feed(e, s, 90, 90, NULL, &got);
+        if (tessera_session_load(s, path, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(tessera_session_n(s), 71);
+        feed(e, s, N_IDS, 5, NULL, &got);
+        assert_memory_equal(got.logits, one.logits, sizeof one.logits);
+        assert_memory_equal(got.depth + 71, one.depth + 71, N_IDS - 71);
+        tessera_session_close(s);
+        tessera_close(e);
+        (void)unlink(path);
+    }
+}
+
+/* ---- memory and work ---- */
+
+static uint64_t pages_of(int n) { return (uint64_t)(n + KV_PAGE - 1) / KV_PAGE; }
+
+/* Bytes of the pages of a layer's K and V: 2 heads of 16 halves each way. */
+static uint64_t kv_of(int n) { return pages_of(n) * 2 * attn_head_bytes(KV_F16, 16, 16); }
+
+static uint64_t round_page(uint64_t n)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (n + page - 1) / page * page;
+}
+
+/* Per step: the two private layers have every token, the two of each recursion those that are in it.
+ * Shared: four layers in all. */
+static void test_kv_bytes(void **state)
+{
+    (void)state;
+    for (int shared = 0; shared < 2; shared++) {
+        const struct variant *v = find(shared ? "e-m-cycle-shared" : "e-m-cycle");
+        struct run got;
+        memset(&got, 0, sizeof got);
+        tessera_engine *e = open_engine(&v->open);
+        tessera_session *s = open_session(e);
+        feed(e, s, N_IDS, N_IDS, NULL, &got);
+        uint64_t want = round_page((shared ? 4 : 2) * kv_of(N_IDS));
+        for (int r = 1; r <= 3 && !shared; r++) {
+            int n = 0;
+            for (int i = 0; i < N_IDS; i++) n += got.depth[i] >= r;
+            want += round_page(2 * kv_of(n));
+        }
+        assert_int_equal(tessera_memory(e).kv, want);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* Runs of all steps on products of layers, from the profile. */
+static uint64_t product_bytes(tessera_engine *e)
+{
+    struct tessera_step_kind k;
+    uint64_t n = 0;
+    for (int i = 0; tessera_profile_at(e, i, &k); i++)
+        if (!strcmp(k.step, "matmul") && strcmp(k.name, "output") && strcmp(k.name, "router") &&
+            strcmp(k.name, "exit_gate"))
+            n += k.bytes;
+    return n;
+}
+
+/* Decoding reads a block's weights once for each recursion, or loop, that the token is in, and not
+ * once more: what the profile has measured, step by step, and what the counters say. */
+static void test_work(void **state)
+{
+    (void)state;
+    static const struct { const char *name; int ends, block; } cases[] = {
+        {"e-m-cycle", 2, 2}, {"t-cycle", 0, 4}, {"ouro-exit50", 0, 2},
+    };
+    const uint64_t layer = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 48);
+    for (int c = 0; c < 3; c++) {
+        const struct variant *v = find(cases[c].name);
+        struct run got;
+        struct err err;
+        memset(&got, 0, sizeof got);
+        tessera_engine *e = open_engine(&v->open);
+        tessera_session *s = open_session(e);
+        if (tessera_profile(e, true, &err)) fail_msg("%s", err.msg);
+        feed(e, s, N_IDS, 1, NULL, &got);
+        uint64_t deep = 0;
+        for (int i = 0; i < N_IDS; i++) deep += got.depth[i];
+        assert_int_equal(product_bytes(e), layer * ((uint64_t)cases[c].ends * N_IDS +
+                                                    (uint64_t)cases[c].block * deep));
+        const struct tessera_depth d = tessera_depth(e);
+        assert_int_equal(d.rows, N_IDS);
+        uint64_t rows = 0, sum = 0;
+        for (int i = 0; i <= d.n_max; i++) {
+            rows += d.rows_at[i];
+            sum += (uint64_t)i * d.rows_at[i];
+        }
+        assert_int_equal(rows, N_IDS);
+        assert_int_equal(sum, deep);
+        const uint64_t not_run = (uint64_t)d.n_max * N_IDS - deep;
+        assert_int_equal(d.macs_saved / (layer / 2), not_run * (uint64_t)cases[c].block);
+        assert_true(d.bytes_saved >= not_run * (uint64_t)cases[c].block * layer);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* ---- what must fail ---- */
+
+static void test_mutations(void **state)
+{
+    (void)state;
+    /* Each variant's reference is another's mutation. */
+    static const char *const pairs[][2] = {
+        {"e-m-cycle", "e-m-cycle-shared"}, {"e-m-cycle", "e-m-seq"}, {"e-m-cycle", "e-ungated"},
+        {"e-m-cycle", "e-tanh"}, {"e-tanh", "e-identity"}, {"e-cycle", "e-cycle-shared"},
+        {"t-m-cycle", "t-m-cycle-shared"}, {"t-m-cycle", "t-every"}, {"t-cycle", "t-seq"},
+        {"ouro", "ouro-loops3"}, {"ouro", "ouro-weighted"}, {"ouro-exit50", "ouro-exit75"},
+        {"nanbeige", "nanbeige-skip"}, {"n-cycle", "n-cycle-shared"},
+        {"e-m-cycle-exact", "e-m-cycle-shared-exact"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        struct run got, want;
+        memset(&got, 0, sizeof got);
+        want_of(pairs[i][0], &want);
+        run_all(find(pairs[i][1]), N_IDS, &got);
+        if (distance(&got, &want) <= 3e-4) fail_msg("%s passes for %s", pairs[i][1], pairs[i][0]);
+    }
+}
+
+/* At a threshold of 1 nothing leaves: the plain loop, bit for bit; so do the last of n loops. */
+static void test_exit_at_one(void **state)
+{
+    (void)state;
+    struct variant v = *find("ouro");
+    struct run plain, one;
+    memset(&plain, 0, sizeof plain);
+    memset(&one, 0, sizeof one);
+    run_all(&v, N_IDS, &plain);
+    v.open.exit_at = 1;
+    run_all(&v, N_IDS, &one);
+    assert_true(same(&plain, &one));
+    v.open.exit_at = 0.99999994f; /* the row sets, and hardly anybody leaves */
+    memset(&one, 0, sizeof one);
+    run_all(&v, N_IDS, &one);
+    assert_memory_equal(plain.logits, one.logits, sizeof one.logits);
+}
+
+struct bad {
+    const char *model, *key;
+    char type;
+    double number;
+    const char *text, *want;
+};
+
+static void test_bad_files(void **state)
+{
+    (void)state;
+    static const struct bad bad[] = {
+        {"mor-expert", "recursion.capacity", 'a', 0, "1 0.5", "one for each recursion"},
+        {"mor-expert", "recursion.threshold", 'a', 0, "0.5 0.5 0.5 0.5", "one for each recursion"},
+        {"mor-expert", "recursion.capacity", 'a', 0, "1 0.5 1.5", "for recursion 3"},
+        {"mor-expert", "recursion.capacity", 'u', 1, NULL, "no list of f32"},
+        {"mor-expert", "recursion.count", 'u', 0, NULL, "recursion.count"},
+        {"mor-expert", "recursion.count", 'u', 99, NULL, "recursion.count"},
+        {"mor-expert", "recursion.count", 'u', 4, NULL, "rec.4.router.weight"},
+        {"mor-expert", "recursion.count", 'u', 2, NULL, "rec.3.router.weight"},
+        {"mor-expert", "recursion.block_count", 'u', 3, NULL, "block_count"},
+        {"mor-expert", "recursion.block_first", 'u', 0, NULL, "block_first"},
+        {"mor-expert", "recursion.sharing", 's', 0, "spiral", "spiral"},
+        {"mor-expert", "recursion.router", 's', 0, "committee", "committee"},
+        {"mor-expert", "recursion.router", 's', 0, "token", "rec.router.weight"},
+        {"mor-expert", "recursion.router_func", 's', 0, "softmax", "softmax"},
+        {"mor-expert", "recursion.kv", 's', 0, "shared_update", "how its prompt was cut"},
+        {"mor-expert", "recursion.alpha", 'f', -1, NULL, "positive"},
+        {"mor-token", "recursion.gated", 'b', 0, NULL, "token router"},
+        {"mor-token", "recursion.count", 'u', 3, NULL, "rec.router.weight"},
+        {"ouro", "num_loops", 'u', 0, NULL, "num_loops"},
+        {"ouro", "early_exit_threshold", 'f', 0, NULL, "not positive"},
+        {"ouro", "skip_loop_final_norm", 'b', 1, NULL, "skip_loop_final_norm"},
+        {"nanbeige", "num_loops", 'u', 1000, NULL, "num_loops"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct rw r;
+        struct err e;
+        char from[160], path[160];
+        tessera_engine *engine;
+        model_path(bad[i].model, from);
+        rw_open(&r, from);
+        rw_set(&r, bad[i].key, bad[i].type, bad[i].number, bad[i].text);
+        (void)snprintf(path, sizeof path, "%s/bad.gguf", dir);
+        rw_write(&r, path);
+        rw_close(&r);
+        struct tessera_options o = tessera_defaults();
+        o.model_path = path;
+        if (!tessera_open(&o, &engine, &e)) fail_msg("case %zu: %s was taken", i, bad[i].key);
+        if (!strstr(e.msg, bad[i].want)) fail_msg("case %zu: \"%s\"", i, e.msg);
+        (void)unlink(path);
+    }
+}
+
+static void test_bad_options(void **state)
+{
+    (void)state;
+    static const struct { const char *name, *want; int loops; float exit; bool weighted, exact; } bad[] = {
+        {"ouro", "1 to 4 loops", 5, 0, false, false}, {"e-m-cycle", "no loops", 2, 0, false, false},
+        {"nanbeige", "no exit gate", 0, 0.5f, false, false}, {"ouro", "above 0", 0, 1.5f, false, false},
+        {"ouro", "weighted", 0, 0.5f, true, false}, {"t-cycle", "capacity", 0, 0, false, true},
+        {"ouro", "capacity", 0, 0, false, true},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct tessera_options o = find(bad[i].name)->open;
+        struct err e;
+        tessera_engine *engine;
+        o.loops = bad[i].loops;
+        o.exit_at = bad[i].exit;
+        o.exit_weighted = bad[i].weighted;
+        o.depth_exact = bad[i].exact;
+        assert_int_equal(tessera_open(&o, &engine, &e), ERR_USAGE);
+        if (!strstr(e.msg, bad[i].want)) fail_msg("case %zu: \"%s\"", i, e.msg);
+    }
+    const struct variant *v = find("e-m-cycle-exact"); /* a text in two steps */
+    tessera_engine *e = open_engine(&v->open);
+    tessera_session *s = open_session(e);
+    struct err err;
+    struct tessera_input in = {s, ids, 8, TESSERA_LOGITS_NONE};
+    assert_int_equal(tessera_step(e, &in, 1, &err), OK);
+    assert_int_equal(tessera_step(e, &in, 1, &err), ERR_USAGE);
+    assert_non_null(strstr(err.msg, "one step"));
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+/* ---- checkpoints ---- */
+
+enum { ST_MAX = 256 };
+
+/* A safetensors file being made: names, shapes and bytes, matrices as F16, vectors as F32. */
+struct checkpoint {
+    char folder[96];
+    int n;
+    struct { char name[96]; const struct rw_tensor *t; char *own; } at[ST_MAX];
+};
+
+static void put_file(const char *folder, const char *name, const void *data, size_t n)
+{
+    char path[192];
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "we");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void add(struct checkpoint *c, const char *name, const struct rw_tensor *t)
+{
+    assert_true(c->n < ST_MAX);
+    (void)snprintf(c->at[c->n].name, sizeof c->at[0].name, "%s", name);
+    c->at[c->n].own = malloc(t->piece[0].bytes);
+    assert_non_null(c->at[c->n].own);
+    memcpy(c->at[c->n].own, t->piece[0].data, t->piece[0].bytes);
+    c->at[c->n++].t = t;
+}
+
+static void write_checkpoint(const struct checkpoint *c, const char *config)
+{
+    static char head[1 << 16];
+    size_t n = 8, at = 0;
+    n += (size_t)snprintf(head + n, sizeof head - n, "{");
+    for (int i = 0; i < c->n; i++) {
+        const struct rw_tensor *t = c->at[i].t;
+        const size_t bytes = t->piece[0].bytes;
+        n += (size_t)snprintf(head + n, sizeof head - n, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[",
+                              i ? "," : "", c->at[i].name, t->type ? "F16" : "F32");
+        for (int d = t->n_dims - 1; d >= 0; d--)
+            n += (size_t)snprintf(head + n, sizeof head - n, "%llu%s", (unsigned long long)t->dim[d],
+                                  d ? "," : "");
+        n += (size_t)snprintf(head + n, sizeof head - n, "],\"data_offsets\":[%zu,%zu]}", at,
+                              at + bytes);
+        at += bytes;
+        assert_true(n < sizeof head);
+    }
+    n += (size_t)snprintf(head + n, sizeof head - n, "}");
+    for (int i = 0; i < 8; i++) head[i] = (char)((n - 8) >> (8 * i) & 0xff);
+    char *all = malloc(n + at);
+    assert_non_null(all);
+    memcpy(all, head, n);
+    for (int i = 0; i < c->n; i++) {
+        memcpy(all + n, c->at[i].own, c->at[i].t->piece[0].bytes);
+        n += c->at[i].t->piece[0].bytes;
+    }
+    put_file(c->folder, "model.safetensors", all, n);
+    free(all);
+    put_file(c->folder, "config.json", config, strlen(config));
+}
+
+/* A byte-level vocabulary of the 40 characters from ! on, without a merge. */
+static void write_vocab(const struct checkpoint *c)
+{
+    char text[2048];
+    size_t n = (size_t)snprintf(text, sizeof text, "{\"model\":{\"type\":\"BPE\",\"merges\":[],"
+                                "\"vocab\":{");
+    for (int i = 0; i < VOCAB; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s\"%s%c\":%d", i ? "," : "",
+                              33 + i == '"' || 33 + i == '\\' ? "\\" : "", 33 + i, i);
+    n += (size_t)snprintf(text + n, sizeof text - n, "}},\"added_tokens\":[]}");
+    put_file(c->folder, "tokenizer.json", text, n);
+}
+
+/* Rows of each head: neighbours become halves. */
+static void halves(char *rows, size_t row_bytes, int n_rows)
+{
+    char *old = malloc(row_bytes * 16);
+    assert_non_null(old);
+    for (int h = 0; h < n_rows / 16; h++) {
+        char *head = rows + (size_t)h * 16 * row_bytes;
+        memcpy(old, head, row_bytes * 16);
+        for (size_t i = 0; i < 16; i++)
+            memcpy(head + (i / 2 + i % 2 * 8) * row_bytes, old + i * row_bytes, row_bytes);
+    }
+    free(old);
+}
+
+static const struct { const char *to, *from; } hf_names[] = {
+    {"attn_norm", "input_layernorm"}, {"ffn_norm", "post_attention_layernorm"},
+    {"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"}, {"attn_v", "self_attn.v_proj"},
+    {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"},
+    {"ffn_down", "mlp.down_proj"}, {"post_attention_norm", "input_layernorm_2"},
+    {"post_ffw_norm", "post_attention_layernorm_2"},
+};
+
+/* The tensors of a layer under a prefix. */
+static void add_layer(struct checkpoint *c, const struct rw *r, int layer, const char *prefix,
+                      bool turn)
+{
+    for (size_t i = 0; i < sizeof hf_names / sizeof *hf_names; i++) {
+        char name[96];
+        (void)snprintf(name, sizeof name, "blk.%d.%s.weight", layer, hf_names[i].to);
+        const struct rw_tensor *t = rw_find(r, name);
+        if (!t) continue;
+        (void)snprintf(name, sizeof name, "%s.%s.weight", prefix, hf_names[i].from);
+        add(c, name, t);
+        if (turn && (i == 2 || i == 3))
+            halves(c->at[c->n - 1].own, t->piece[0].bytes / t->dim[1], (int)t->dim[1]);
+    }
+}
+
+static void add_ends(struct checkpoint *c, const struct rw *r)
+{
+    add(c, "model.embed_tokens.weight", rw_find(r, "token_embd.weight"));
+    add(c, "model.norm.weight", rw_find(r, "output_norm.weight"));
+    add(c, "lm_head.weight", rw_find(r, "output.weight"));
+}
+
+#define CONFIG(class, layers, more)                                                             \
+    "{\"architectures\":[\"" class "\"],\"num_hidden_layers\":" layers ",\"hidden_size\":64,"   \
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,\"vocab_size\":40,"      \
+    "\"intermediate_size\":48,\"max_position_embeddings\":256,\"rms_norm_eps\":1e-5,"            \
+    "\"rope_theta\":5000.0,\"hidden_act\":\"silu\"," more "}"
+#define MOR(n, more) "\"recursive\":{\"enable\":true,\"num_recursion\":" n                       \
+    ",\"sharing\":\"middle_cycle\"},\"kv_sharing\":{\"enable\":false}" more
+#define EXPERT ",\"mor\":{\"enable\":true,\"type\":\"expert\",\"router_type\":\"linear\","         \
+    "\"temp\":1.0,\"capacity\":\"1.0,0.6666667,0.33333334\",\"expert\":{\"router_func\":\"sigmoid\","  \
+    "\"alpha\":0.1,\"gating\":\"weighted\"}}"
+
+static void open_checkpoint(struct checkpoint *c, struct rw *r, const char *model)
+{
+    char path[160];
+    memset(c, 0, sizeof *c);
+    (void)snprintf(c->folder, sizeof c->folder, "%s/hf", dir);
+    (void)mkdir(c->folder, 0700);
+    model_path(model, path);
+    rw_open(r, path);
+    add_ends(c, r);
+    write_vocab(c);
+}
+
+static void close_checkpoint(struct checkpoint *c, struct rw *r)
+{
+    static const char *const files[] = {"model.safetensors", "config.json", "tokenizer.json"};
+    char path[192];
+    for (int i = 0; i < 3; i++) {
+        (void)snprintf(path, sizeof path, "%s/%s", c->folder, files[i]);
+        (void)unlink(path);
+    }
+    (void)rmdir(c->folder);
+    for (int i = 0; i < c->n; i++) free(c->at[i].own);
+    rw_close(r);
+}
+
+static enum status convert_to(const struct checkpoint *c, const char *out, struct err *e)
+{
+    struct convert v;
+    struct pool *pool;
+    err_clear(e);
+    assert_int_equal(pool_open(2, &pool, NULL), OK);
+    enum status s = convert_open(&v, &(struct convert_options){
+        .dir = c->folder, .type = CONVERT_F16, .pre = "qwen2"}, e);
+    if (!s) s = convert_write(&v, out, pool, NULL, NULL, e);
+    convert_close(&v);
+    pool_close(pool);
+    return s;
+}
+
+/* What comes out says the same as the file that the checkpoint was made from, bit for bit. */
+static void check_converted(const struct checkpoint *c, const char *name)
+{
+    struct variant v = *find(name);
+    struct run want, got;
+    struct err e;
+    char out[160];
+    memset(&want, 0, sizeof want);
+    memset(&got, 0, sizeof got);
+    run_all(&v, N_IDS, &want);
+    (void)snprintf(out, sizeof out, "%s/out.gguf", dir);
+    if (convert_to(c, out, &e)) fail_msg("%s: %s", name, e.msg);
+    v.open.model_path = out;
+    run_all(&v, N_IDS, &got);
+    assert_true(same(&want, &got));
+    (void)unlink(out);
+}
+
+static void check_refused(const struct checkpoint *c, const char *want)
+{
+    struct err e;
+    char out[160];
+    (void)snprintf(out, sizeof out, "%s/out.gguf", dir);
+    if (!convert_to(c, out, &e)) fail_msg("taken, but not: %s", want);
+    if (!strstr(e.msg, want)) fail_msg("\"%s\" does not say \"%s\"", e.msg, want);
+}
+
+static void test_convert_loops(void **state)
+{
+    (void)state;
+    struct checkpoint c;
+    struct rw r;
+    for (int ouro = 0; ouro < 2; ouro++) {
+        open_checkpoint(&c, &r, ouro ? "ouro" : "nanbeige");
+        for (int l = 0; l < 2; l++)
+            add_layer(&c, &r, l, l ? "model.layers.1" : "model.layers.0", !ouro);
+        if (ouro) {
+            add(&c, "model.early_exit_gate.weight", rw_find(&r, "exit_gate.weight"));
+            add(&c, "model.early_exit_gate.bias", rw_find(&r, "exit_gate.bias"));
+        }
+        write_checkpoint(&c, ouro ? CONFIG("OuroForCausalLM", "2",
+                                           "\"total_ut_steps\":4,\"early_exit_threshold\":1.0")
+                                  : CONFIG("NanbeigeForCausalLM", "2", "\"num_loops\":3"));
+        check_converted(&c, ouro ? "ouro" : "nanbeige");
+        if (ouro) check_converted(&c, "ouro-exit50");
+        close_checkpoint(&c, &r);
+    }
+}
+
+/* As the released code stores it: every tied copy, in wrappers behind the first layer. */
+static void test_convert_recursions(void **state)
+{
+    (void)state;
+    struct checkpoint c;
+    struct rw r;
+    char name[96];
+    open_checkpoint(&c, &r, "mor-expert");
+    add_layer(&c, &r, 0, "model.layers.0", false);
+    for (int i = 1; i <= 3; i++) {
+        char from[64];
+        for (int j = 0; j < 2; j++) {
+            (void)snprintf(name, sizeof name, "model.layers.%d.block.%d", i, j);
+            add_layer(&c, &r, 1 + j, name, false);
+        }
+        (void)snprintf(from, sizeof from, "rec.%d.router.weight", i);
+        (void)snprintf(name, sizeof name, "model.layers.%d.mor_router.router.weight", i);
+        add(&c, name, rw_find(&r, from));
+    }
+    add_layer(&c, &r, 3, "model.layers.4", false);
+    const char *good = CONFIG("MoRLlamaForCausalLM", "8", MOR("3", EXPERT));
+    write_checkpoint(&c, good);
+    check_converted(&c, "e-m-cycle");
+    check_converted(&c, "e-m-cycle-exact");
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "9", MOR("3", EXPERT)));
+    check_refused(&c, "cannot be cut into 3 recursions");
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "8", MOR("2", EXPERT)));
+    check_refused(&c, "\"capacity\" has 3 values for 2 recursions");
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "8", "\"x\":1"));
+    check_refused(&c, "\"recursive\" is missing");
+    for (int i = 0; i < c.n; i++)
+        if (!strcmp(c.at[i].name, "model.layers.3.block.1.mlp.up_proj.weight")) c.at[i].own[77] ^= 1;
+    write_checkpoint(&c, good);
+    check_refused(&c, "should be one and the same");
+    close_checkpoint(&c, &r);
+    /* Without routers the copies are plain layers. */
+    open_checkpoint(&c, &r, "mor-none");
+    for (int l = 0; l < 8; l++) {
+        (void)snprintf(name, sizeof name, "model.layers.%d", l);
+        add_layer(&c, &r, l == 0 ? 0 : l == 7 ? 3 : 1 + (l - 1) % 2, name, false);
+    }
+    write_checkpoint(&c, CONFIG("MoRLlamaForCausalLM", "8", MOR("3", "")));
+    check_converted(&c, "n-m-cycle");
+    close_checkpoint(&c, &r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reference), cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_rollback), cmocka_unit_test(test_batch_and_tiers),
+        cmocka_unit_test(test_save), cmocka_unit_test(test_kv_bytes),
+        cmocka_unit_test(test_work), cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_exit_at_one), cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_bad_options), cmocka_unit_test(test_convert_loops),
+        cmocka_unit_test(test_convert_recursions),
+    };
+    return cmocka_run_group_tests_name("depth", tests, set_up, tear_down);
+}
