@@ -188,6 +188,7 @@ static void report(const struct recorder *r, const char *path)
 {
     fprintf(stderr, "%s: %" PRId32 " tokens in %" PRId32 " steps, %d layers, %d of %d experts\n",
             path, r->t->n_rows, r->n_steps, r->t->n_layers, r->t->n_used, r->t->n_experts);
+    cli_print_ahead(r->e, 15);
 }
 
 static int record(const struct cli_args *a, const struct trace_args *own)
