@@ -16,6 +16,7 @@ static int usage(FILE *to)
         "                   MXFP4, or the mixture Q4_K_M\n"
         "  --layers N --embd N --heads N --kv-heads N --head-dim N --ff N (of one expert)\n"
         "  --experts N      0 = dense (llama, mor, ouro)\n"
+        "  --router-spread N  of mor's and ouro's routers, in hundredths (default 0: all scores a half)\n"
         "  --repeats N      mor: recursions of the layers but the first and the last; ouro: loops\n"
         "  --used N         experts per token\n"
         "  --ctx N          context length written to the file\n"
@@ -71,6 +72,10 @@ static bool option(struct gen_spec *g, const char *name, const char *value)
         }
     if (!strcmp(name, "--type")) return parse_type(value, &g->type);
     int seed;
+    if (!strcmp(name, "--router-spread") && parse_int(value, &seed)) {
+        g->router_sigma = (float)seed / 100;
+        return true;
+    }
     if (strcmp(name, "--seed") || !parse_int(value, &seed)) return false;
     g->seed = (uint64_t)seed;
     return true;

@@ -7,8 +7,8 @@
  * With an exit gate (Ouro, arXiv 2510.25741) a row has a chance to stop after each loop, sigmoid of
  * exit_gate over the normed row; it leaves after the first loop where the chances to have stopped
  * sum to exit_at.  Later loops are then run without it.  The model was trained with all of them, and
- * so later rows look, in a loop that a row did not run, at what it left in its last one: an
- * approximation, and the plan says so.  Weighted exit is the mean of what all loops give, weighted by
+ * so later rows look, in a loop that a row did not run, at what it left in its last one (it is copied
+ * when somebody runs that loop, many positions at once): an approximation, and the plan says so.  Weighted exit is the mean of what all loops give, weighted by
  * the chances; as the head is linear, that is the head of the mean. */
 #include <stdio.h>
 
@@ -103,8 +103,8 @@ static void with_exits(struct block *k, int x)
         (void)snprintf(name, sizeof name, "loop%d", t + 1);
         const int set = build_row_set(b, name, 1);
         chance = exit_step(k, t, x, chance, set);
-        build_kv_carry(b, first + (t - 1) * n_layer, n_layer, n_layer, n_run - t, set);
         b->rows = set;
+        build_kv_carry(b, first, n_layer, t + 1);
         x = build_select(b, "x", x);
     }
     b->rows = ROWS_OUT;

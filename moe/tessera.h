@@ -193,7 +193,7 @@ int tessera_session_n(const tessera_session *s);      /* tokens in the timeline 
 int tessera_session_n_ctx(const tessera_session *s);
 const int32_t *tessera_session_ids(const tessera_session *s); /* [n], borrowed until it changes */
 
-/* Depth [n] of each token's pass; NULL where the model has no such thing, 0 after loading. */
+/* Depth [n] of each token's pass; NULL where the model has no such thing. */
 const unsigned char *tessera_session_depths(const tessera_session *s);
 
 /* A mark is a place on the timeline to come back to: everything after it is forgotten, exactly.

@@ -369,7 +369,7 @@ static void test_save(void **state)
         assert_int_equal(tessera_session_n(s), 71);
         feed(e, s, N_IDS, 5, NULL, &got);
         assert_memory_equal(got.logits, one.logits, sizeof one.logits);
-        assert_memory_equal(got.depth + 71, one.depth + 71, N_IDS - 71);
+        assert_memory_equal(got.depth, one.depth, N_IDS);
         tessera_session_close(s);
         tessera_close(e);
         (void)unlink(path);

@@ -82,6 +82,14 @@ struct dev_route {
     const void *const *gate, *const *up, *const *down; /* [n_active] pinned tiles */
 };
 
+/* What a session's tokens have left where, in models that rows leave early.  Slots of depth d have K
+ * and V of positions up to from[d]; of later ones only where depth[pos], which is from 1, says so. */
+struct dev_carry {
+    const unsigned char *depth;       /* [end] */
+    const int32_t *from;              /* [steps + 1] */
+    int32_t end;                      /* positions, those of this step included */
+};
+
 /* Consecutive rows of one session between two recurrent states.  A step reads states and writes
  * others, never the one it came from: that is the session's until the step has succeeded. */
 struct dev_segment {
@@ -99,6 +107,8 @@ struct dev_bind {
     int n_ctx;                        /* tokens that a session may have */
     const uint64_t *kv_offset;        /* per slot: offset in a page of its timeline */
     enum kv_type kv_type;
+    const struct dev_carry *carry;    /* [n_inputs] per session; NULL without KV_CARRY steps */
+    int n_inputs;                     /* sessions in the step */
     const struct dev_segment *segment; /* [n_segments], those of a session one after another */
     const int *segment_of;            /* [n_sessions + 1] first segment of each session */
     int n_sessions;                   /* sessions with segments; 0 without recurrent slots */

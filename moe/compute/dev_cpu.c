@@ -242,40 +242,6 @@ static void kv_put_row(const struct job *j, int r)
     }
 }
 
-/* K has a position in every row of its page, V all values of a position together: elem.h. */
-static void carry_head(enum kv_type type, int dk, int dv, const char *from, char *to, int pos)
-{
-    const size_t half = sizeof(uint16_t), p = (size_t)pos;
-    const size_t kb = type == KV_Q8_0 ? (size_t)dk / 32 : 0, vb = type == KV_Q8_0 ? (size_t)dv / 32 : 0;
-    const size_t one = type == KV_Q8_0 ? 1 : half; /* bytes of a value */
-    size_t at = 0;
-    for (size_t i = 0; i < kb; i++, at += half * KV_PAGE)
-        memcpy(to + at + half * p, from + at + half * p, half);
-    for (int i = 0; i < dk; i++, at += one * KV_PAGE)
-        memcpy(to + at + one * p, from + at + one * p, one);
-    memcpy(to + at + half * vb * p, from + at + half * vb * p, half * vb);
-    at += half * vb * KV_PAGE;
-    memcpy(to + at + one * (size_t)dv * p, from + at + one * (size_t)dv * p, one * (size_t)dv);
-}
-
-static void kv_carry_row(const struct job *j, int r)
-{
-    const struct op *op = j->op;
-    const struct dev_bind *b = j->b;
-    const struct dev_rows *line = &b->set[op->kv_rows];
-    const int at = batch_at(op, b, r), pos = kv_pos(b, op->kv_rows, at);
-    const int dk = op->p.carry.dk, dv = op->p.carry.dv;
-    const size_t head = attn_head_bytes(b->kv_type, dk, dv);
-    if (b->set[op->p.carry.deeper].where[at] >= 0) return;
-    char *page = line->kv_base[b->row[at].session] + line->kv_page_bytes * (uint64_t)(pos / KV_PAGE);
-    for (int s = op->kv_slot; s < op->kv_slot + op->p.carry.n; s++)
-        for (int t = 1; t <= op->p.carry.times; t++)
-            for (size_t h = 0; h < (size_t)op->p.carry.n_kv_heads; h++)
-                carry_head(b->kv_type, dk, dv, page + b->kv_offset[s] + h * head,
-                           page + b->kv_offset[s + t * op->p.carry.stride] + h * head,
-                           pos % KV_PAGE);
-}
-
 /* out may be in itself. */
 static void scatter_row(const struct job *j, int r)
 {
@@ -356,7 +322,6 @@ static void elem_row(const struct job *j, int r)
                b->buf[op->out[0]].stride);
         break;
     case OP_SCATTER: scatter_row(j, r); break;
-    case OP_KV_CARRY: kv_carry_row(j, r); break;
     case OP_SCALE: {
         float *y = frow(b, op->out[0], r), by = op->p.scale.by;
         if (op->weight[0] >= 0) by *= *(const float *)b->weight[op->weight[0]].data;
@@ -380,6 +345,7 @@ static void elem_row(const struct job *j, int r)
     case OP_MATMUL:
     case OP_HEAD_MATMUL:
     case OP_ATTENTION:
+    case OP_KV_CARRY:
     case OP_ROUTE:
     case OP_DEPTH:
     case OP_EXPERTS:
@@ -578,6 +544,71 @@ static void run_attention(struct job *j)
     j->group[0] = ceil_div(n_q, groups);
     j->n_groups[0] = ceil_div(n_q, j->group[0]);
     pool_run(j->d->pool, attn_task, j, tasks * j->n_groups[0]);
+}
+
+/* ---- K and V of positions that went less deep ---- */
+
+/* Up to a page of positions, each from the page of its own depth.  K has a position in every row of
+ * its page, V has all values of a position together: elem.h. */
+struct carry_list {
+    int n, pos[KV_PAGE];
+    const char *from[KV_PAGE];
+};
+
+static void carry_values(const struct carry_list *l, size_t at, size_t step, size_t bytes, char *to)
+{
+    for (int i = 0; i < l->n; i++) {
+        const size_t p = at + step * (size_t)l->pos[i];
+        memcpy(to + p, l->from[i] + p, bytes);
+    }
+}
+
+static void carry_head(enum kv_type type, int dk, int dv, size_t head, struct carry_list *l, char *to)
+{
+    const size_t half = sizeof(uint16_t), one = type == KV_Q8_0 ? 1 : half;
+    const size_t kb = type == KV_Q8_0 ? (size_t)dk / 32 : 0, vb = type == KV_Q8_0 ? (size_t)dv / 32 : 0;
+    size_t at = 0;
+    for (size_t i = 0; i < kb; i++, at += half * KV_PAGE) carry_values(l, at, half, half, to);
+    for (int i = 0; i < dk; i++, at += one * KV_PAGE) carry_values(l, at, one, one, to);
+    if (vb) carry_values(l, at, half * vb, half * vb, to);
+    at += half * vb * KV_PAGE;
+    carry_values(l, at, one * (size_t)dv, one * (size_t)dv, to);
+    for (int i = 0; i < l->n; i++) l->from[i] += head;
+}
+
+static bool has_rows(const struct dev_bind *b, int set, int session)
+{
+    for (int r = 0; r < b->set[set].n; r++) {
+        const int at = b->set[set].row ? b->set[set].row[r] : r;
+        if (b->row[at].session == session) return true;
+    }
+    return false;
+}
+
+/* One slot of one session. */
+static void carry_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    const struct job *j = arg;
+    const struct op *op = j->op;
+    const struct dev_bind *b = j->b;
+    const int n = op->p.carry.n, s = task / n, slot = op->kv_slot + task % n, step = op->p.carry.step;
+    const struct dev_rows *line = &b->set[op->kv_rows];
+    const struct dev_carry *c = &b->carry[s];
+    const size_t head = attn_head_bytes(b->kv_type, op->p.carry.dk, op->p.carry.dv);
+    if (!has_rows(b, op->rows, s)) return;
+    for (int32_t pos = c->from[step]; pos < c->end;) {
+        char *page = line->kv_base[s] + line->kv_page_bytes * (uint64_t)(pos / KV_PAGE);
+        struct carry_list l = {.n = 0};
+        for (const int32_t last = pos / KV_PAGE; pos < c->end && pos / KV_PAGE == last; pos++) {
+            if (c->depth[pos] >= step) continue;
+            l.pos[l.n] = pos % KV_PAGE;
+            l.from[l.n++] = page + b->kv_offset[slot + (c->depth[pos] - 1) * n];
+        }
+        char *to = page + b->kv_offset[slot + (step - 1) * n];
+        for (int h = 0; h < op->p.carry.n_kv_heads && l.n; h++, to += head)
+            carry_head(b->kv_type, op->p.carry.dk, op->p.carry.dv, head, &l, to);
+    }
 }
 
 /* ---- experts ---- */
@@ -848,6 +879,7 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_HEAD_MATMUL: run_head_matmul(&j); break;
     case OP_ATTENTION: run_attention(&j); break;
     case OP_EXPERTS: run_experts(&j); break;
+    case OP_KV_CARRY: pool_run(d->pool, carry_task, &j, b->n_inputs * op->p.carry.n); break;
     case OP_L2_NORM:
     case OP_CONV:
     case OP_DELTA_GATES:
@@ -863,7 +895,6 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_COPY_HEADS:
     case OP_ROPE:
     case OP_KV_PUT:
-    case OP_KV_CARRY:
     case OP_ADD:
     case OP_ADD_BIAS:
     case OP_SELECT:

@@ -38,7 +38,7 @@
     X(OP_SELECT, "select", "out = the rows of in, which may be of another row set")                \
     X(OP_SCATTER, "scatter", "rows of out, which may be of another set, += by * in[1] * in[0]")    \
     X(OP_DEPTH, "depth", "how deep each row goes, and with that the next row set")                 \
-    X(OP_KV_CARRY, "kv-carry", "rows that go no deeper leave K and V in the later slots, too")     \
+    X(OP_KV_CARRY, "kv-carry", "K and V of positions that went less deep come from where they did") \
     X(OP_GLU, "glu", "out = act(in[0]) * in[1], act as in p.glu")                                  \
     X(OP_ROUTE, "route", "chooses experts and their weights from the router's logits in[0]")       \
     X(OP_EXPERTS, "experts", "out = sum over a row's experts of w * down(glu(gate, up))")
@@ -158,9 +158,9 @@ struct op {
         struct depth_params depth;                                /* DEPTH */
         /* SCATTER: of the row of in[1], which may be -1, value `column`; put: = instead of += */
         struct { float by; int column, put; } scatter;
-        /* KV_CARRY: rows that are not in set `deeper` copy, for slots kv_slot .. + n - 1, to those
-         * `stride`, 2 * stride .. times * stride behind them; heads as in attn */
-        struct { int n_kv_heads, dk, dv, n, stride, times, deeper; } carry;
+        /* KV_CARRY: the n slots of depth d are kv_slot + (d - 1) * n on; those of depth `step` get
+         * what is missing there; heads as in attn */
+        struct { int n_kv_heads, dk, dv, n, step; } carry;
         /* DELTA: heads of q, k and of v; head h of v meets that of k numbered h / (n_v / n_k), or,
          * tiled, h % n_k; the matrices begin at byte `at` of the slot's state */
         struct { int n_k, n_v, dk, dv, tiled; unsigned at; } delta;

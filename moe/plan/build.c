@@ -347,11 +347,11 @@ int build_depth(struct build *b, const char *name, int logits, int values, int w
     return x;
 }
 
-void build_kv_carry(struct build *b, int first, int n, int stride, int times, int deeper)
+void build_kv_carry(struct build *b, int first, int n, int step)
 {
     if (b->err->code) return;
     const struct kv_slot *s = &b->slot[first];
-    ASSERT(first + n - 1 + times * stride < b->n_slot && !s->latent);
+    ASSERT(first + step * n <= b->n_slot && !s->latent);
     struct op *op = new_op(b, OP_KV_CARRY, "kv_carry");
     op->kv_slot = first;
     op->kv_rows = s->rows;
@@ -359,9 +359,7 @@ void build_kv_carry(struct build *b, int first, int n, int stride, int times, in
     op->p.carry.dk = s->dk;
     op->p.carry.dv = s->dv;
     op->p.carry.n = n;
-    op->p.carry.stride = stride;
-    op->p.carry.times = times;
-    op->p.carry.deeper = deeper;
+    op->p.carry.step = step;
 }
 
 int build_glu(struct build *b, enum glu_act act, int gate, int up)

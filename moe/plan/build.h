@@ -118,9 +118,9 @@ void build_put(struct build *b, const char *name, int in, int into, int gate, in
  * earlier step that this one goes on from, 0 = none; width 0: nothing is given back. */
 int build_depth(struct build *b, const char *name, int logits, int values, int width,
                 struct depth_params p);
-/* Rows at hand that are not in set `deeper` leave what they left in slots first .. first + n - 1
- * also in the slots `stride`, 2 stride .. times stride behind. */
-void build_kv_carry(struct build *b, int first, int n, int stride, int times, int deeper);
+/* Before the rows at hand go through layers whose slots are first + (step - 1) n .. + n - 1: positions
+ * that are not in these get what they have in the slots of their own depth, first + (depth - 1) n. */
+void build_kv_carry(struct build *b, int first, int n, int step);
 int build_glu(struct build *b, enum glu_act act, int gate, int up);
 /* Room for heads that the next ops fill piece by piece. */
 int build_heads(struct build *b, const char *name, int n_heads, int dim);

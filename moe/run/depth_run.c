@@ -81,14 +81,24 @@ void depth_run(struct tessera_engine *e, const struct op *op, int n_rows)
     const struct depth_params *p = &op->p.depth;
     const struct dev_rows *from = &e->set[op->rows];
     const struct elem_kernels *el = elem_kernels(e->tier);
-    for (int r = 0; r < from->n; r++)
-        e->pass[r] = one_row(e, op, el, from->row ? from->row[r] : r);
+    for (int r = 0; r < from->n; r++) {
+        const int at = from->row ? from->row[r] : r;
+        e->pass[r] = one_row(e, op, el, at);
+        if (p->rule == DEPTH_EXIT && p->set) /* KV_CARRY asks */
+            e->stepped[e->row[at].session]->depth[e->row[at].pos] =
+                (unsigned char)(p->step + (e->pass[r] ? 1 : 0));
+    }
     if (p->share > 0) keep_best(e, op, from);
     if (p->set) fill_set(e, from, p->set, n_rows);
 }
 
 void depth_bind(struct tessera_engine *e, int n_rows, int n_out)
 {
+    for (int i = 0; i < e->n_inputs; i++)
+        e->carry[i] = (struct dev_carry){
+            .depth = e->stepped[i]->depth, .from = e->stepped[i]->carried,
+            .end = e->stepped[i]->n + e->input[i].n,
+        };
     const size_t ub = (size_t)e->opt.n_ubatch;
     for (int s = 0; s < e->model.n_sets; s++) {
         const struct set_rows *m = &e->rows_of[s];
@@ -123,10 +133,15 @@ static void count_work(struct tessera_engine *e, int n_rows)
     }
 }
 
-void depth_commit(struct tessera_engine *e, struct tessera_session *const *session, int n_rows)
+void depth_commit(struct tessera_engine *e, int n_rows)
 {
+    struct tessera_session *const *session = e->stepped;
     for (int s = ROWS_FIRST; s < e->model.n_sets; s++) {
-        const int line = e->rows_of[s].line;
+        const int line = e->rows_of[s].line, carry = e->rows_of[s].carry;
+        for (int r = 0; carry && r < e->set[s].n; r++) {
+            const int i = e->row[e->set[s].row[r]].session;
+            session[i]->carried[carry] = e->carry[i].end;
+        }
         for (int r = 0; line >= 0 && r < e->set[s].n; r++) {
             const struct dev_row *row = &e->row[e->set[s].row[r]];
             struct session_line *l = &session[row->session]->line[line];

@@ -8,8 +8,8 @@
 void depth_bind(struct tessera_engine *e, int n_rows, int n_out);
 /* A DEPTH op of a step of n_rows. */
 void depth_run(struct tessera_engine *e, const struct op *op, int n_rows);
-/* After a step has succeeded: the sets' timelines grow, depths are written down.  session: by number
- * of the input; before their n moves. */
-void depth_commit(struct tessera_engine *e, struct tessera_session *const *session, int n_rows);
+/* After a step has succeeded, before its sessions' n move: the sets' timelines grow, depths are
+ * written down. */
+void depth_commit(struct tessera_engine *e, int n_rows);
 
 #endif

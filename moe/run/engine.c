@@ -236,6 +236,7 @@ static enum status open_sets(struct tessera_engine *e, struct err *err)
     }
     for (int i = 0; i < m->n_op; i++) {
         struct set_rows *r = &e->rows_of[m->op[i].rows];
+        if (m->op[i].code == OP_KV_CARRY) r->carry = m->op[i].p.carry.step;
         r->weight_bytes += e->plan[0].step[i].weight_bytes_max;
         r->macs += e->plan[0].step[i].macs_row;
     }
@@ -253,6 +254,7 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
     e->kv_base = calloc(lines * ub, sizeof *e->kv_base);
     e->kv_n = calloc(lines * ub, sizeof *e->kv_n);
     e->pass = calloc(ub, sizeof *e->pass);
+    e->carry = calloc(ub, sizeof *e->carry);
     e->logit = calloc(ub, sizeof *e->logit);
     e->serials = calloc(ub, sizeof *e->serials);
     e->stepped = calloc(ub, sizeof *e->stepped);
@@ -265,7 +267,8 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
             return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     }
     if (!e->buf || !e->weight || !e->row || !e->out_row || !e->kv_base || !e->serials ||
-        !e->input || !e->in_ram || !e->kv_n || !e->pass || !e->logit || !e->stepped)
+        !e->input || !e->in_ram || !e->kv_n || !e->pass || !e->carry || !e->logit ||
+        !e->stepped)
         return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     enum status s = open_sets(e, err);
     if (s) return s;
@@ -409,6 +412,7 @@ void tessera_close(tessera_engine *e)
     free(e->kv_base);
     free(e->kv_n);
     free(e->pass);
+    free(e->carry);
     free(e->logit);
     for (int s = 0; s < ROWS_MAX; s++) free(e->rows_of[s].row);
     free(e->serials);
@@ -677,11 +681,12 @@ static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, i
 {
     int r = 0, n_out = 0;
     for (int i = 0; i < n_in; i++) {
-        const struct tessera_session *s = in[i].session;
+        struct tessera_session *s = in[i].session;
         for (int l = 0; l < e->n_lines; l++) {
             e->kv_base[l * e->opt.n_ubatch + i] = s->line[l].kv.base;
             e->kv_n[l * e->opt.n_ubatch + i] = s->line[l].n;
         }
+        e->stepped[i] = in[i].session;
         e->input[i] = (struct step_input){in[i].n, -1, in[i].logits};
         if (in[i].logits != TESSERA_LOGITS_NONE) e->input[i].out0 = n_out;
         for (int t = 0; t < in[i].n; t++, r++) {
@@ -738,8 +743,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
         e->n_inputs = 0;
         return s;
     }
-    for (int i = 0; i < n_in; i++) e->stepped[i] = in[i].session;
-    depth_commit(e, e->stepped, n_rows);
+    depth_commit(e, n_rows);
     for (int i = 0; i < n_in; i++) {
         struct tessera_session *t = in[i].session;
         trim_lines(t);

@@ -91,9 +91,11 @@ struct tessera_engine {
         int32_t *row, *where, *pos;
         uint64_t weight_bytes, macs; /* of the steps on the set, all weights; of one row */
         int line;                    /* its timeline, -1 = none */
+        int carry;                   /* step of its KV_CARRY, 0 = none */
     } rows_of[ROWS_MAX];
     char **kv_base;                  /* [n_lines][n_ubatch] */
     int32_t *kv_n;                   /* [n_lines][n_ubatch] length of each input's lines before */
+    struct dev_carry *carry;         /* [n_ubatch] */
     unsigned char *pass;             /* [n_ubatch] */
     float *logit;                    /* [n_ubatch] */
     struct tessera_depth depth;
@@ -138,6 +140,7 @@ struct tessera_session {
         uint64_t spilled;            /* bytes of it in the file */
     } *line;                         /* [n_lines] */
     unsigned char *depth;            /* [n_ctx] of each token; NULL where there is no such thing */
+    int32_t carried[ROWS_MAX];       /* per step of KV_CARRY: positions that its slots have all of */
     struct state_pool state;
     int32_t *ids;                    /* [n_ctx] */
     int32_t n, n_ctx, serial;

@@ -531,7 +531,7 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     depth_bind(e, n_rows, n_out);
     for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
     x.bind = (struct dev_bind){
-        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
+        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set, .carry = e->carry, .n_inputs = e->n_inputs,
         .n_rows = n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,

@@ -36,6 +36,8 @@ void session_cut(struct tessera_session *s, int32_t n)
 {
     s->n = state_rollback(s, n);
     for (int l = 1; l < s->engine->n_lines; l++) s->line[l].n = session_entries(s, l, s->n);
+    for (int i = 0; i < ROWS_MAX; i++)
+        if (s->carried[i] > s->n) s->carried[i] = s->n;
 }
 
 uint64_t session_committed(const struct tessera_session *s)
@@ -236,7 +238,8 @@ int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n)
 
 /* ---- save and load: a GGUF container with the tokens and the committed pages ---- */
 
-/* Timeline 0 is "kv"; timeline N has "kv.N" and the key tessera.line.N, its entries' positions. */
+/* Timeline 0 is "kv"; timeline N has "kv.N" and the key tessera.line.N, its entries' positions;
+ * "depth" has a byte for each token. */
 static const char ARCH[] = "tessera-session";
 enum { GGUF_TENSOR_I8 = 24 };
 
@@ -264,6 +267,8 @@ static void put_lines(const struct tessera_session *s, struct gguf_writer *w)
         const uint64_t bytes = session_bytes(s, l, line_n(s, l));
         if (bytes) gguf_put_tensor(w, line_name("kv", l, name), GGUF_TENSOR_I8, 1, &bytes, bytes);
     }
+    const uint64_t n = (uint64_t)s->n;
+    if (s->depth && n) gguf_put_tensor(w, "depth", GGUF_TENSOR_I8, 1, &n, n);
 }
 
 static enum status write_lines(const struct tessera_session *s, struct gguf_writer *w,
@@ -274,6 +279,7 @@ static enum status write_lines(const struct tessera_session *s, struct gguf_writ
         const uint64_t bytes = session_bytes(s, l, line_n(s, l));
         if (bytes) st = gguf_writer_data(w, s->line[l].kv.base, bytes, err);
     }
+    if (!st && s->depth && s->n) st = gguf_writer_data(w, s->depth, (uint64_t)s->n, err);
     return st;
 }
 
@@ -386,6 +392,23 @@ static enum status read_line(struct tessera_session *s, const struct gguf *g, st
     return st ? st : osfile_read(f, s->line[l].kv.base, bytes, t->offset, err);
 }
 
+static enum status read_depths(struct tessera_session *s, const struct gguf *g, struct osfile *f,
+                               int32_t n, struct err *err)
+{
+    const struct gguf_tensor *t = gguf_find_tensor(g, "depth");
+    memset(s->carried, 0, sizeof s->carried);
+    if (!s->depth || !n) return OK;
+    if (!t || t->dim[0] != (uint64_t)n)
+        return err_set(err, ERR_FORMAT, "%s: the depths have the wrong size: the file is damaged",
+                       gguf_path(g, 0));
+    enum status st = osfile_read(f, s->depth, (uint64_t)n, t->offset, err);
+    for (int32_t i = 0; i < n && !st; i++)
+        if (s->depth[i] < s->engine->model.depth_first || s->depth[i] > s->engine->model.n_depth)
+            st = err_set(err, ERR_FORMAT, "%s: token %d has depth %d: the file is damaged",
+                         gguf_path(g, 0), i, s->depth[i]);
+    return st;
+}
+
 static enum status read_saved(struct tessera_session *s, const struct gguf *g,
                               const struct gguf_kv *tokens, struct err *err)
 {
@@ -405,9 +428,9 @@ static enum status read_saved(struct tessera_session *s, const struct gguf *g,
     if (!st) st = read_positions(s, g, n, err);
     for (int l = 0; l < s->engine->n_lines && !st; l++)
         st = read_line(s, g, &f, l, l ? s->line[l].n : n, err);
+    if (!st) st = read_depths(s, g, &f, n, err);
     if (!st && at) st = osfile_read(&f, at, state, u->offset, err);
     osfile_close(&f);
-    if (s->depth) memset(s->depth, 0, (size_t)s->n_ctx); /* not known any more */
     if (!st) return OK;
     (void)state_restore(s, 0, &at, NULL);
     for (int l = 1; l < s->engine->n_lines; l++) s->line[l].n = 0;
