@@ -1,4 +1,4 @@
-/* depth DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]: is saved work saved time?
+/* saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]: is saved work saved time?
  *
  * Writes random-weight models of published shapes into DIR (bench/gen.h; kept, some gigabytes): the
  * mixture-of-recursions 360M with 3 recursions and Ouro 1.4B with 4 loops, whose routers send every
@@ -173,7 +173,7 @@ int main(int argc, char **argv)
         else argc = 0;
     }
     if (argc < 2 || n_tokens < 1 || rounds < 1 || rounds > ROUNDS_MAX) {
-        (void)fprintf(stderr, "usage: depth DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]\n");
+        (void)fprintf(stderr, "usage: saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]\n");
         return 2;
     }
     if (!mor && !ouro) mor = ouro = true;
