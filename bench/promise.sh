@@ -4,9 +4,9 @@
 #   bench/promise.sh [-o CSV] [-n TOKENS] [-d VARIANTS] CALIBRATION "PROMPT..." MODEL...
 #
 # The routes of the text file CALIBRATION and of its continuation are recorded (tessera trace); the
-# continuations of the text files PROMPT, in turn, are timed.  VARIANTS is a file with one a line: "CPUS DISK MEM": processors, bytes per second of the
-# drive (0 = as it is; needs a blkio or io control group), share of the model file in per cent that
-# --mem has above the least.  Speeds are measured (tessera doctor) under each throttle, once.
+# continuations of the text files PROMPT, in turn, are timed.  VARIANTS is a file with one a line,
+# "CPUS DISK MEM": processors, bytes per second of the drive (0 = as it is; needs a blkio or io
+# control group), share of the model file in per cent that --mem has above the least.  Speeds are measured (tessera doctor) under each throttle, once.
 # Prints errors, their median and 90th percentile; exit code 77 where the drive cannot be throttled.
 set -u
 cd "$(dirname "$0")/.."
@@ -46,7 +46,7 @@ echo "model,cpus,disk_bytes_per_s,mem_mib,hit_promised,hit_measured,ms_promised,
 i=0
 for M in "$@"; do
     throttle 0
-    "$BIN" trace -m "$M" -f "$A" --decode 256 -o "$T/routes" 2>/dev/null || { echo "cannot record $M"; exit 1; }
+    "$BIN" trace -m "$M" -f "$A" --one-by-one --decode 128 --temp 0.8 -o "$T/routes" 2>/dev/null || { echo "cannot record $M"; exit 1; }
     FILE=$(($(stat -c %s "$M") / 1048576))
     LEAST=$("$BIN" run -m "$M" -f "$A" -c 512 -n 1 --mem 1M 2>&1 | grep -o -- '--mem [0-9]*M' | tr -dc 0-9)
     while read -r cpus disk share; do
@@ -55,7 +55,7 @@ for M in "$@"; do
         set_cpus=(taskset -c "0-$((cpus - 1))")
         throttle "$disk" 2>/dev/null || { echo "skipped: the drive $DEV cannot be throttled"; exit 77; }
         B=${PROMPTS[i++ % ${#PROMPTS[@]}]}
-        key=$T/machine-$cpus-$disk-$(basename "$M")
+        key=$T/machine-$cpus-$disk
         [ -f "$key" ] || XDG_CACHE_HOME=$T/cache$cpus-$disk inside "${set_cpus[@]}" "$BIN" doctor -m "$M" -t "$cpus" -o "$key" >/dev/null 2>&1
         inside "${set_cpus[@]}" "$BIN" run -m "$M" -f "$B" -c 512 -n "$N" --temp 0.8 -s $i --ignore-eos -t "$cpus" --mem ${mem}M \
             --machine "$key" --routes "$T/routes" --analyze >/dev/null 2>"$T/err" || { tail -3 "$T/err"; continue; }
