@@ -155,7 +155,7 @@ struct tessera_depth tessera_depth(const tessera_engine *e);
  * model says.  0 = auto, UINT64_MAX = no limit.  ERR_BUDGET names the least that works with the
  * sessions and micro-batch as they are; nothing has changed then.  An automatic budget is watched
  * from then on: it shrinks between steps when others need the memory (KV caches of sessions that the
- * step does not use go to disk last) and grows back, see moe/run/govern.h; a fixed one is not.
+ * step does not use go to disk last) and grows back, see moe/run/pressure.h; a fixed one is not.
  * ERR_IO: some weights could not be read; they stay on disk, steps go on with less in memory than
  * planned, and another call tries again.  Only when nothing can be read at all, or the file has
  * changed, are steps refused, with that error, until a call succeeds. */

@@ -625,6 +625,8 @@ static void test_bad_resize(void **state)
     assert_int_equal(feed(e, 32, b.got, NULL, &err), OK);
     assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
     tessera_close(e);
+    bits_free(&b);
+}
 
 /* io_uring refused by the system itself (containers do): plain reads, one line about it, same bits. */
 static int without_uring(const struct tessera_options *o, const float *want)

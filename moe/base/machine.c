@@ -540,9 +540,9 @@ static const double DISK_SECONDS = 0.7;
 static const uint64_t DISK_MOST = (uint64_t)4 << 30;
 
 /* Bytes per second / 1e9 of whole blocks, in order or at random places, with so many reads in flight
- * all the time, as the engine reads; 0 when a read failed.  buf: DISK_IN_FLIGHT blocks. */
+ * all the time, as the engine reads; 0 when a read failed.  buf: in_flight blocks. */
 static double disk_pass(const struct osfile *f, struct aio *aio, char *buf, size_t block,
-                        bool random, bool *failed)
+                        bool random, int in_flight, bool *failed)
 {
     struct aio_read read[DISK_IN_FLIGHT];
     const uint64_t n_blocks = f->size / block;
@@ -551,9 +551,9 @@ static double disk_pass(const struct osfile *f, struct aio *aio, char *buf, size
     rng_seed(&r, block);
     if (!n_blocks) return 0;
     const double start = os_seconds();
-    int n_free = DISK_IN_FLIGHT;
+    int n_free = in_flight;
     struct aio_read *idle[DISK_IN_FLIGHT];
-    for (int i = 0; i < DISK_IN_FLIGHT; i++) {
+    for (int i = 0; i < in_flight; i++) {
         read[i].buf = buf + (size_t)i * block;
         idle[i] = &read[i];
     }
@@ -584,7 +584,7 @@ enum status machine_measure_disk(const char *path, struct machine *m, bool *dire
     const char *why;
     void *mem = NULL;
     bool failed = false;
-    m->disk_read = m->disk_random = m->disk_small = 0;
+    m->disk_read = m->disk_random = m->disk_small = m->disk_wait = 0;
     enum status s = osfile_open(&f, path, OSFILE_DIRECT, NULL, e);
     if (s) return s;
     *direct = f.direct;
@@ -597,9 +597,12 @@ enum status machine_measure_disk(const char *path, struct machine *m, bool *dire
     if (!s) {
         const size_t least = f.size < DISK_TINY ? OSFILE_ALIGN : DISK_TINY;
         const size_t small = f.size < DISK_SMALL ? least : DISK_SMALL;
-        m->disk_read = disk_pass(&f, aio, mem, f.size < DISK_BLOCK ? small : DISK_BLOCK, false, &failed);
-        m->disk_random = disk_pass(&f, aio, mem, small, true, &failed);
-        m->disk_small = disk_pass(&f, aio, mem, least, true, &failed);
+        m->disk_read = disk_pass(&f, aio, mem, f.size < DISK_BLOCK ? small : DISK_BLOCK, false, DISK_IN_FLIGHT,
+                                 &failed);
+        m->disk_random = disk_pass(&f, aio, mem, small, true, DISK_IN_FLIGHT, &failed);
+        m->disk_small = disk_pass(&f, aio, mem, least, true, DISK_IN_FLIGHT, &failed);
+        const double alone = disk_pass(&f, aio, mem, least, true, 1, &failed);
+        m->disk_wait = alone > 0 ? (double)least / alone / 1e3 : 0;
         if (failed) s = err_set(e, ERR_IO, "cannot read %s while measuring", path);
     }
     aio_close(aio);

@@ -51,6 +51,7 @@ struct machine {
     double disk_read;              /* GB/s past the page cache, large blocks, several in flight */
     double disk_random;            /* GB/s, 1 MiB blocks at random places */
     double disk_small;             /* GB/s, 64 KiB blocks at random places */
+    double disk_wait;              /* microseconds of one such read with no other beside it */
     double dot_q8, dot_q8_1;       /* 1e9 multiply-adds per second of one core, Q8_0 in cache, for 16
                                       rows and for one */
     double region;                 /* microseconds to start and end a region of ram_threads threads */

@@ -54,6 +54,7 @@ static const struct field fields[] = {
     FIELD("disk_read_gb_s", KIND_REAL, disk_read),
     FIELD("disk_random_gb_s", KIND_REAL, disk_random),
     FIELD("disk_small_gb_s", KIND_REAL, disk_small),
+    FIELD("disk_wait_us", KIND_REAL, disk_wait),
     FIELD("dot_q8_g_s", KIND_REAL, dot_q8),
     FIELD("dot_q8_1_g_s", KIND_REAL, dot_q8_1),
     FIELD("region_us", KIND_REAL, region),

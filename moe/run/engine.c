@@ -316,7 +316,7 @@ static uint64_t auto_budget(uint64_t *reserve)
     uint64_t room = m.ram_available;
     if (m.cgroup_headroom < room) room = m.cgroup_headroom;
     if (!room || room == MACHINE_NONE) return UINT64_MAX; /* no limit is more honest than a guess */
-    *reserve = govern_reserve(m.ram_bytes);
+    *reserve = pressure_reserve(m.ram_bytes);
     if (*reserve > room / 2) *reserve = room / 2;
     return room - *reserve;
 }
@@ -336,7 +336,7 @@ static enum status resolve(struct tessera_engine *e, const struct tessera_option
     }
     uint64_t reserve = 0;
     if (!o->mem_budget) e->opt.mem_budget = auto_budget(&reserve);
-    if (reserve && !o->header_only) govern_open(&e->govern, e->opt.mem_budget, reserve);
+    if (reserve && !o->header_only) pressure_open(&e->pressure, e->opt.mem_budget, reserve);
     e->path = strdup(o->model_path);
     if (!e->path) return err_set(err, ERR_MEMORY, "no memory to open the model");
     e->opt.model_path = e->path;
@@ -494,7 +494,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
         .device_bytes = d->count.bytes, .device_seconds = devtier_on(d) ? d->api->clock(d->dev) : 0,
         .device_modelled = e->device_modelled,
         .steps = e->n_steps, .hits = c->hits, .misses = c->misses, .bytes_read = c->bytes_read,
-        .shrunk = e->govern.shrunk, .grown = e->govern.grown, .spilled = e->govern.spilled,
+        .shrunk = e->pressure.shrunk, .grown = e->pressure.grown, .spilled = e->pressure.spilled,
         .evictions = c->evictions, .waited = c->waited,
         .policy = e->resid.policy ? policy_name(e->resid.policy_kind) : "",
         .predictor = g->name, .ahead = g->kind != PREDICT_NONE && (g->always || g->on),
@@ -602,8 +602,8 @@ enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)
     }
     enum status s = engine_resize(e, budget, err);
     if (s) return s;
-    e->govern.on = false;
-    if (watched && reserve) govern_open(&e->govern, budget, reserve);
+    e->pressure.on = false;
+    if (watched && reserve) pressure_open(&e->pressure, budget, reserve);
     return OK;
 }
 
@@ -731,7 +731,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
     e->n_inputs = 0;
     enum status s = check_inputs(e, in, n_in, &n_rows, err);
     if (s || !n_rows) return s;
-    if ((s = govern_step(e, in, n_in, err))) return s;
+    if ((s = pressure_step(e, in, n_in, err))) return s;
     for (int i = 0; i < n_in; i++)
         if ((s = session_unspill(in[i].session, err)) || (s = commit_lines(e, &in[i], err)))
             return s;

@@ -9,7 +9,7 @@
 #include "moe/compute/dev.h"
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
-#include "moe/run/govern.h"
+#include "moe/run/pressure.h"
 #include "moe/run/governor.h"
 #include "moe/run/obs.h"
 #include "moe/run/watch.h"
@@ -24,6 +24,7 @@ enum { WARNINGS_MAX = 16, BUCKETS_MAX = 20, SNAPSHOTS_MAX = 8 };
 struct rates {
     double ram, disk;          /* disk: pieces of 1 MiB at random places */
     double per_read, per_byte; /* seconds of a read beside many others: of any; of each byte */
+    double wait;               /* seconds of a read alone */
     double type[QTYPE_ID_END]; /* products of one row with weights in memory */
     double region;             /* seconds of starting and ending a parallel region */
 };
@@ -79,7 +80,7 @@ struct tessera_engine {
     struct tessera_session *session; /* the open ones, a list */
     int n_sessions;
     int32_t serial;
-    struct govern govern;
+    struct pressure pressure;
 
     /* the step being run, all sized by n_ubatch at open */
     struct dev_buf *buf;             /* [n_buf + GATE_OPS] */

@@ -5,6 +5,7 @@
  * three published traces of real models with 128 experts a layer (README, "Which experts"), or, for
  * models with few experts a layer, whose routers spread evenly, the share of slots; the waiting is
  * then that of even routing at that share.  Owns the record; allocates when first asked. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -181,7 +182,9 @@ static bool ask(struct tessera_engine *e, struct prior *p, int slots, double *hi
     }
     if (replay_run(&p->record, &o, &out, NULL) || !out.uses) return false;
     *hit = (double)out.hits / (double)out.uses;
-    *stall = out.stall / (double)out.tokens;
+    /* A layer that misses waits for a first read before the drive is at full speed. */
+    const double misses = 1 - pow(*hit, e->hp.n_expert_used);
+    *stall = out.stall / (double)out.tokens + misses * e->resid.n_banks * e->rates.wait;
     return true;
 }
 

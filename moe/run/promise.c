@@ -17,6 +17,7 @@ void rates_of(struct rates *r, const struct machine *m)
     r->ram = 1e9 * m->ram_read_n;
     r->disk = 1e9 * m->disk_random;
     r->region = 1e-6 * m->region;
+    r->wait = 1e-6 * m->disk_wait;
     if (r->disk > 0) {
         const double large = 1 << 20, small = 64 << 10;
         const double slow = large / r->disk;

@@ -1,4 +1,4 @@
-/* The governor of an automatic budget: what it decides, and an engine whose system runs out of memory:
+/* An automatic budget under memory pressure: what it decides, and an engine whose system runs out of memory:
  * it shrinks in the declared order, says the same, and grows back. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +15,7 @@
 
 enum { VOCAB = 2048, MIB = 1 << 20, N = 48 };
 
-static char dir[64] = "/tmp/tessera-govern-XXXXXX";
+static char dir[64] = "/tmp/tessera-pressure-XXXXXX";
 static double now;
 static double fake_clock(void) { return now; }
 
@@ -24,43 +24,43 @@ static double fake_clock(void) { return now; }
 static void test_decide(void **state)
 {
     (void)state;
-    struct govern g = {.most = 4096 * (uint64_t)MIB, .reserve = 1024 * (uint64_t)MIB};
+    struct pressure g = {.most = 4096 * (uint64_t)MIB, .reserve = 1024 * (uint64_t)MIB};
     const uint64_t gib = 1024 * (uint64_t)MIB;
     struct machine_room r = {.available = 2 * gib, .total = 8 * gib};
     /* Room enough, nothing to grow to. */
-    assert_int_equal(govern_decide(&g, &r, g.most, 3 * gib, 1), g.most);
+    assert_int_equal(pressure_decide(&g, &r, g.most, 3 * gib, 1), g.most);
     /* The reserve is touched, but not by half. */
     r.available = 700 * (uint64_t)MIB;
-    assert_int_equal(govern_decide(&g, &r, g.most, 3 * gib, 2), g.most);
+    assert_int_equal(pressure_decide(&g, &r, g.most, 3 * gib, 2), g.most);
     /* By more: back to all of it, at once, and again. */
     r.available = 500 * (uint64_t)MIB;
-    assert_int_equal(govern_decide(&g, &r, g.most, 3 * gib, 3), 3 * gib - 524 * (uint64_t)MIB);
+    assert_int_equal(pressure_decide(&g, &r, g.most, 3 * gib, 3), 3 * gib - 524 * (uint64_t)MIB);
     r.available = 0;
-    assert_int_equal(govern_decide(&g, &r, 2 * gib, 2 * gib, 4), gib);
+    assert_int_equal(pressure_decide(&g, &r, 2 * gib, 2 * gib, 4), gib);
     /* Waiting tasks: an eighth, then not before the average can have fallen. */
     r.available = 2 * gib;
     r.stalled = 30;
-    assert_int_equal(govern_decide(&g, &r, 2 * gib, 2 * gib, 5), 2 * gib); /* it moved at 4 */
-    assert_int_equal(govern_decide(&g, &r, 2 * gib, 2 * gib, 15), 2 * gib - gib / 4);
-    assert_int_equal(govern_decide(&g, &r, gib, gib, 16), gib);
+    assert_int_equal(pressure_decide(&g, &r, 2 * gib, 2 * gib, 5), 2 * gib); /* it moved at 4 */
+    assert_int_equal(pressure_decide(&g, &r, 2 * gib, 2 * gib, 15), 2 * gib - gib / 4);
+    assert_int_equal(pressure_decide(&g, &r, gib, gib, 16), gib);
     /* Growing: after ten calm seconds, a sixteenth every five, up to the start. */
     r.stalled = 0;
-    assert_int_equal(govern_decide(&g, &r, gib, gib, 20), gib);
-    assert_int_equal(govern_decide(&g, &r, gib, gib, 26), gib + gib / 4);
-    assert_int_equal(govern_decide(&g, &r, gib + gib / 4, gib, 27), gib + gib / 4);
-    assert_int_equal(govern_decide(&g, &r, g.most - MIB, gib, 32), g.most);
-    assert_int_equal(govern_decide(&g, &r, g.most, gib, 40), g.most);
+    assert_int_equal(pressure_decide(&g, &r, gib, gib, 20), gib);
+    assert_int_equal(pressure_decide(&g, &r, gib, gib, 26), gib + gib / 4);
+    assert_int_equal(pressure_decide(&g, &r, gib + gib / 4, gib, 27), gib + gib / 4);
+    assert_int_equal(pressure_decide(&g, &r, g.most - MIB, gib, 32), g.most);
+    assert_int_equal(pressure_decide(&g, &r, g.most, gib, 40), g.most);
     /* A little waiting, or hardly any room: no. */
     r.stalled = 2;
-    assert_int_equal(govern_decide(&g, &r, gib, gib, 50), gib);
+    assert_int_equal(pressure_decide(&g, &r, gib, gib, 50), gib);
     r.stalled = 0;
     r.available = gib + MIB;
-    assert_int_equal(govern_decide(&g, &r, gib, gib, 70), gib);
+    assert_int_equal(pressure_decide(&g, &r, gib, gib, 70), gib);
     r.available = MACHINE_NONE;
-    assert_int_equal(govern_decide(&g, &r, gib, gib, 99), gib);
+    assert_int_equal(pressure_decide(&g, &r, gib, gib, 99), gib);
     /* Never below nothing. */
     r.available = 0;
-    assert_int_equal(govern_decide(&g, &r, gib, 10, 100), 1);
+    assert_int_equal(pressure_decide(&g, &r, gib, 10, 100), 1);
 }
 
 /* ---- the system's files ---- */
@@ -171,11 +171,11 @@ static void test_engine(void **state)
     tessera_close(e);
 
     e = open_model(most, 2);
-    assert_true(e->resid.all_ram && !e->govern.on); /* a fixed budget is not watched */
-    govern_open(&e->govern, most, 8 * (uint64_t)MIB);
-    e->govern.clock = fake_clock;
-    e->govern.looked = e->govern.moved = e->govern.calm = now = 100;
-    machine_watch_open(&e->govern.watch, dir);
+    assert_true(e->resid.all_ram && !e->pressure.on); /* a fixed budget is not watched */
+    pressure_open(&e->pressure, most, 8 * (uint64_t)MIB);
+    e->pressure.clock = fake_clock;
+    e->pressure.looked = e->pressure.moved = e->pressure.calm = now = 100;
+    machine_watch_open(&e->pressure.watch, dir);
     room(1000, 0);
     s = session(e);
     tessera_session *idle = session(e);
@@ -194,10 +194,10 @@ static void test_engine(void **state)
         if (m.budget < least_seen) least_seen = m.budget;
         if (i < 8) assert_int_equal(m.budget, most);
         if (i == 8) assert_true(m.budget < most && m.budget > fit_least(e) && !e->resid.all_ram);
-        if (i == 15) assert_true(m.budget > fit_least(e) && !e->govern.spilled);
+        if (i == 15) assert_true(m.budget > fit_least(e) && !e->pressure.spilled);
         if (i == 23) {
             assert_int_equal(m.budget, fit_least(e));
-            assert_int_equal(e->govern.spilled, 1);
+            assert_int_equal(e->pressure.spilled, 1);
             assert_int_equal(session_committed(idle), 0); /* its KV cache is on disk */
             assert_int_not_equal(session_committed(s), 0);
         }

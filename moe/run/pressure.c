@@ -1,5 +1,5 @@
-/* See govern.h. */
-#include "moe/run/govern.h"
+/* See pressure.h. */
+#include "moe/run/pressure.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -11,13 +11,13 @@ static const double LOOK = 1, CALM = 10, STEP = 5; /* seconds */
 static const double STALLED = 10, QUIET = 1;       /* % of the time */
 static const uint64_t MIB = 1u << 20;
 
-uint64_t govern_reserve(uint64_t total)
+uint64_t pressure_reserve(uint64_t total)
 {
     const uint64_t part = total / 100 * 6;
     return part > 1024 * MIB ? part : 1024 * MIB;
 }
 
-void govern_open(struct govern *g, uint64_t budget, uint64_t reserve)
+void pressure_open(struct pressure *g, uint64_t budget, uint64_t reserve)
 {
     memset(g, 0, sizeof *g);
     g->clock = os_seconds;
@@ -28,7 +28,7 @@ void govern_open(struct govern *g, uint64_t budget, uint64_t reserve)
     g->looked = g->calm = g->moved = g->clock();
 }
 
-uint64_t govern_decide(struct govern *g, const struct machine_room *r, uint64_t budget, uint64_t used,
+uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget, uint64_t used,
                        double now)
 {
     if (r->available == MACHINE_NONE) return budget;
@@ -68,7 +68,7 @@ static void spill(struct tessera_engine *e, const struct tessera_input *in, int 
         struct err err;
         err_clear(&err);
         if (in_step(s, in, n_in) || !session_committed(s)) continue;
-        if (!session_spill(s, &err)) e->govern.spilled++;
+        if (!session_spill(s, &err)) e->pressure.spilled++;
         else engine_warn(e, err.msg);
     }
 }
@@ -76,17 +76,17 @@ static void spill(struct tessera_engine *e, const struct tessera_input *in, int 
 static void tell(struct tessera_engine *e, uint64_t budget)
 {
     char text[256];
-    if (e->govern.shrunk++) return;
+    if (e->pressure.shrunk++) return;
     (void)snprintf(text, sizeof text, "memory is getting short on this machine: Tessera goes from %llu "
                    "down to %llu MiB, and comes back when there is room: slower, the same text",
                    (unsigned long long)(e->opt.mem_budget / MIB), (unsigned long long)(budget / MIB));
     engine_warn(e, text);
 }
 
-enum status govern_step(struct tessera_engine *e, const struct tessera_input *in, int n_in,
+enum status pressure_step(struct tessera_engine *e, const struct tessera_input *in, int n_in,
                         struct err *err)
 {
-    struct govern *g = &e->govern;
+    struct pressure *g = &e->pressure;
     if (!g->on) return OK;
     const double now = g->clock();
     if (now - g->looked < LOOK) return OK;
@@ -94,7 +94,7 @@ enum status govern_step(struct tessera_engine *e, const struct tessera_input *in
     struct machine_room r;
     machine_watch_read(&g->watch, &r);
     const uint64_t had = e->opt.mem_budget, used = atomic_load(&e->ledger.total);
-    uint64_t to = govern_decide(g, &r, had, used, now);
+    uint64_t to = pressure_decide(g, &r, had, used, now);
     if (to == had) return OK;
     if (to < had) {
         const uint64_t least = fit_least(e);

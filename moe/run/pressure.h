@@ -1,4 +1,4 @@
-/* The governor of an automatic budget: looks at the system's memory between steps and keeps out of
+/* Memory pressure and an automatic budget: looks at the system's memory between steps and keeps out of
  * everybody's way.
  *
  * When what is available falls under half of the reserve that `auto` leaves to others, or tasks wait
@@ -9,13 +9,13 @@
  * Never precision, never a token.
  *
  * The decision is a pure function.  Executor thread only. */
-#ifndef MOE_RUN_GOVERN_H
-#define MOE_RUN_GOVERN_H
+#ifndef MOE_RUN_PRESSURE_H
+#define MOE_RUN_PRESSURE_H
 
 #include "moe/base/machine.h"
 #include "moe/tessera.h"
 
-struct govern {
+struct pressure {
     bool on;
     struct machine_watch watch;
     double (*clock)(void);    /* seconds, monotonic */
@@ -24,16 +24,16 @@ struct govern {
     int shrunk, grown, spilled; /* times; sessions put on disk */
 };
 
-void govern_open(struct govern *g, uint64_t budget, uint64_t reserve);
+void pressure_open(struct pressure *g, uint64_t budget, uint64_t reserve);
 /* What others are left of a system with so much memory, by auto. */
-uint64_t govern_reserve(uint64_t total);
+uint64_t pressure_reserve(uint64_t total);
 
 /* Another budget for a process that takes `used` bytes of `budget` now; budget: leave it. */
-uint64_t govern_decide(struct govern *g, const struct machine_room *r, uint64_t budget, uint64_t used,
+uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget, uint64_t used,
                        double now);
 
 /* Before a step: at most once a second something happens.  ERR_IO: weights could not be read. */
-enum status govern_step(struct tessera_engine *e, const struct tessera_input *in, int n_in,
+enum status pressure_step(struct tessera_engine *e, const struct tessera_input *in, int n_in,
                         struct err *err);
 
 #endif
