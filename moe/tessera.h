@@ -62,7 +62,8 @@ struct tessera_options {
     bool header_only;     /* plan without reading weights: steps are refused */
     const struct machine *machine; /* measured speeds, for promises of time and for the device's share;
                              NULL = not known */
-    const char *routes;   /* a trace of this model: promises assume such routing; NULL = uniform */
+    const char *routes;   /* a trace of this model: promises assume such routing; NULL = what is
+                             known of other models (moe/run/prior.c) */
     const struct osfile_ops *files; /* how weights are read, for tests; NULL = the system */
     bool no_uring;        /* plain reads instead of io_uring */
     /* Which experts stay when not all fit: "lrfu" (NULL), "lru", "lfu" or "plec". */
