@@ -58,15 +58,15 @@ static double cpu_seconds(const struct tessera_engine *e)
     double sum = 0;
     for (int i = 0; i < e->model.n_op; i++) {
         const struct op *op = &e->model.op[i];
-        const double share = e->model.set[op->rows].share; /* the chance that it runs at all */
-        sum += share * e->rates.region;
+        const double runs = e->model.set[op->rows].share; /* the chance that it runs at all */
+        sum += runs * e->rates.region;
         if (op->code != OP_MATMUL && op->code != OP_HEAD_MATMUL && op->code != OP_EXPERTS) continue;
         const int times = op->code == OP_EXPERTS ? op->p.moe.route.n_used : 1;
         for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++) {
             const struct weight *w = &e->weights.at[op->weight[k]];
             const double rate = e->rates.type[w->type] > 0 ? e->rates.type[w->type] : e->rates.ram;
             const double mats = op->code == OP_HEAD_MATMUL ? w->n_mats : times;
-            sum += share * mats * (double)w->mat_bytes / rate;
+            sum += runs * mats * (double)w->mat_bytes / rate;
         }
     }
     return sum;
