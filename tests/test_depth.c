@@ -46,6 +46,20 @@ static void drop_routers(struct rw *r)
         if (!strncmp(r->t[i].name, "rec.", 4)) rw_drop(r, &r->t[i]);
 }
 
+/* The next recursion's router, of the last one the first's, as each one's auxiliary router. */
+static void add_aux(struct rw *r)
+{
+    for (int i = 1; i <= 3; i++) {
+        char from[40], to[40];
+        (void)snprintf(from, sizeof from, "rec.%d.router.weight", i % 3 + 1);
+        (void)snprintf(to, sizeof to, "rec.%d.aux.weight", i);
+        struct rw_tensor *t = rw_add(r, to, 0), *s = rw_find(r, from);
+        t->n_dims = s->n_dims;
+        memcpy(t->dim, s->dim, sizeof t->dim);
+        rw_piece(t, s->piece[0].data, s->piece[0].bytes);
+    }
+}
+
 /* One option of cases.txt: how the file is opened, or a key of it. */
 static void apply(struct variant *v, struct rw *r, const char *option)
 {
@@ -53,6 +67,7 @@ static void apply(struct variant *v, struct rw *r, const char *option)
     (void)snprintf(word, sizeof word, "%s", option);
     if ((value = strchr(word, '='))) *value++ = 0;
     if (!strcmp(word, "exact")) v->open.depth_exact = true;
+    else if (!strcmp(word, "aux")) add_aux(r);
     else if (!strcmp(word, "weighted")) v->open.exit_weighted = true;
     else if (!strcmp(word, "loops")) v->open.loops = atoi(value);
     else if (!strcmp(word, "exit")) v->open.exit_at = strtof(value, NULL);
@@ -225,7 +240,7 @@ static void test_reference(void **state)
 {
     (void)state;
     double worst = 0;
-    assert_int_equal(n_variants, 40);
+    assert_int_equal(n_variants, 41);
     for (int i = 0; i < n_variants; i++) {
         struct run got, want;
         memset(&got, 0, sizeof got);
@@ -472,7 +487,7 @@ static void test_mutations(void **state)
     /* Each variant's reference is another's mutation. */
     static const char *const pairs[][2] = {
         {"e-m-cycle", "e-m-cycle-shared"}, {"e-m-cycle", "e-m-seq"}, {"e-m-cycle", "e-ungated"},
-        {"e-m-cycle", "e-tanh"}, {"e-tanh", "e-identity"}, {"e-cycle", "e-cycle-shared"},
+        {"e-m-cycle", "e-tanh"}, {"e-tanh", "e-identity"}, {"e-m-cycle", "e-aux"}, {"e-cycle", "e-cycle-shared"},
         {"t-m-cycle", "t-m-cycle-shared"}, {"t-m-cycle", "t-every"}, {"t-cycle", "t-seq"},
         {"ouro", "ouro-loops3"}, {"ouro", "ouro-weighted"}, {"ouro-exit50", "ouro-exit75"},
         {"nanbeige", "nanbeige-skip"}, {"n-cycle", "n-cycle-shared"},
