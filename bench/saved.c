@@ -1,8 +1,4 @@
-<<<<<<<< HEAD:bench/saved.c
 /* saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]: is saved work saved time?
-========
-/* depth_speed DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]: is saved work saved time?
->>>>>>>> 893320e (bench: depth_speed):bench/depth_speed.c
  *
  * Writes random-weight models of published shapes into DIR (bench/gen.h; kept, some gigabytes): the
  * mixture-of-recursions 360M with 3 recursions and Ouro 1.4B with 4 loops, whose routers send every
@@ -33,7 +29,7 @@ struct bench_case {
 
 static int fail(const struct err *e)
 {
-    (void)fprintf(stderr, "depth_speed: %s\n", e->msg);
+    (void)fprintf(stderr, "saved: %s\n", e->msg);
     return 1;
 }
 
@@ -177,11 +173,7 @@ int main(int argc, char **argv)
         else argc = 0;
     }
     if (argc < 2 || n_tokens < 1 || rounds < 1 || rounds > ROUNDS_MAX) {
-<<<<<<<< HEAD:bench/saved.c
         (void)fprintf(stderr, "usage: saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]\n");
-========
-        (void)fprintf(stderr, "usage: depth_speed DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]\n");
->>>>>>>> 893320e (bench: depth_speed):bench/depth_speed.c
         return 2;
     }
     if (!mor && !ouro) mor = ouro = true;
