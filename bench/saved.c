@@ -29,7 +29,7 @@ struct bench_case {
 
 static int fail(const struct err *e)
 {
-    (void)fprintf(stderr, "depth: %s\n", e->msg);
+    (void)fprintf(stderr, "saved: %s\n", e->msg);
     return 1;
 }
 

@@ -15,7 +15,8 @@
  *                    the first one's, of all tokens
  *   gated, gate_every_step
  * Tensors rec.R.router.weight (R from 1; rec.R.aux.weight decides in its place who goes on), or
- * rec.router.weight and .bias; blk.N once for each physical layer; neox rotary pairs.
+ * rec.router.weight and .bias; blk.N once for each physical layer, with norms per head of Q and K
+ * where a file has them; neox rotary pairs.
  *
  * Expert choice: recursion r keeps some of the rows of recursion r - 1.  By default those whose score
  * is at the threshold or above, which a token knows without the text that follows; hparams.rec.exact
@@ -283,7 +284,7 @@ static void no_choice(struct mor *m, int *x)
 
 static void describe(struct build *b, const struct hparams *h)
 {
-    static const struct block_style style = {.qk_norm = QK_NORM_NONE};
+    static const struct block_style style = {.qk_norm = QK_NORM_HEAD, .qk_norm_optional = true};
     const struct recursion_params *p = &h->rec;
     struct mor m;
     for (int l = 0; l < LAYERS_MAX; l++) m.slot[l] = -1;

@@ -46,6 +46,20 @@ static void drop_routers(struct rw *r)
         if (!strncmp(r->t[i].name, "rec.", 4)) rw_drop(r, &r->t[i]);
 }
 
+/* The next recursion's router, of the last one the first's, as each one's auxiliary router. */
+static void add_aux(struct rw *r)
+{
+    for (int i = 1; i <= 3; i++) {
+        char from[40], to[40];
+        (void)snprintf(from, sizeof from, "rec.%d.router.weight", i % 3 + 1);
+        (void)snprintf(to, sizeof to, "rec.%d.aux.weight", i);
+        struct rw_tensor *t = rw_add(r, to, 0), *s = rw_find(r, from);
+        t->n_dims = s->n_dims;
+        memcpy(t->dim, s->dim, sizeof t->dim);
+        rw_piece(t, s->piece[0].data, s->piece[0].bytes);
+    }
+}
+
 /* One option of cases.txt: how the file is opened, or a key of it. */
 static void apply(struct variant *v, struct rw *r, const char *option)
 {
@@ -53,6 +67,7 @@ static void apply(struct variant *v, struct rw *r, const char *option)
     (void)snprintf(word, sizeof word, "%s", option);
     if ((value = strchr(word, '='))) *value++ = 0;
     if (!strcmp(word, "exact")) v->open.depth_exact = true;
+    else if (!strcmp(word, "aux")) add_aux(r);
     else if (!strcmp(word, "weighted")) v->open.exit_weighted = true;
     else if (!strcmp(word, "loops")) v->open.loops = atoi(value);
     else if (!strcmp(word, "exit")) v->open.exit_at = strtof(value, NULL);
@@ -225,7 +240,7 @@ static void test_reference(void **state)
 {
     (void)state;
     double worst = 0;
-    assert_int_equal(n_variants, 40);
+    assert_int_equal(n_variants, 41);
     for (int i = 0; i < n_variants; i++) {
         struct run got, want;
         memset(&got, 0, sizeof got);
@@ -464,6 +479,16 @@ static void test_work(void **state)
     }
 }
 
+static void put_file(const char *folder, const char *name, const void *data, size_t n)
+{
+    char path[192];
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "we");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
 /* ---- what must fail ---- */
 
 static void test_mutations(void **state)
@@ -472,7 +497,7 @@ static void test_mutations(void **state)
     /* Each variant's reference is another's mutation. */
     static const char *const pairs[][2] = {
         {"e-m-cycle", "e-m-cycle-shared"}, {"e-m-cycle", "e-m-seq"}, {"e-m-cycle", "e-ungated"},
-        {"e-m-cycle", "e-tanh"}, {"e-tanh", "e-identity"}, {"e-cycle", "e-cycle-shared"},
+        {"e-m-cycle", "e-tanh"}, {"e-tanh", "e-identity"}, {"e-m-cycle", "e-aux"}, {"e-cycle", "e-cycle-shared"},
         {"t-m-cycle", "t-m-cycle-shared"}, {"t-m-cycle", "t-every"}, {"t-cycle", "t-seq"},
         {"ouro", "ouro-loops3"}, {"ouro", "ouro-weighted"}, {"ouro-exit50", "ouro-exit75"},
         {"nanbeige", "nanbeige-skip"}, {"n-cycle", "n-cycle-shared"},
@@ -558,6 +583,69 @@ static void test_bad_files(void **state)
     }
 }
 
+/* What decides must not be rounded: the first bytes of a router as blocks of Q8_0. */
+static void test_quantised_routers(void **state)
+{
+    (void)state;
+    static const char *const cases[][2] = {{"mor-expert", "rec.2.router.weight"},
+                                           {"ouro", "exit_gate.weight"}};
+    for (int i = 0; i < 2; i++) {
+        struct rw r;
+        struct err e;
+        char from[160], path[160];
+        tessera_engine *engine;
+        struct tessera_options o = tessera_defaults();
+        model_path(cases[i][0], from);
+        rw_open(&r, from);
+        struct rw_tensor *t = rw_find(&r, cases[i][1]);
+        assert_non_null(t);
+        t->type = QTYPE_Q8_0;
+        t->piece[0].bytes = qtype_bytes(QTYPE_Q8_0, 64);
+        (void)snprintf(path, sizeof path, "%s/bad.gguf", dir);
+        rw_write(&r, path);
+        rw_close(&r);
+        o.model_path = path;
+        o.exit_at = i ? 0.5f : 0;
+        if (!tessera_open(&o, &engine, &e)) fail_msg("%s was taken", cases[i][1]);
+        if (!strstr(e.msg, "is quantised")) fail_msg("%s", e.msg);
+        (void)unlink(path);
+    }
+}
+
+/* A saved session whose timelines do not make sense is not taken, and the session goes on. */
+static void test_bad_saves(void **state)
+{
+    (void)state;
+    static const char *const from[] = {"tessera.line.2", "kv.1", "depth"};
+    const struct variant *v = find("e-m-cycle");
+    struct run got;
+    struct err err;
+    char path[128];
+    (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
+    memset(&got, 0, sizeof got);
+    tessera_engine *e = open_engine(&v->open);
+    tessera_session *s = open_session(e);
+    feed(e, s, 80, 80, NULL, &got);
+    for (int i = 0; i < 3; i++) {
+        size_t n = 0;
+        if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
+        char *text = shared_slurp(path, &n), *at = NULL;
+        for (size_t k = 0; k + strlen(from[i]) < n && !at; k++) /* its name, behind its length */
+            if (!memcmp(text + k, from[i], strlen(from[i])) && text[k - 8] == (char)strlen(from[i]))
+                at = text + k;
+        assert_non_null(at);
+        at[0] = 'x';
+        put_file(dir, "saved.kv", text, n);
+        free(text);
+        assert_int_not_equal(tessera_session_load(s, path, &err), OK);
+        if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
+        feed(e, s, 80, 33, NULL, &got);
+    }
+    tessera_session_close(s);
+    tessera_close(e);
+    (void)unlink(path);
+}
+
 static void test_bad_options(void **state)
 {
     (void)state;
@@ -600,16 +688,6 @@ struct checkpoint {
     int n;
     struct { char name[96]; const struct rw_tensor *t; char *own; } at[ST_MAX];
 };
-
-static void put_file(const char *folder, const char *name, const void *data, size_t n)
-{
-    char path[192];
-    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "we");
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, n, f), n);
-    assert_int_equal(fclose(f), 0);
-}
 
 static void add(struct checkpoint *c, const char *name, const struct rw_tensor *t)
 {
@@ -864,6 +942,7 @@ int main(void)
         cmocka_unit_test(test_save), cmocka_unit_test(test_kv_bytes),
         cmocka_unit_test(test_work), cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_exit_at_one), cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_quantised_routers), cmocka_unit_test(test_bad_saves),
         cmocka_unit_test(test_bad_options), cmocka_unit_test(test_convert_loops),
         cmocka_unit_test(test_convert_recursions),
     };

@@ -36,6 +36,7 @@ def held_out(net, sp, data, limit):
     T, E = net.c.context, net.c.experts
     watch, used = Watch(net) if E else None, []
     print("| held-out | tokens | loss | perplexity | bits per byte |\n|---|---|---|---|---|")
+    depths = []
     for name in ("stories", "dialogues", "books"):
         ids = np.load(f"{data}/held-{name}.npy").astype(np.int64)
         n = min(limit, (len(ids) - 1) // T)
@@ -43,9 +44,14 @@ def held_out(net, sp, data, limit):
         for k in range(n):
             z = torch.from_numpy(ids[k * T:k * T + T + 1])[None]
             total += net(z[:, :-1], z[:, 1:])[0].item()
+            if net.depths is not None: depths.append(net.depths.flatten())
         if watch: used.append(watch.take())
         loss = total / n
         print(f"| {name} | {n * T} | {loss:.4f} | {math.exp(loss):.2f} | {loss * n * T / math.log(2) / size:.3f} |", flush=True)
+    if depths:
+        d = torch.cat(depths)
+        print(f"\nmean depth {d.float().mean():.3f} of {net.c.recursions}; tokens of depth 0, 1, ...: "
+              + ", ".join(f"{x / len(d) * 100:.1f} %" for x in torch.bincount(d, minlength=net.c.recursions + 1).tolist()))
     if not E: return
     f = torch.stack(used)                                # [set, layer, expert]
     f, each = f.sum(0) / f.sum((0, 2))[:, None], f / f.sum(-1, keepdim=True)
@@ -81,10 +87,12 @@ if __name__ == "__main__":
     ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     ap.add_argument("model"); ap.add_argument("data", nargs="?")
     ap.add_argument("--say", nargs="+"); ap.add_argument("--temp", type=float, default=0.7); ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--exact", action="store_true", help="mixture-of-recursions: the best tokens of every window go deeper, not those above a half")
     ap.add_argument("--logits", nargs=2); ap.add_argument("--windows", type=int, default=10**9); ap.add_argument("--threads", type=int, default=2)
     o = ap.parse_args()
     torch.set_num_threads(o.threads)
     net = export.read(o.model)
+    if o.exact: net.recursions.exact = True
     if o.logits: compare(net, *o.logits)
     else:
         sp = spm.SentencePieceProcessor(model_file=o.data + "/tokenizer.model")

@@ -1,6 +1,6 @@
 """Checkpoint -> GGUF, and back.
 
-What it is:  writes the f32 master weights of a run as a qwen3moe (or qwen3) GGUF with its tokenizer and ChatML template; reads such
+What it is:  writes the f32 master weights of a run as a qwen3moe (or qwen3, or mor) GGUF with its tokenizer and ChatML template; reads such
              a file into the torch model again, so that the file and not only the checkpoint can be evaluated.
 Owns:        the mapping between our parameter names and GGUF's.
 Never does:  quantise (the runtime does), or change a weight beyond its number format. Norms and routers stay f32.
@@ -28,6 +28,8 @@ def names(c):
     yield "token_embd", "embed", None, False
     yield "output_norm", "norm", None, True
     x = "_exps" if c.experts else ""
+    if c.router == "token": yield "rec.router", "recursions.rec.0.router", None, True
+    for r in range(c.recursions if c.router == "expert" else 0): yield f"rec.{r + 1}.router", f"recursions.rec.{r}.router", None, True
     for i in range(c.layers):
         g, o = f"blk.{i}.", f"blocks.{i}."
         for a, b in (("attn_norm", "attn_norm"), ("attn_q_norm", "q_norm"), ("attn_k_norm", "k_norm"), ("ffn_norm", "ffn_norm")): yield g + a, o + b, None, True
@@ -41,7 +43,9 @@ def names(c):
 def write(ckpt, tokenizer, out, f32):
     c, preset, w = weights(ckpt)
     sp = spm.SentencePieceProcessor(model_file=tokenizer)
-    g = gguf.GGUFWriter(out, "qwen3moe" if c.experts else "qwen3")
+    arch = "mor" if c.recursions else "qwen3moe" if c.experts else "qwen3"
+    g = gguf.GGUFWriter(out, arch)
+    if c.recursions: g.add_uint32("mor.recursion.count", c.recursions); g.add_string("mor.recursion.router", c.router)
     g.add_name(f"tessera {preset}"); g.add_license(LICENCE)
     g.add_description("A small model of short stories and simple dialogues, in English")
     g.add_context_length(c.context); g.add_embedding_length(c.width); g.add_block_count(c.layers); g.add_feed_forward_length(c.ff)
@@ -74,7 +78,7 @@ def read(path):
     c = M.Config(layers=get("block_count"), width=get("embedding_length"), heads=get("attention.head_count"), kv_heads=get("attention.head_count_kv"),
                  head_dim=get("attention.key_length"), ff=get("expert_feed_forward_length") if E else get("feed_forward_length"), experts=E,
                  top=get("expert_used_count", 0), vocab=len(t["token_embd.weight"]), context=get("context_length"), rope_base=get("rope.freq_base"),
-                 eps=get("attention.layer_norm_rms_epsilon"))
+                 eps=get("attention.layer_norm_rms_epsilon"), recursions=get("recursion.count", 0), router=get("recursion.router", ""))
     net = M.Model(c, torch.float32)
     p = dict(net.named_parameters())
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """The model: a decoder in the qwen3 / qwen3moe layout, and the named presets.
 
 What it is:  RMSNorm, grouped-query attention with per-head q/k norm and neox rope, SwiGLU, softmax-then-top-k routing with
-             renormalised weights, tied embeddings. `experts=0` gives the dense layout.
+             renormalised weights, tied embeddings. `experts=0` gives the dense layout; `recursions` a mixture-of-recursions.
 Owns:        shapes, the forward pass, the loss (cross entropy and load balance).
 Never does:  read data, step an optimiser, write a file.
 
@@ -26,6 +26,8 @@ class Config:
     eps: float = 1e-6
     balance: float = 0.01    # weight of the load-balance loss
     router_z: float = 1e-4   # weight of the squared log-sum-exp of the router
+    recursions: int = 0      # the layers but the first and the last run up to so many times (arXiv 2507.10524, middle-cycle)
+    router: str = ""         # "expert": a recursion keeps some of the tokens of the one before; "token": a token chooses its depth
 
     def dict(self): return asdict(self)
 
@@ -33,6 +35,11 @@ PRESETS = {
     "story": Config(),
     "story-dense": Config(experts=0, top=0, ff=512),     # the same active matrices per token
     "middle": Config(experts=64, top=8),                 # story with eight experts for each of its experts, see upcycle.py
+    # Mixtures of recursions, 8 layers unrolled, and their twin at the same compute per run: the mean depth is 2 of 3, so 6 layers per
+    # token against 8, and the twin sees 4.59 / 5.77 of the tokens (products per token, the head's included).
+    "mor": Config(layers=4, experts=0, top=0, ff=512, recursions=3, router="expert"),
+    "mor-token": Config(layers=4, experts=0, top=0, ff=512, recursions=3, router="token"),
+    "mor-twin": Config(layers=8, experts=0, top=0, ff=512),
     "tiny": Config(layers=2, experts=4),                 # for trying things out
 }
 
@@ -190,6 +197,75 @@ class Block(nn.Module):
         y, aux, count = s.ffn(hf.to(s.qkv.dtype), hf)
         return x + y.view(B, T, D), aux, count
 
+class Router(nn.Module):
+    def __init__(s, n, width):
+        super().__init__()
+        s.router = nn.Parameter(torch.empty(n, width))
+    def forward(s, h): return h @ s.router.t()
+
+def take(x, rows): return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+class Recursions(nn.Module):
+    """Who goes through the shared blocks how often. While gradients are wanted, and where `exact`, expert choice takes the best share of
+    every sequence; else those whose score is at least a half, which does not look ahead. Sequences whose rows differ in number go one by one."""
+    ALPHA, AUX, BALANCE, Z = 0.1, 1e-3, 0.1, 1e-3
+    def __init__(s, c):
+        super().__init__()
+        s.c, s.exact = c, False
+        s.rec = nn.ModuleList(Router(1, c.width) for _ in range(c.recursions)) if c.router == "expert" else nn.ModuleList([Router(c.recursions, c.width)])
+
+    def forward(s, h, block, cos, sin):
+        """h [B,T,D]; block(x, cos, sin) runs the shared layers once. Returns h, the routers' losses, depths [B,T]."""
+        if s.c.router == "expert" and (s.exact or torch.is_grad_enabled()): return s.best(h, block, cos, sin)
+        one = s.above if s.c.router == "expert" else s.chosen
+        parts = [one(h[i:i + 1], block, cos, sin) for i in range(len(h))]
+        return torch.cat([p[0] for p in parts]), sum(p[1] for p in parts) / len(parts), torch.cat([p[2] for p in parts])
+
+    def step(s, h, rows, w, block, cos, sin):
+        y = block(take(h, rows), cos[rows][:, None], sin[rows][:, None])
+        return h.scatter_add(1, rows[..., None].expand(-1, -1, h.shape[-1]), w[..., None] * y)
+
+    def best(s, h, block, cos, sin):
+        B, T, _ = h.shape
+        at, aux, depth = torch.arange(T, device=h.device).expand(B, T), 0.0, torch.zeros(B, T, dtype=torch.long, device=h.device)
+        for r, router in enumerate(s.rec):
+            u = router(take(h, at))[..., 0]
+            k = max(1, (len(s.rec) - r) * T // len(s.rec))
+            pick = u.topk(k, 1).indices.sort(1).values
+            member = torch.zeros_like(u).scatter_(1, pick, 1.0)
+            aux = aux + s.AUX * F.binary_cross_entropy_with_logits(u, member)
+            at = at.gather(1, pick)
+            depth = depth.scatter_add(1, at, torch.ones_like(at))
+            h = s.step(h, at, s.ALPHA * u.gather(1, pick).sigmoid(), block, cos, sin)
+        return h, aux, depth
+
+    def above(s, h, block, cos, sin):
+        at, depth = torch.arange(h.shape[1])[None], torch.zeros(1, h.shape[1], dtype=torch.long)
+        for router in s.rec:
+            score = router(take(h, at))[..., 0].sigmoid()
+            keep = (score >= 0.5)[0]
+            at, score = at[:, keep], score[:, keep]
+            depth[0, at[0]] += 1
+            if keep.any(): h = s.step(h, at, s.ALPHA * score, block, cos, sin)
+        return h, 0.0, depth
+
+    def chosen(s, h, block, cos, sin):
+        u = s.rec[0](h)
+        p = u.softmax(-1)
+        depth = p.argmax(-1) + 1
+        share = F.one_hot(depth - 1, p.shape[-1]).float().mean((0, 1))
+        aux = s.BALANCE * p.shape[-1] * (share * p.mean((0, 1))).sum() + s.Z * u.logsumexp(-1).pow(2).mean()
+        at, y, out = torch.arange(h.shape[1])[None], h, h
+        for r in range(1, s.c.recursions + 1):
+            keep = depth[0, at[0]] >= r
+            at, y = at[:, keep], y[:, keep]
+            if not len(at[0]): break
+            y = block(y, cos[at][:, None], sin[at][:, None])
+            end = depth[0, at[0]] == r
+            rows = at[:, end]
+            out = out.scatter_add(1, rows[..., None].expand(-1, -1, h.shape[-1]), p[0, rows[0], r - 1][None, :, None] * y[:, end])
+        return out, aux, depth
+
 class TiedLoss(torch.autograd.Function):
     """Mean cross entropy of h @ E^T against y, in row blocks that stay in cache; the gradients are made on the way forward."""
     @staticmethod
@@ -221,6 +297,8 @@ class Model(nn.Module):
         s.embed = nn.Parameter(torch.empty(c.vocab, c.width))
         s.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         s.norm = nn.Parameter(torch.ones(c.width))
+        s.recursions = Recursions(c) if c.recursions else None
+        s.depths = None          # of the last pass
         s.untied = None          # an output matrix of its own: only in files read back for comparison
         for n, p in s.named_parameters():
             if p.dim() < 2: continue
@@ -236,7 +314,15 @@ class Model(nn.Module):
         ang = torch.arange(T, device=x.device).float()[:, None] * inv
         cos, sin = ang.cos(), ang.sin()
         h, aux, counts = F.embedding(x, s.embed).float(), 0.0, []
-        for b in s.blocks:
+        if s.recursions:
+            def shared(z, cos, sin):
+                for b in s.blocks[1:-1]: z = b(z, cos, sin)[0]
+                return z
+            h = s.blocks[0](h, cos, sin)[0]
+            h, aux, s.depths = s.recursions(h, shared, cos, sin)
+            aux = aux * c.layers # divided below
+            h = s.blocks[-1](h, cos, sin)[0]
+        for b in s.blocks if not s.recursions else ():
             h, a, n = b(h, cos, sin)
             aux = aux + a
             if n is not None: counts.append(n)

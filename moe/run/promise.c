@@ -59,17 +59,40 @@ static double cpu_seconds(const struct tessera_engine *e)
     double sum = 0;
     for (int i = 0; i < e->model.n_op; i++) {
         const struct op *op = &e->model.op[i];
-        sum += e->rates.region;
+        const double runs = e->model.set[op->rows].share; /* the chance that it runs at all */
+        sum += runs * e->rates.region;
         if (op->code != OP_MATMUL && op->code != OP_HEAD_MATMUL && op->code != OP_EXPERTS) continue;
         const int times = op->code == OP_EXPERTS ? op->p.moe.route.n_used : 1;
         for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++) {
             const struct weight *w = &e->weights.at[op->weight[k]];
             const double rate = e->rates.type[w->type] > 0 ? e->rates.type[w->type] : e->rates.ram;
             const double mats = op->code == OP_HEAD_MATMUL ? w->n_mats : times;
-            sum += mats * (double)w->mat_bytes / rate;
+            sum += runs * mats * (double)w->mat_bytes / rate;
         }
     }
     return sum;
+}
+
+/* How often a byte of the dense matrices is used per token: more than once where layers repeat, less
+ * where not every token comes to them. */
+static double dense_uses(const struct tessera_engine *e)
+{
+    const struct build *m = &e->model;
+    double used = 0, once = 0;
+    for (int i = 0; i < m->n_op; i++) {
+        const struct op *op = &m->op[i];
+        if (op->code != OP_MATMUL && op->code != OP_HEAD_MATMUL) continue;
+        for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++) {
+            const double bytes = (double)e->weights.at[op->weight[k]].mat_file_bytes;
+            bool seen = false;
+            for (int j = 0; j < i && !seen; j++)
+                for (int l = 0; l < OP_IO; l++)
+                    seen |= m->op[j].code == op->code && m->op[j].weight[l] == op->weight[k];
+            used += m->set[op->rows].share * bytes;
+            once += seen ? 0 : bytes;
+        }
+    }
+    return once > 0 ? used / once : 1;
 }
 
 /* Bytes that one token reads from the disk, and how long all of it takes. */
@@ -87,7 +110,7 @@ static void per_token(struct tessera_engine *e, const struct placement *p, struc
                        (double)e->weights.at[r->bank[b].weight[k]].mat_file_bytes;
     /* The ring keeps what is used latest; all but one of its slots hit. */
     const double ring = p->dense_home ? 1 : share(p->n_ring - 1, r->sizes.n_pieces - 1);
-    const double streamed = (1 - ring) * (double)r->sizes.dense;
+    const double streamed = ring < 1 ? (1 - ring) * dense_uses(e) * (double)r->sizes.dense : 0;
     *disk_bytes = (uint64_t)(experts + streamed);
     if (!p->tables_home && e->model.n_op && e->model.op[0].code == OP_EMBED)
         *disk_bytes += part_row_bytes(&e->weights.at[e->model.op[0].weight[0]]);

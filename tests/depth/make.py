@@ -150,9 +150,11 @@ def far(values, at, what):
 
 
 def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, kv="per_step",
-        exact=False, gated=True, every=False, alpha=None, theta=None, capacity=None, full_pass=False):
+        exact=False, gated=True, every=False, alpha=None, theta=None, capacity=None, full_pass=False,
+        aux=False):
     """Section 1 of the specification.  full_pass: shared K and V as the training code has them, all
-    rows through the block and gathered afterwards, for recursions from 2 on."""
+    rows through the block and gathered afterwards, for recursions from 2 on.  aux: the next recursion's
+    router stands in for an auxiliary one, which says who goes on; the gate is the router's own."""
     net, S = Net(w, True, False), len(ids)
     ends = sharing.startswith("middle")
     B = n_layer - 2 if ends else n_layer
@@ -191,8 +193,9 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
                     far([u[order[k - 1]] - u[order[k]]], 0, "capacity")
                 keep = np.sort(order[:k])
             else:
-                far(score(u), theta[r - 1], "threshold")
-                keep = np.flatnonzero(score(u) >= theta[r - 1])
+                say = score(h[A] @ w[f"rec.{r % N + 1}.router.weight"][0] if aux else u)
+                far(say, theta[r - 1], "threshold")
+                keep = np.flatnonzero(say >= theta[r - 1])
             g, rows = g[keep], A[keep]
             if kv == "shared" and (r == 1 or full_pass):
                 y = block(r, h, every_row)[rows]
@@ -336,6 +339,7 @@ def main(out):
              mor(w, ids, 4, 3, sharing, "none", kv="shared"))
     case("e-tanh", "mor-expert", "router_func=tanh", mor(w, ids, 4, 3, func="tanh"))
     case("e-identity", "mor-expert", "router_func=identity", mor(w, ids, 4, 3, func="identity"))
+    case("e-aux", "mor-expert", "aux", mor(w, ids, 4, 3, aux=True))
     case("e-ungated", "mor-expert", "gated=false", mor(w, ids, 4, 3, gated=False))
 
     w = Weights(12)
