@@ -224,13 +224,18 @@ static void *run_stream(void *arg)
     return NULL;
 }
 
-static void bench_one(enum qtype type, int rank, int depth, int rows, enum cpu_tier tier)
+static void bench_one(const struct check_opts *o, enum qtype type, int rank, int depth, int rows,
+                      enum cpu_tier tier)
 {
     enum { COLS = 2048, THREADS = 2 };
+    char name[64];
+    snprintf(name, sizeof name, "stack.%s.%s", type == QTYPE_NEST2 ? "nested" : "factored",
+             cpu_tier_name(tier));
+    if (!check_wanted(o, name)) return;
     struct rng r;
     struct stream s[THREADS];
     pthread_t th[THREADS];
-    const int n_rows = rows > 8 || rank ? 4096 : 65536, passes = rows > 8 || rank ? 1 : 4;
+    const int n_rows = rows > 8 || rank ? 4096 : 65536, passes = rows > 8 || rank ? 4 : 6;
     double most = 0, bytes = 0, gw = 0;
     rng_seed(&r, 3);
     for (int i = 0; i < THREADS; i++) {
@@ -262,8 +267,8 @@ int main(int argc, char **argv)
         for (int tier = CPU_AVX2; tier <= (int)cpu_tier_best(); tier++)
             for (int d = 0; d <= STACK_NESTED; d++)
                 for (int rows = 1; rows <= 64; rows *= 8)
-                    bench_one(QTYPE_NEST2, 0, d, rows, (enum cpu_tier)tier);
-        for (int d = 1; d <= 3; d += 2) bench_one(QTYPE_SIGN1, 16, d, 1, cpu_tier_best());
+                    bench_one(&o, QTYPE_NEST2, 0, d, rows, (enum cpu_tier)tier);
+        for (int d = 1; d <= 3; d += 2) bench_one(&o, QTYPE_SIGN1, 16, d, 1, cpu_tier_best());
         return 0;
     }
     static const int rows[] = {1, 2, 3, 5, 8, 9, 33, 70};

@@ -228,8 +228,6 @@ static void test_official_algorithm(void **state)
                 energy += s * x * x;
             }
         }
-        printf("depth %d: off %.3g of the energy, error %.6g, there %.6g\n", d, off / energy,
-               f.mat.error[d] / energy, error / energy);
         /* A half has 11 bits; a weight whose residual is about zero may get the other sign. */
         assert_true(off < 2e-6 * energy);
         assert_true(fabs(f.mat.error[d] - error) < 0.01 * error);
