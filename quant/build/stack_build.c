@@ -199,9 +199,10 @@ static void nested_row(const struct nested_piece *j, int row, float *x, float *w
     double mean = 0;
     for (int c = 0; c < n; c++) mean += (double)x[c] * (double)x[c];
     mean /= n;
-    /* Large weights count more than small ones: what they do is less likely to cancel. */
+    /* Large weights count more than small ones: what they do is less likely to cancel.  Measured on
+     * held-out text: at 2.5 bits 12.08 this way, 12.48 with the root of it, 12.60 all alike. */
     for (int c = 0; c < n; c++)
-        w[c] = j->weight[c] * sqrtf((float)mean + x[c] * x[c]) + 1e-30f;
+        w[c] = j->weight[c] * ((float)mean / 2 + x[c] * x[c]) + 1e-30f;
     nest_encode(x, w, n, scale, code);
     for (int b = 0; b < blocks; b++) {
         nest_put_base(scale[b], code + 64 * b,
