@@ -65,6 +65,7 @@ int cmd_doctor(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
 int cmd_imatrix(int argc, char **argv);
 int cmd_convert(int argc, char **argv);
+int cmd_stack(int argc, char **argv);
 int cmd_trace(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
 

@@ -4,47 +4,18 @@
  * Runs the text in chunks as llama-imatrix does (cli/chunks.h; all tokens of a chunk count here) and
  * sums squares, expert by expert.  Matrices of the layers are collected; output.weight only with
  * --process-output.  Prints the perplexity on the way, as perplexity does. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli/chunks.h"
+#include "cli/collect.h"
 #include "moe/load/tok.h"
-#include "quant/build/imatrix.h"
 
 struct imatrix_args {
     int chunks, first; /* -1 = all; chunks left out at the beginning */
     struct cli_list in;
     bool output, special;
 };
-
-struct collector {
-    struct imatrix m;
-    bool output;
-    struct err err; /* the first thing that went wrong while collecting */
-};
-
-/* ---- collecting ---- */
-
-static void collect(void *arg, const struct tessera_watched *w)
-{
-    struct collector *c = arg;
-    const uint64_t cols = (uint64_t)w->n_cols;
-    if (strncmp(w->tensor, "blk.", 4) && !(c->output && !strcmp(w->tensor, "output.weight")))
-        return;
-    if (c->err.code) return;
-    struct imatrix_entry *x =
-        imatrix_want(&c->m, w->tensor, (uint64_t)w->n_matrices, cols, &c->err);
-    if (!x) return;
-    double *sum = x->sum + (uint64_t)w->matrix * cols, bad = 0;
-    for (int r = 0; r < w->n_rows; r++)
-        for (int k = 0; k < w->n_cols; k++) sum[k] += (double)w->row[r][k] * (double)w->row[r][k];
-    for (int k = 0; k < w->n_cols; k++) bad += isfinite(sum[k]) ? 0 : 1;
-    if (bad > 0)
-        err_set(&c->err, ERR_RANGE, "%s meets activations that are not finite: the model is "
-                "broken", w->tensor);
-    x->count[w->matrix] += w->n_rows;
-}
 
 /* Chunks before `first` are cut off. */
 static enum status skip_chunks(struct chunks *t, int first, int most, struct err *err)

@@ -116,7 +116,7 @@ static uint64_t n_weights(const struct gguf_tensor *t)
 
 static const char *type_name(uint32_t type, char buf[24])
 {
-    const struct qtype_info *q = qtype_info(type);
+    const struct qtype_info *q = qtype_in_files(type);
     if (!q) (void)snprintf(buf, 24, "type %" PRIu32, type);
     return q ? q->name : buf;
 }
@@ -234,7 +234,7 @@ static void print_tensors(const struct gguf *g)
         const struct gguf_tensor *t = gguf_tensor_at(g, i);
         char shape[96], type[24], bytes[24] = "?";
         print_shape(t, shape);
-        if (t->bytes || qtype_info(t->type)) (void)snprintf(bytes, 24, "%" PRIu64, t->bytes);
+        if (t->bytes || qtype_in_files(t->type)) (void)snprintf(bytes, 24, "%" PRIu64, t->bytes);
         printf("  ");
         size_t w = escape_print(stdout, t->name.s, (size_t)t->name.n, 0);
         printf("%*s %-8s %-22s %14s %16" PRIu64, w < NAME_WIDTH ? (int)(NAME_WIDTH - w) : 0, "",
@@ -253,7 +253,7 @@ static void print_types(const struct totals *t)
         double bits = k->n_weights ? 8.0 * (double)k->bytes / (double)k->n_weights : 0;
         printf("  %-10s %8" PRIu64 " %16" PRIu64 " %16" PRIu64 " %6.2f%s\n",
                type_name(k->type, name), k->n_tensors, k->n_weights, k->bytes, bits,
-               qtype_info(k->type) ? "" : "  not known to this version");
+               qtype_in_files(k->type) ? "" : "  not known to this version");
     }
     if (t->more_types) printf("  ... and more types\n");
     double bits = t->n_weights ? 8.0 * (double)t->bytes / (double)t->n_weights : 0;

@@ -27,6 +27,8 @@ static const struct cli_command *commands(void)
         {"bench", "-m F [-p 512] [-n 128] [-r 5]", "tokens per second", cmd_bench},
         {"imatrix", "-m F -f TEXT [-o OUT]", "what matters to a model, for quantize", cmd_imatrix},
         {"quantize", "IN OUT TYPE", "another weight format", cmd_quantize},
+        {"stack", "IN OUT --imatrix F | -f TEXT", "any size from one file: more bits where they help",
+         cmd_stack},
         {"convert", "DIR OUT", "a Hugging Face folder to a GGUF file", cmd_convert},
         {"trace", "-m F -p TEXT | -f FILE -o OUT", "which experts a text uses, as a file", cmd_trace},
         {"replay", "TRACE... [--slots 5%,10%]", "cache policies and predictors on recorded routes",

@@ -162,6 +162,19 @@ struct tessera_depth tessera_depth(const tessera_engine *e);
  * changed, are steps refused, with that error, until a call succeeds. */
 enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err);
 
+/* A stack's matrices at less than what is loaded, for measuring: at most `depth` levels of a tensor's
+ * matrix (-1 = all of its matrices; tensor NULL = all tensors).  A larger depth gives levels back; the
+ * next resize all of them.  ERR_RANGE when there is no such matrix in the stack. */
+enum status tessera_stack_limit(tessera_engine *e, const char *tensor, int matrix, int depth,
+                                struct err *err);
+/* Levels in memory and in the file, 0 of a plain file; the perplexity that is expected with those in
+ * memory, 0 = it was not measured when the stack was built. */
+struct tessera_stack {
+    int n_loaded, n_units;
+    double ppl;
+};
+struct tessera_stack tessera_stack(const tessera_engine *e);
+
 /* Prints the forward-pass plan: memory by owner, then the steps of a prefill and of a decode, with
  * lanes, parts, buffers and bytes.  json: one JSON object instead of text. */
 enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct err *err);

@@ -141,6 +141,12 @@ bool part_has_nan(enum qtype type, const char *p, uint64_t bytes)
             if ((u & 0x7fffu) > 0x7c00u) return true;
         }
         return false;
+    case QTYPE_NEST2: /* a scale is the top byte of a half, its sign left out */
+        for (uint64_t i = 0; i < n; i++)
+            if ((unsigned char)p[i * stride] > 0xf8) return true;
+        return false;
+    case QTYPE_SIGN1:
+    case QTYPE_BYTES:
     case QTYPE_MXFP4: /* every scale byte of these is a number */
     case QTYPE_NVFP4:
     case QTYPE_ID_END: break;

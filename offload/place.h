@@ -7,9 +7,13 @@
  *   tables   rows that are looked up (token embeddings): a token reads one row of them
  *   experts  groups (gate, up, down of one expert) in slots; a slot class per size
  *
+ *   levels   of a stack (quant/stack.h): more bits for some matrix, in one order for all of them; any
+ *            prefix may be there
+ *
  * They get memory in the order of what a byte of it saves per token: dense, experts, tables; only
  * when not even the dense ones and a slot per class fit is dense streamed.  Slots are shared out to
- * the classes in proportion to their bytes.
+ * the classes in proportion to their bytes.  Levels get what is left when all else is in RAM: the
+ * depth of a matrix follows from the number of bytes and from nothing else.
  *
  * Pure functions on plain data; any thread. */
 #ifndef OFFLOAD_PLACE_H
@@ -27,12 +31,15 @@ struct place_sizes {
     int n_classes;
     uint64_t slot[PLACE_CLASSES];         /* bytes of a slot, whole pages */
     int n_groups[PLACE_CLASSES];          /* experts of that size in all layers */
+    const uint64_t *level_end;            /* [n_units] bytes of the levels up to each; borrowed */
+    int n_units, n_floor;                 /* levels; so many are always there */
 };
 
 struct placement {
     bool dense_home, tables_home;
     int n_ring;                           /* slots; 0 when dense is at home */
     int n_slots[PLACE_CLASSES];
+    int n_units;                          /* levels */
     uint64_t bytes;
 };
 
@@ -44,5 +51,11 @@ bool place_solve(const struct place_sizes *s, uint64_t bytes, struct placement *
 
 /* Whether every expert has a slot. */
 bool place_experts_fit(const struct place_sizes *s, const struct placement *p);
+
+/* Whether nothing but levels is missing, so that nothing is read while steps run. */
+bool place_resident(const struct place_sizes *s, const struct placement *p);
+
+/* Bytes of the first n levels, whole pages. */
+uint64_t place_level_bytes(const struct place_sizes *s, int n);
 
 #endif

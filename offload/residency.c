@@ -71,6 +71,7 @@ static bool sort_weights(struct resid *r, const struct resid_options *o)
     for (int i = 0; i < ws->n; i++) {
         const struct weight *w = &ws->at[i];
         r->kind[i] = w->layout != WEIGHT_TILES || w->mat_bytes < SMALL ? KIND_SMALL : KIND_DENSE;
+        if (o->unit && i == o->levels) r->kind[i] = KIND_LEVELS;
     }
     for (int i = 0; i < o->n_lookup; i++)
         if (ws->at[o->lookup[i]].mat_bytes >= SMALL &&
@@ -87,7 +88,7 @@ static void lay_out_homes(struct resid *r)
 {
     const struct weights *ws = r->parts.weights;
     const uint64_t page = mem_page_size();
-    uint64_t at = 0, *bytes[KIND_N] = {&r->sizes.small, &r->sizes.dense, &r->sizes.tables, NULL};
+    uint64_t at = 0, *bytes[KIND_N] = {&r->sizes.small, &r->sizes.dense, &r->sizes.tables};
     for (int kind = KIND_SMALL; kind <= KIND_TABLE; kind++) {
         const uint64_t from = at;
         for (int i = 0; i < ws->n; i++) {
@@ -144,7 +145,7 @@ static void add_homes(struct resid *r)
     const struct weights *ws = r->parts.weights;
     for (int i = 0; i < ws->n; i++) {
         r->home_of[i] = -1;
-        if (r->kind[i] == KIND_EXPERT) continue;
+        if (r->kind[i] == KIND_EXPERT || r->kind[i] == KIND_LEVELS) continue;
         r->home_of[i] = r->n_groups;
         struct group *g = &r->group[r->n_groups++];
         *g = (struct group){.part = {ws->at[i].first_part}, .n_parts = 1, .slot = -1,
@@ -208,6 +209,29 @@ static enum status open_policy(struct resid *r, enum policy_kind kind, struct er
     return r->n_banks ? policy_open(&o, &r->policy, e) : OK;
 }
 
+/* The kernels' view of every stacked part, without levels yet. */
+static enum status open_stack(struct resid *r, const struct resid_options *o, struct err *e)
+{
+    const struct weights *ws = r->parts.weights;
+    r->stack.weight = o->unit ? o->levels : -1;
+    if (!o->unit) return OK;
+    r->stack.unit = o->unit;
+    r->stack.end = o->level_end;
+    r->stack.head = o->level_head;
+    r->stack.rank = o->rank;
+    r->sizes.level_end = o->level_end;
+    r->sizes.n_units = o->n_units;
+    r->sizes.n_floor = o->n_floor;
+    r->stack.mat = calloc((size_t)r->parts.n_parts + 1, sizeof *r->stack.mat);
+    if (!r->stack.mat) return err_set(e, ERR_MEMORY, "no memory for the table of the stack");
+    for (int i = 0; i < r->parts.n_parts; i++) {
+        const struct weight *w = &ws->at[r->parts.part[i].weight];
+        r->stack.mat[i] = (struct stacked){.type = w->type, .n_cols = w->n_cols,
+                                           .n_rows = w->n_rows, .rank = o->rank};
+    }
+    return OK;
+}
+
 static enum status open_tables(struct resid *r, const struct resid_options *o, struct err *e)
 {
     r->n_banks = o->n_banks;
@@ -244,8 +268,10 @@ enum status resid_open(struct resid *r, const struct weights *ws, const struct r
 {
     memset(r, 0, sizeof *r);
     r->pinned_piece = -1;
+    r->stack.weight = -1;
     enum status s = part_table_open(&r->parts, ws, e);
     if (!s) s = open_tables(r, o, e);
+    if (!s) s = open_stack(r, o, e);
     if (!s) s = open_policy(r, o->policy, e);
     return s;
 }
@@ -254,6 +280,8 @@ void resid_close(struct resid *r)
 {
     fetch_stop(&r->fetch);
     region_release(&r->home);
+    region_release(&r->stack.mem);
+    free(r->stack.mat);
     for (int c = 0; c <= RING; c++) {
         region_release(&r->cls[c].mem);
         free(r->cls[c].owner);
@@ -419,6 +447,65 @@ static enum status come_home(struct resid *r, enum kind kind, uint64_t bytes, st
     return OK;
 }
 
+/* ---- levels of a stack ---- */
+
+static void drop_levels(struct resid *r, int n)
+{
+    for (; r->now.n_units > n; r->now.n_units--) {
+        const struct resid_unit *u = &r->stack.unit[r->now.n_units - 1];
+        r->stack.mat[u->part].level[u->level] = NULL;
+    }
+    if (r->stack.mem.base) region_trim(&r->stack.mem, place_level_bytes(&r->sizes, n));
+}
+
+void resid_limit_levels(struct resid *r, int part, int depth)
+{
+    struct stacked *m = &r->stack.mat[part];
+    for (m->depth = 0; m->depth < depth && m->level[m->depth + 1]; m->depth++) {}
+}
+
+/* Every matrix at all the levels that it has. */
+static void unlimit_levels(struct resid *r)
+{
+    for (int i = 0; r->stack.mat && i < r->parts.n_parts; i++)
+        resid_limit_levels(r, i, STACK_LEVELS - 1);
+}
+
+/* Commits and asks for the levels up to n; use_levels() makes them count when they have come. */
+static enum status read_levels(struct resid *r, int n, struct err *e)
+{
+    const struct weight *w = r->stack.weight < 0 ? NULL : &r->parts.weights->at[r->stack.weight];
+    if (!w || n <= r->now.n_units) return OK;
+    enum status s = OK;
+    if (!r->stack.mem.base)
+        s = region_reserve(&r->stack.mem, r->how.ledger, MEM_WEIGHTS,
+                           place_level_bytes(&r->sizes, r->sizes.n_units), e);
+    if (!s) s = region_commit(&r->stack.mem, place_level_bytes(&r->sizes, n), e);
+    if (s) return s;
+    const uint64_t row = part_row_bytes(w);
+    const uint64_t from = r->now.n_units ? r->stack.end[r->now.n_units - 1] : 0;
+    pthread_mutex_lock(&r->fetch.lock);
+    r->stack.row = (int64_t)(from / row);
+    r->stack.rows_end = (int64_t)(r->stack.end[n - 1] / row);
+    r->load_total += r->stack.end[n - 1] - from;
+    const int step = part_piece_rows(w);
+    r->stack.left = (r->stack.rows_end - r->stack.row + step - 1) / step;
+    pthread_cond_broadcast(&r->fetch.work);
+    pthread_mutex_unlock(&r->fetch.lock);
+    return OK;
+}
+
+static void use_levels(struct resid *r, int n)
+{
+    for (; r->now.n_units < n; r->now.n_units++) {
+        const int i = r->now.n_units;
+        const struct resid_unit *u = &r->stack.unit[i];
+        const uint64_t at = i ? r->stack.end[i - 1] : (uint64_t)r->stack.head;
+        r->stack.mat[u->part].level[u->level] = (const char *)r->stack.mem.base + at;
+    }
+    unlimit_levels(r);
+}
+
 /* ---- changing sizes ---- */
 
 void resid_prepare(struct resid *r, const struct resid_start *how)
@@ -459,6 +546,7 @@ static void give_back(struct resid *r, const struct placement *p)
     }
     for (int c = 0; c < r->sizes.n_classes; c++) shrink_class(r, c, p->n_slots[c]);
     shrink_class(r, RING, p->n_ring);
+    if (p->n_units < r->now.n_units) drop_levels(r, p->n_units);
     if (!p->tables_home) r->now.tables_home = false;
     if (!p->dense_home) r->now.dense_home = false;
 }
@@ -493,6 +581,7 @@ static enum status take(struct resid *r, const struct placement *p, bool first, 
     }
     for (int c = 0; !s && c < r->sizes.n_classes; c++) s = grow_class(r, c, p->n_slots[c], e);
     if (!s) s = grow_class(r, RING, p->n_ring, e);
+    if (!s) s = read_levels(r, p->n_units, e);
     if (s || (!first && !place_experts_fit(&r->sizes, p))) return s;
     pthread_mutex_lock(&r->fetch.lock);
     fill_slots(r);
@@ -509,7 +598,7 @@ static void take_stock(struct resid *r, bool dense_home, bool tables_home)
     p->tables_home = tables_home;
     p->n_ring = r->cls[RING].n_slots;
     p->bytes = z->small + (dense_home ? z->dense : 0) + (tables_home ? z->tables : 0) +
-               (uint64_t)p->n_ring * z->ring_slot;
+               (uint64_t)p->n_ring * z->ring_slot + place_level_bytes(z, p->n_units);
     for (int c = 0; c < z->n_classes; c++) {
         p->n_slots[c] = r->cls[c].n_slots;
         p->bytes += (uint64_t)p->n_slots[c] * z->slot[c];
@@ -550,8 +639,10 @@ enum status resid_apply(struct resid *r, const struct placement *p,
     if (!e) e = &local;
     err_clear(e);
     const bool first = !r->home.base;
-    if (r->all_ram && p->bytes == r->now.bytes) return OK; /* all of it is there, and stays */
-    const struct placement all = place_all(&r->sizes);
+    if (r->all_ram && p->bytes == r->now.bytes) { /* it is there, and stays */
+        unlimit_levels(r);
+        return OK;
+    }
     r->all_ram = false;
     load_drop(r);
     if (!first) give_back(r, p);
@@ -569,8 +660,9 @@ enum status resid_apply(struct resid *r, const struct placement *p,
         return s;
     }
     err_clear(&r->broken);
+    use_levels(r, p->n_units);
     r->now = *p;
-    r->all_ram = p->bytes == all.bytes;
+    r->all_ram = place_resident(&r->sizes, p);
     if (r->all_ram) stop_fetching(r);
     return OK;
 }

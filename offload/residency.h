@@ -24,10 +24,16 @@
 #include "offload/fetch.h"
 #include "offload/place.h"
 #include "offload/policy.h"
+#include "quant/stack.h"
 
 /* The expert matrices of one layer: weight indices of gate, up, down. */
 struct resid_bank {
     int weight[3];
+};
+
+/* One level of one part of a stack (quant/stack.h), in the order in which they are loaded. */
+struct resid_unit {
+    int32_t part, level;
 };
 
 struct resid_options {
@@ -36,6 +42,13 @@ struct resid_options {
     const int *lookup;             /* [n_lookup] weights of which only rows are looked up */
     int n_lookup;
     enum policy_kind policy;       /* lru, lfu, lrfu or plec */
+    /* A stack: the weight that holds the levels, the bytes of them up to each unit's end (from the
+     * tensor's start), where the first unit begins, and what the units are; no units = none.
+     * Borrowed. */
+    int levels;
+    const uint64_t *level_end; /* [n_units] */
+    const struct resid_unit *unit;
+    int n_units, n_floor, level_head, rank;
 };
 
 enum { RESID_ROW_MAX = 64 << 10 }; /* bytes of a looked-up row; tables of longer ones stay home */
@@ -114,6 +127,16 @@ struct resid {
     struct fetch_how how;    /* how to start it again */
     struct index_queue demand, ahead;
     struct { int weight; const int32_t *ids; int n, next, left; char *dst; uint64_t stride; } rows;
+    /* The stack's levels: one region that holds a prefix of the file's tensor as it is. */
+    struct {
+        int weight;              /* -1 = none */
+        struct region mem;
+        const struct resid_unit *unit;
+        const uint64_t *end;
+        int head, rank;
+        int64_t row, rows_end, left; /* rows being read: next, end; pieces not yet back */
+        struct stacked *mat;     /* [n_parts] what kernels see */
+    } stack;
     int n_loading;           /* groups in that state */
     struct err err;          /* the first failure of a read, until it is collected */
     struct err broken;       /* why no step can be run until a resize succeeds */
@@ -174,6 +197,9 @@ enum status resid_apply(struct resid *r, const struct placement *p,
                         bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                         struct err *e);
 
+/* A stacked part at no more than so many of its loaded levels, until the next resid_apply(). */
+void resid_limit_levels(struct resid *r, int part, int depth);
+
 /* ---- the executor's calls ---- */
 
 /* A forward pass over n_rows tokens begins; an error when no more can. */
@@ -182,7 +208,8 @@ enum status resid_step(struct resid *r, int n_rows, struct err *e);
  * was asked for is dropped and unpinned. */
 enum status resid_step_end(struct resid *r, enum status so_far, struct err *e);
 
-/* The bytes of a matrix at home, 64-byte aligned; NULL when it streams. */
+/* The bytes of a matrix at home, 64-byte aligned; NULL when it streams.  Of a stacked one: its struct
+ * stacked, with the levels that are there; so do the other calls. */
 const void *resid_home(const struct resid *r, int weight);
 
 /* An expert macro-step: the router chose experts [n] of a bank, count[i] tokens each.  take() waits
@@ -211,7 +238,7 @@ void resid_speculate(struct resid *r);
 
 /* A piece of a streamed matrix, by its place in the sequence; pinned until the next call. */
 struct resid_piece {
-    const void *data;
+    const void *data;        /* of a stacked matrix its base's tiles: it has no levels then */
     int row0, n_rows;
     bool last;               /* of its matrix */
 };

@@ -4,7 +4,7 @@
 
 #include "offload/residency.h"
 
-enum kind { KIND_SMALL, KIND_DENSE, KIND_TABLE, KIND_EXPERT, KIND_N };
+enum kind { KIND_SMALL, KIND_DENSE, KIND_TABLE, KIND_EXPERT, KIND_LEVELS, KIND_N };
 enum { RING = PLACE_CLASSES };                      /* its slot class */
 enum { SLOT_IDLE = -1, SLOT_AWAY = -2 };            /* slot_class.owner */
 enum { WANT_MISS, WANT_ASKED, WANT_GIVEN, WANT_RUN, /* resid.stage, and: */

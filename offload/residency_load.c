@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { ROWS_TAG = -1 };
+enum { ROWS_TAG = -1, LEVELS_TAG = -2 };
 
 void load_start(struct resid *r, int gi, struct index_queue *q)
 {
@@ -69,6 +69,29 @@ static struct fetch_piece piece_of(const struct resid *r, int gi, int i)
     return p;
 }
 
+/* The next rows of a stack's levels: they lie in memory as in the file. */
+static struct fetch_piece level_piece(struct resid *r)
+{
+    const struct weight *w = &r->parts.weights->at[r->stack.weight];
+    const int64_t step = part_piece_rows(w), left = r->stack.rows_end - r->stack.row;
+    const struct fetch_piece p = {
+        .part = w->first_part, .row0 = (int)r->stack.row, .n_rows = (int)(left < step ? left : step),
+        .raw = true, .tag = LEVELS_TAG,
+        .dst = (char *)r->stack.mem.base + (uint64_t)r->stack.row * part_row_bytes(w),
+    };
+    r->stack.row += p.n_rows;
+    return p;
+}
+
+/* Levels that have not been asked for are not wanted any more. */
+static void give_up_levels(struct resid *r)
+{
+    if (r->stack.weight < 0) return;
+    const int64_t step = part_piece_rows(&r->parts.weights->at[r->stack.weight]);
+    r->stack.left -= (r->stack.rows_end - r->stack.row + step - 1) / step;
+    r->stack.rows_end = r->stack.row;
+}
+
 bool load_next(void *arg, struct fetch_piece *p)
 {
     struct resid *r = arg;
@@ -82,6 +105,10 @@ bool load_next(void *arg, struct fetch_piece *p)
         return true;
     }
     struct index_queue *q = r->demand.n ? &r->demand : &r->ahead;
+    if (!q->n && r->stack.row < r->stack.rows_end) {
+        *p = level_piece(r);
+        return true;
+    }
     if (!q->n) return false;
     const int gi = queue_front(q);
     struct group *g = &r->group[gi];
@@ -167,6 +194,12 @@ void load_done(void *arg, const struct fetch_piece *p, uint64_t bytes, bool nan,
         if (--r->rows.left <= 0) pthread_cond_broadcast(&r->fetch.ready);
         return;
     }
+    if (p->tag == LEVELS_TAG) {
+        r->load_done += bytes;
+        if (e->code) give_up_levels(r);
+        if (--r->stack.left <= 0 || e->code) pthread_cond_broadcast(&r->fetch.ready);
+        return;
+    }
     struct group *g = &r->group[p->tag];
     if (nan) warn_nan(r, p->part);
     r->load_done += bytes;
@@ -194,7 +227,7 @@ enum status load_wait(struct resid *r, bool (*progress)(void *arg, uint64_t done
                       void *arg, struct err *e)
 {
     pthread_mutex_lock(&r->fetch.lock);
-    while (r->n_loading && !r->err.code) {
+    while ((r->n_loading || r->stack.left) && !r->err.code) {
         if (progress) {
             const uint64_t done = r->load_done, total = r->load_total;
             pthread_mutex_unlock(&r->fetch.lock);
@@ -202,7 +235,7 @@ enum status load_wait(struct resid *r, bool (*progress)(void *arg, uint64_t done
             pthread_mutex_lock(&r->fetch.lock);
             if (!go_on && !r->err.code)
                 err_set(&r->err, ERR_CANCELLED, "loading was interrupted");
-            if (!r->n_loading || r->err.code) break;
+            if ((!r->n_loading && !r->stack.left) || r->err.code) break;
         }
         load_sleep(r);
     }
@@ -233,7 +266,8 @@ void load_drop(struct resid *r)
         }
     r->rows.left -= r->rows.n - r->rows.next;
     r->rows.n = r->rows.next;
-    while (r->n_loading || r->rows.left) load_sleep(r);
+    give_up_levels(r);
+    while (r->n_loading || r->rows.left || r->stack.left) load_sleep(r);
     for (int i = 0; i < r->n_guess; i++) policy_unpin(r->policy, r->guess[i] - r->first_expert);
     r->n_guess = 0;
     free_failed(r);

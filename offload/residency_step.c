@@ -63,10 +63,19 @@ enum status resid_step_end(struct resid *r, enum status so_far, struct err *e)
     return s;
 }
 
+/* What lies at base, as kernels take it. */
+static const void *view_of(const struct resid *r, int part, const char *base)
+{
+    if (!qtype_is_stacked(r->parts.weights->at[r->parts.part[part].weight].type)) return base;
+    r->stack.mat[part].base = base;
+    return &r->stack.mat[part];
+}
+
 const void *resid_home(const struct resid *r, int weight)
 {
     const int g = r->home_of[weight];
-    return g < 0 || r->group[g].state != GROUP_RAM ? NULL : r->group[g].base;
+    if (g < 0 || r->group[g].state != GROUP_RAM) return NULL;
+    return view_of(r, r->group[g].part[0], r->group[g].base);
 }
 
 /* ---- slots ---- */
@@ -338,7 +347,7 @@ void resid_ran(struct resid *r)
 const void *resid_expert(const struct resid *r, int i, int k)
 {
     const struct group *g = &r->group[r->want[i]];
-    return g->base + g->at[k];
+    return view_of(r, g->part[k], g->base + g->at[k]);
 }
 
 /* ---- streamed matrices ---- */

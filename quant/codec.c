@@ -10,6 +10,7 @@
 #include "moe/base/f16.h"
 #include "quant/encode_int.h"
 #include "quant/parts_int.h"
+#include "quant/stack.h"
 
 static uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 
@@ -115,6 +116,20 @@ static void decode_q6_k(const uint8_t *p, float *x)
     }
 }
 
+/* ---- NEST2, SIGN1: what a stacked matrix is without its levels (quant/stack.h) -------------- */
+
+static void decode_nest2(const uint8_t *p, float *x)
+{
+    for (int i = 0; i < 64; i++)
+        x[i] = nest_value(p[0], (uint8_t)((p[1 + i / 16 * 4 + i % 4] >> 2 * (i / 4 % 4) & 3) << 4),
+                          0);
+}
+
+static void decode_sign1(const uint8_t *p, float *x)
+{
+    for (int i = 0; i < 32; i++) x[i] = p[i / 8] >> i % 8 & 1 ? 1.0f : -1.0f;
+}
+
 /* ---- the table -------------------------------------------------------------------------- */
 
 /* Plain encoders: there is one way to do it.  The others search (encode_body.h). */
@@ -125,7 +140,8 @@ static const struct {
     [QTYPE_F32] = {decode_f32, encode_f32},    [QTYPE_F16] = {decode_f16, encode_f16},
     [QTYPE_BF16] = {decode_bf16, encode_bf16}, [QTYPE_Q8_0] = {decode_q8_0, encode_q8_0},
     [QTYPE_Q4_0] = {decode_q4_0, NULL},        [QTYPE_Q4_K] = {decode_q4_k, NULL},
-    [QTYPE_Q6_K] = {decode_q6_k, NULL},
+    [QTYPE_Q6_K] = {decode_q6_k, NULL},        [QTYPE_NEST2] = {decode_nest2, NULL},
+    [QTYPE_SIGN1] = {decode_sign1, NULL},
 };
 
 static void decode_parts(enum qtype type, const uint8_t *b, float *x, int n)

@@ -17,7 +17,9 @@
 #include "moe/base/err.h"
 #include "quant/qtype.h"
 
-enum { TILE_ROWS = 16 };
+enum { TILE_ROWS = 16, STACK_FEW = 8 };
+
+struct stacked;
 
 /* Bytes of one tile of a matrix with n_cols columns. */
 size_t tile_bytes(enum qtype type, int n_cols);
@@ -50,6 +52,12 @@ struct mm_kernels {
      * NULL for a type without kernels.  Index: enum qtype. */
     void (*mm[QTYPE_ID_END])(int n_cols, int n_tiles, const void *w, int n_rows,
                              const void *const *x, float *const *y);
+
+    /* Stacked matrices (quant/stack.h): one tile as a tile of its expanded type, and, where the tier
+     * has it (else NULL), products with at most STACK_FEW rows. */
+    void (*stack_expand)(const struct stacked *w, int t, void *tile);
+    void (*stack_few)(const struct stacked *w, int t0, int n_tiles, int n_rows,
+                      const void *const *x, float *const *y);
 
     /* n times what the tier's integer dot product can do at best: as many independent ones as hide
      * its latency, on registers.  Returns the multiply-accumulates done; NULL in plain C. */

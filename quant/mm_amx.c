@@ -315,6 +315,8 @@ static uint64_t peak(int n)
 }
 
 const struct mm_kernels mm_kernels_amx = {
+    .stack_expand = stack_expand_avx512,
+    .stack_few = stack_few_avx512,
     .peak = peak,
     .act = {[ACT_F32] = act_f32_ref,
             [ACT_Q8_32] = act_q8_32_avx512,

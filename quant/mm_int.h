@@ -65,6 +65,12 @@ enum {
     T4_XS_SH = 32,
     T4_XS_SL = 64,
     T4_XS_Q = 128,
+
+    TNEST2_BYTES = 272, /* u8 e[16] | u8 q[4][16][4], 64 columns */
+    TNEST2_Q = 16,
+    TNEST_LEVEL = 128,  /* of a level: h[2][16][4], bit i of byte k: weight 32 j + 4 i + k */
+
+    TSIGN1_BYTES = 64, /* h[16][4], bit i of byte k: weight 4 i + k */
 };
 
 /* A block whose largest magnitude is below this is prepared as zeros: 127/amax must be finite. */
@@ -108,6 +114,11 @@ MM_PARTS_TYPES(MM_DECLARE)
 mm_fn mm_avx512_F32, mm_avx512_F16, mm_avx512_BF16;
 void act_q8_32_avx512(int n_cols, const float *x, void *out);
 void act_q8_256_avx512(int n_cols, const float *x, void *out);
+
+void stack_expand_avx2(const struct stacked *w, int t, void *tile);
+void stack_expand_avx512(const struct stacked *w, int t, void *tile);
+void stack_few_avx512(const struct stacked *w, int t0, int n_tiles, int n_rows,
+                      const void *const *x, float *const *y);
 
 /* Reference kernels that a tier may keep. */
 void act_f32_ref(int n_cols, const float *x, void *out);

@@ -7,6 +7,7 @@
 #include "moe/base/err.h"
 #include "moe/base/f16.h"
 #include "quant/mm_int.h"
+#include "quant/stack.h"
 
 /* DESIGN, integer ranges: an activation is -127..127 and never -128, so
  *   Q8_0  |isum| <= 32 * 128 * 127              =     520,192
@@ -284,6 +285,7 @@ MM(q4_k, Q4_K)
 MM(q6_k, Q6_K)
 
 const struct mm_kernels mm_kernels_ref = {
+    .stack_expand = stack_expand_ref,
     .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32_ref, [ACT_Q8_256] = act_q8_256_ref},
     .mm = {[QTYPE_F32] = mm_f32,
            [QTYPE_F16] = mm_f16,

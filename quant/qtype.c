@@ -27,13 +27,26 @@ static const struct qtype_info table[] = {
     {QTYPE_IQ1_M, "IQ1_M", 256, 56, ACT_Q8_256},
 };
 
-enum { N_TYPES = sizeof table / sizeof table[0] };
+static const struct qtype_info own[] = {
+    {QTYPE_BYTES, "BYTES", 1, 1, ACT_F32},
+    {QTYPE_NEST2, "NEST2", 64, 17, ACT_Q8_32},
+    {QTYPE_SIGN1, "SIGN1", 32, 4, ACT_F32},
+};
 
-const struct qtype_info *qtype_info(uint32_t id)
+enum { N_TYPES = sizeof table / sizeof table[0], N_OWN = sizeof own / sizeof own[0] };
+
+const struct qtype_info *qtype_in_files(uint32_t id)
 {
     for (int i = 0; i < N_TYPES; i++)
         if ((uint32_t)table[i].id == id) return &table[i];
     return NULL;
+}
+
+const struct qtype_info *qtype_info(uint32_t id)
+{
+    for (int i = 0; i < N_OWN; i++)
+        if ((uint32_t)own[i].id == id) return &own[i];
+    return qtype_in_files(id);
 }
 
 const struct qtype_info *qtype_by_name(const char *name)

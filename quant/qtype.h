@@ -2,10 +2,11 @@
  * activation format its product uses.  Ids are GGUF's.  Constant data; any thread.
  *
  * Only types with a row here can be opened; only those with `mm` kernels (quant/mm.h) can be
- * multiplied.  Codecs of stacked weights get rows of their own. */
+ * multiplied, and the bases of stacked weights with their levels (quant/stack.h). */
 #ifndef QUANT_QTYPE_H
 #define QUANT_QTYPE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -34,6 +35,10 @@ enum qtype {
     QTYPE_BF16 = 30,
     QTYPE_MXFP4 = 39,
     QTYPE_NVFP4 = 40,
+    /* Ours, no GGUF ids: in files they are bytes.  Levels of a stack, and its bases (quant/stack.h). */
+    QTYPE_BYTES = 61,
+    QTYPE_NEST2 = 62,
+    QTYPE_SIGN1 = 63,
     QTYPE_ID_END = 64, /* ids are below this */
 };
 
@@ -52,13 +57,17 @@ struct qtype_info {
     enum act_kind act;
 };
 
-/* NULL when the id is not known. */
-const struct qtype_info *qtype_info(uint32_t id);
+/* The base of a stacked matrix: multiplied by stack_mm() with its levels, not by mm[]. */
+static inline bool qtype_is_stacked(enum qtype t) { return t == QTYPE_NEST2 || t == QTYPE_SIGN1; }
 
-/* NULL when no type has that name (case is ignored). */
+/* NULL when the id is not known.  File readers ask qtype_in_files(), which knows GGUF's only. */
+const struct qtype_info *qtype_info(uint32_t id);
+const struct qtype_info *qtype_in_files(uint32_t id);
+
+/* NULL when no type of GGUF's has that name (case is ignored). */
 const struct qtype_info *qtype_by_name(const char *name);
 
-/* The i-th row of the table, NULL past its end. */
+/* The i-th row of GGUF's types, NULL past their end. */
 const struct qtype_info *qtype_at(int i);
 
 /* Bytes of n weights; n is a multiple of the block. */

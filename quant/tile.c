@@ -82,6 +82,8 @@ static const struct layout layouts[QTYPE_ID_END] = {
     [QTYPE_IQ2_XXS] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 16, 0}}},
     [QTYPE_IQ1_S] = {2, {{0, 0, 2, 1, 0}, {2, 32, 4, 12, 0}}},
     [QTYPE_IQ1_M] = {1, {{0, 0, 4, 14, 0}}},
+    [QTYPE_NEST2] = {2, {{0, 0, 1, 1, 0}, {1, TNEST2_Q, 4, 4, 0}}},
+    [QTYPE_SIGN1] = {1, {{0, 0, 4, 1, 0, 1}}},
 };
 
 /* The unit of a type whose block is one weight, 0 for block types. */

@@ -41,7 +41,8 @@ struct dev_buf {
 
 /* A weight view resolved to pinned bytes. */
 struct dev_weight {
-    const void *data;     /* first matrix (tiles, rows or vector); NULL for expert banks */
+    const void *data;     /* first matrix (tiles, rows or vector); NULL for expert banks; of a
+                             stacked type a struct stacked (quant/stack.h) */
     enum qtype type;
     bool tiles;           /* else rows, or a vector of f32 */
     int n_cols, n_rows;
@@ -79,7 +80,7 @@ struct dev_route {
     const int32_t *expert;          /* [n_active] expert ids */
     const int32_t *first;           /* [n_active + 1] into pair[] */
     const int32_t *pair;            /* [n_rows * n_used] */
-    const void *const *gate, *const *up, *const *down; /* [n_active] pinned tiles */
+    const void *const *gate, *const *up, *const *down; /* [n_active] pinned tiles, or struct stacked */
 };
 
 /* What a session's tokens have left where, in models that rows leave early.  Slots of depth d have K

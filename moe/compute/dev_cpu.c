@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "quant/codec.h"
+#include "quant/stack.h"
 
 enum {
     ROW_BLOCK = 128,       /* rows per task of a product */
@@ -106,7 +107,9 @@ static int n_tiles(const struct dev_weight *w) { return ceil_div(w->n_rows, TILE
 
 static void embed_row(const struct dev_weight *w, int32_t id, float *y)
 {
-    if (w->tiles) {
+    if (qtype_is_stacked(w->type)) {
+        stack_row_f32(w->data, id, y);
+    } else if (w->tiles) {
         const char *t = (const char *)w->data + (size_t)(id / TILE_ROWS) *
                                                     tile_bytes(w->type, w->n_cols);
         tile_row_f32(w->type, w->n_cols, t, id % TILE_ROWS, y);
@@ -378,6 +381,18 @@ static int tile_group(const struct dev *d, const struct dev_weight *w, int n_row
     return g < 2 ? 2 : g > n_tiles(w) ? n_tiles(w) : g;
 }
 
+/* y = tiles t0 .. of a matrix of w's kind times the prepared rows x. */
+static void multiply(const struct dev *d, const struct dev_weight *w, const void *matrix, int t0,
+                     int nt, int nr, const void *const *x, float *const *y)
+{
+    if (qtype_is_stacked(w->type)) {
+        stack_mm(d->mm, matrix, t0, nt, nr, x, y);
+        return;
+    }
+    const char *tiles = (const char *)matrix + (size_t)t0 * tile_bytes(w->type, w->n_cols);
+    d->mm->mm[w->type](w->n_cols, nt, tiles, nr, x, y);
+}
+
 static void matmul_task(void *arg, int task, int worker)
 {
     (void)worker;
@@ -400,8 +415,7 @@ static void matmul_task(void *arg, int task, int worker)
         x[r] = row_of(b, op->in[0], r0 + r);
         y[r] = frow(b, op->out[i], r0 + r) + t0 * TILE_ROWS;
     }
-    const char *data = (const char *)w->data + (size_t)t0 * tile_bytes(w->type, w->n_cols);
-    j->d->mm->mm[w->type](w->n_cols, nt, data, nr, x, y);
+    multiply(j->d, w, w->data, t0, nt, nr, x, y);
 }
 
 /* Few rows: the end of the matrix, at most a quarter of it, is cut finer, so that the threads end
@@ -446,9 +460,7 @@ static void head_matmul_task(void *arg, int task, int worker)
         x[r] = row_of(b, op->in[0], r0 + r) + (size_t)h * in;
         y[r] = frow(b, op->out[0], r0 + r) + h * op->p.heads.stride + t0 * TILE_ROWS;
     }
-    const char *data = (const char *)w->data +
-                       (size_t)(h * per_head + t0) * tile_bytes(w->type, w->n_cols);
-    j->d->mm->mm[w->type](w->n_cols, nt, data, nr, x, y);
+    multiply(j->d, w, w->data, h * per_head + t0, nt, nr, x, y);
 }
 
 static void run_head_matmul(struct job *j)
@@ -758,11 +770,8 @@ static void up_task(const struct job *j, struct experts *x, int a, int local)
         up[r] = pair_row(x->up, x->ff_stride, p.c0 + r) + p.t0 * TILE_ROWS;
     }
     const int expert = x->rt->expert[a];
-    const size_t gb = tile_bytes(x->wg->type, x->n_embd), ub = tile_bytes(x->wu->type, x->n_embd);
-    j->d->mm->mm[x->wg->type](x->n_embd, p.nt, (const char *)x->rt->gate[a] + (size_t)p.t0 * gb,
-                              p.nr, in, gate);
-    j->d->mm->mm[x->wu->type](x->n_embd, p.nt, (const char *)x->rt->up[a] + (size_t)p.t0 * ub,
-                              p.nr, in, up);
+    multiply(j->d, x->wg, x->rt->gate[a], p.t0, p.nt, p.nr, in, gate);
+    multiply(j->d, x->wu, x->rt->up[a], p.t0, p.nt, p.nr, in, up);
     add_bias(x->bias[0], expert, x->n_ff, &p, gate);
     add_bias(x->bias[1], expert, x->n_ff, &p, up);
     const int from = p.t0 * TILE_ROWS, all = p.nt * TILE_ROWS;
@@ -785,10 +794,8 @@ static void down_task(const struct job *j, struct experts *x, int a, int local)
         in[r] = x->prep + x->prep_stride * (uint64_t)(p.c0 + r);
         out[r] = pair_row(x->out, x->out_stride, p.c0 + r) + p.t0 * TILE_ROWS;
     }
-    const size_t db = tile_bytes(x->wd->type, x->n_ff);
     pool_wait(&x->left[a], DOWN_OPEN);
-    j->d->mm->mm[x->wd->type](x->n_ff, p.nt, (const char *)x->rt->down[a] + (size_t)p.t0 * db,
-                              p.nr, in, out);
+    multiply(j->d, x->wd, x->rt->down[a], p.t0, p.nt, p.nr, in, out);
     add_bias(x->bias[2], x->rt->expert[a], x->n_embd, &p, out);
 }
 

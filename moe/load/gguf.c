@@ -509,7 +509,7 @@ static enum status read_dims(struct reader *r, struct entry *t)
 
 static enum status count_bytes(struct reader *r, struct entry *t)
 {
-    const struct qtype_info *q = qtype_info(t->t.type);
+    const struct qtype_info *q = qtype_in_files(t->t.type);
     if (!q) return OK; /* whoever loads it will say so */
     uint64_t block = (uint64_t)q->block, n = t->t.dim[0] / block;
     if (t->t.dim[0] % block)

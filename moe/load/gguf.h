@@ -46,7 +46,7 @@ struct gguf_kv {
     uint64_t pos; /* byte of the value (of an array: of its element type), for messages */
 };
 
-enum { GGUF_DIMS = 4 };
+enum { GGUF_DIMS = 4, GGUF_TENSOR_I8 = 24 };
 
 struct gguf_tensor {
     struct gguf_str name;

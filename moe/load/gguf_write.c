@@ -277,7 +277,7 @@ static uint64_t padding(const struct gguf_writer *w, uint64_t n)
 /* What gguf.c would refuse in a tensor, as a reason; NULL: good. */
 static const char *tensor_fault(uint32_t type, int n_dims, const uint64_t *dim, uint64_t bytes)
 {
-    const struct qtype_info *q = qtype_info(type);
+    const struct qtype_info *q = qtype_in_files(type);
     uint64_t n = 1;
     if (n_dims < 1 || n_dims > GGUF_DIMS) return "it must have 1 to 4 dimensions";
     for (int i = 0; i < n_dims; i++) {

@@ -44,15 +44,28 @@ static uint64_t mat_bytes(const struct weight *w)
     return 0;
 }
 
+/* The base of a stack is a tensor of bytes: what it is as weights. */
+static struct gguf_tensor as_weights(const struct weights *ws, const struct gguf_tensor *t)
+{
+    struct gguf_tensor v = *t;
+    const struct qtype_info *q = qtype_info((uint32_t)ws->base);
+    if (!qtype_is_stacked(ws->base) || t->type != GGUF_TENSOR_I8 || t->dim[0] % (uint64_t)q->block_bytes)
+        return v;
+    v.type = (uint32_t)ws->base;
+    v.dim[0] = t->dim[0] / (uint64_t)q->block_bytes * (uint64_t)q->block;
+    return v;
+}
+
 /* Does the tensor have the wanted shape, trailing ones aside? */
 static bool shape_is(const struct gguf_tensor *t, uint64_t a, uint64_t b, uint64_t c)
 {
     return t->dim[0] == a && t->dim[1] == b && t->dim[2] == c && t->dim[3] == 1;
 }
 
-static enum status check(const struct weights *ws, const struct gguf_tensor *t,
+static enum status check(const struct weights *ws, const struct gguf_tensor *in,
                          struct weight_shape want, int n_mats, struct err *e)
 {
+    const struct gguf_tensor view = as_weights(ws, in), *t = &view;
     const char *path = gguf_path(ws->file, t->shard);
     const int n = (int)t->name.n;
     if (want.n_stacked) {
@@ -66,7 +79,8 @@ static enum status check(const struct weights *ws, const struct gguf_tensor *t,
                           "a variant that is not known",
                           path, n, t->name.s, t->dim[0], t->dim[1], t->dim[2], want.n_cols,
                           want.n_all, n_mats);
-    const struct qtype_info *info = qtype_info(t->type);
+    const struct qtype_info *info = t->type == in->type ? qtype_in_files(t->type)
+                                                        : qtype_info(t->type);
     if (!info)
         return err_set_at(e, ERR_UNSUPPORTED, t->offset,
                           "%s: tensor %.*s has weight type %" PRIu32
@@ -77,7 +91,12 @@ static enum status check(const struct weights *ws, const struct gguf_tensor *t,
         return err_set_at(e, ERR_SHAPE, t->offset,
                           "%s: tensor %.*s is quantised (%s), but norms and biases must be floats",
                           path, n, t->name.s, info->name);
-    if (want.layout == WEIGHT_TILES && !mm_kernels(CPU_REF)->mm[t->type])
+    if (qtype_is_stacked(info->id) &&
+        (want.layout != WEIGHT_TILES || want.n_stacked || want.row0 || want.n_rows != want.n_all))
+        return err_set_at(e, ERR_UNSUPPORTED, t->offset,
+                          "%s: tensor %.*s is a stack, but is used in pieces: build the stack "
+                          "without it", path, n, t->name.s);
+    if (want.layout == WEIGHT_TILES && !qtype_is_stacked(info->id) && !mm_kernels(CPU_REF)->mm[t->type])
         return err_set_at(e, ERR_UNSUPPORTED, t->offset,
                           "%s: tensor %.*s has type %s, which has no kernels", path, n, t->name.s,
                           info->name);
@@ -111,7 +130,7 @@ static struct weight *grow(struct weights *ws, int n_src, struct err *e)
 static int finish(struct weights *ws, struct weight *w, struct weight_shape s, const char *name)
 {
     (void)snprintf(w->name, sizeof w->name, "%s", name);
-    w->type = (enum qtype)w->src[0]->type;
+    w->type = (enum qtype)as_weights(ws, w->src[0]).type;
     w->layout = s.layout;
     w->n_cols = s.n_cols;
     w->n_rows = s.n_rows;
@@ -173,6 +192,20 @@ int weights_bind_split(struct weights *ws, struct weight_shape s, const char *na
         w->src[m] = t;
     }
     return finish(ws, w, s, name);
+}
+
+int weights_bind_bytes(struct weights *ws, const char *name, int n_cols, int n_rows, struct err *e)
+{
+    struct weight *w = grow(ws, 1, e);
+    if (!w) return -1;
+    w->src[0] = gguf_find_tensor(ws->file, name);
+    ASSERT(w->src[0]);
+    const struct weight_shape s = {.layout = WEIGHT_ROWS, .n_cols = n_cols, .n_rows = n_rows,
+                                   .n_all = n_rows, .n_mats = 1};
+    const int i = finish(ws, w, s, name);
+    w->type = QTYPE_BYTES;
+    w->mat_file_bytes = w->mat_bytes = (uint64_t)n_cols * (uint64_t)n_rows;
+    return i;
 }
 
 static bool is_used(const struct weights *ws, const struct gguf_tensor *t)

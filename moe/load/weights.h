@@ -47,6 +47,7 @@ struct weights {
     struct weight *at; /* [n] */
     int n, cap;
     int n_parts;
+    enum qtype base;   /* not F32: tensors of I8 are bases of a stack, of this type (quant/stack.h) */
     int n_skips;
     struct weight_skip skip[WEIGHT_SKIPS]; /* known, but need not be bound */
 };
@@ -78,6 +79,9 @@ void weights_skip(struct weights *ws, int from, const char *name);
 /* Every tensor of the file must have been bound: one that was not would change what the model says.
  * ERR_UNSUPPORTED names the first. */
 enum status weights_check_all_used(const struct weights *ws, struct err *e);
+
+/* Binds a tensor of bytes [n_cols, n_rows] that is no weight by itself: the levels of a stack. */
+int weights_bind_bytes(struct weights *ws, const char *name, int n_cols, int n_rows, struct err *e);
 
 bool weights_has(const struct weights *ws, const char *name);
 

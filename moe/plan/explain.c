@@ -277,6 +277,21 @@ static cJSON *json_depth(const struct build *m)
     return o;
 }
 
+/* How deep each kind of matrix is. */
+static void print_stack(FILE *to, const struct plan_stack *k)
+{
+    char note[128] = "";
+    (void)snprintf(note, sizeof note, "%d of %d levels above the bases", k->n_loaded, k->n_units);
+    print_bytes(to, "  levels", k->bytes, note);
+    if (k->ppl > 0)
+        (void)fprintf(to, "  expected perplexity %.3f on %s\n", k->ppl, k->text[0] ? k->text : "its text");
+    for (int i = 0; i < k->n_depths; i++) {
+        (void)snprintf(note, sizeof note, "%.2f bits per weight, from %.2f to %.2f", k->depth[i].bits,
+                       k->depth[i].least, k->depth[i].most);
+        print_bytes(to, k->depth[i].kind, k->depth[i].bytes, note);
+    }
+}
+
 void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefill,
                const struct plan *decode)
 {
@@ -298,6 +313,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     (void)snprintf(note, sizeof note, "%d parts, %s", s->n_parts, all ? "all in RAM" :
                    "not all of them in RAM at a time");
     print_bytes(to, "weights", s->weights, note);
+    if (s->stack.n_units) print_stack(to, &s->stack);
     if (!all) print_tiers(to, &s->tiers);
     (void)snprintf(note, sizeof note, "%d session%s x %d positions, %s, committed as they fill",
                    s->n_sessions, s->n_sessions == 1 ? "" : "s", s->n_ctx, s->kv_type);
@@ -324,6 +340,25 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     if (!all) print_promise(to, &s->tiers);
     print_plan(to, prefill, "prefill");
     print_plan(to, decode, "decode");
+}
+
+static cJSON *json_stack(const struct plan_stack *k)
+{
+    cJSON *o = cJSON_CreateObject(), *list = cJSON_AddArrayToObject(o, "kinds");
+    cJSON_AddNumberToObject(o, "levels_loaded", k->n_loaded);
+    cJSON_AddNumberToObject(o, "levels", k->n_units);
+    cJSON_AddNumberToObject(o, "level_bytes", (double)k->bytes);
+    if (k->ppl > 0) cJSON_AddNumberToObject(o, "perplexity_expected", k->ppl);
+    for (int i = 0; i < k->n_depths; i++) {
+        cJSON *j = cJSON_CreateObject();
+        cJSON_AddStringToObject(j, "kind", k->depth[i].kind);
+        cJSON_AddNumberToObject(j, "bits_per_weight", k->depth[i].bits);
+        cJSON_AddNumberToObject(j, "bits_least", k->depth[i].least);
+        cJSON_AddNumberToObject(j, "bits_most", k->depth[i].most);
+        cJSON_AddNumberToObject(j, "bytes", (double)k->depth[i].bytes);
+        cJSON_AddItemToArray(list, j);
+    }
+    return o;
 }
 
 static cJSON *json_plan(const struct plan *p)
@@ -416,6 +451,7 @@ void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefil
     cJSON_AddItemToObject(o, "memory_bytes", mem);
     if (prefill->model->n_depth) cJSON_AddItemToObject(o, "depth", json_depth(prefill->model));
     cJSON_AddItemToObject(o, "tiers", json_tiers(&s->tiers));
+    if (s->stack.n_units) cJSON_AddItemToObject(o, "stack", json_stack(&s->stack));
     cJSON_AddItemToObject(o, "prefill", json_plan(prefill));
     cJSON_AddItemToObject(o, "decode", json_plan(decode));
     char *text = cJSON_Print(o);

@@ -77,6 +77,25 @@ struct plan_tiers {
     uint64_t more_disk;
 };
 
+/* Bits per weight of the matrices of one kind in a stack, all layers together. */
+struct plan_depth {
+    char kind[24];            /* "ffn_up_exps" */
+    double bits, least, most; /* of all its matrices; of the shallowest, the deepest one */
+    uint64_t bytes;
+};
+
+enum { PLAN_DEPTHS = 24 };
+
+/* What of a stack is loaded; n_units 0 = a plain file. */
+struct plan_stack {
+    int n_loaded, n_units;
+    uint64_t bytes;           /* of the loaded levels */
+    double ppl;               /* expected, 0 = not measured */
+    char text[64];            /* on this text */
+    int n_depths;
+    struct plan_depth depth[PLAN_DEPTHS];
+};
+
 /* What EXPLAIN says about the process beside the steps. */
 struct plan_summary {
     const char *arch, *name, *cpu;
@@ -90,6 +109,7 @@ struct plan_summary {
     int n_parts;
     uint64_t process; /* bytes beside all others */
     struct plan_tiers tiers;
+    struct plan_stack stack;
 };
 
 /* Prints the plan like a database's EXPLAIN; runs of layers with the same steps are printed once. */

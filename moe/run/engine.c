@@ -101,6 +101,13 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
     }
     o.bank = bank;
     o.lookup = lookup;
+    o.levels = e->levels;
+    o.level_end = e->level_end;
+    o.unit = e->unit;
+    o.n_units = e->stack.n_units;
+    o.n_floor = e->stack.n_floor;
+    o.level_head = STACK_HEAD;
+    o.rank = e->stack.rank;
     if (!s) s = resid_open(&e->resid, &e->weights, &o, err);
     if (!s) s = resid_sequence(&e->resid, used, n_used, first, err);
     for (int i = 0, n = 0; !s && i < m->n_op; i++) {
@@ -140,6 +147,63 @@ static enum status depth_options(struct tessera_engine *e, struct err *err)
     return OK;
 }
 
+/* The part of every matrix of the stack: parts [first of tensor + matrix], -1 = not used. */
+static int *parts_of_stack(const struct tessera_engine *e, int *first)
+{
+    int n = 0;
+    for (int i = 0; i < e->stack.n_tensors; n += e->stack.tensor[i++].n_mats) first[i] = n;
+    int *part = malloc(((size_t)n + 1) * sizeof *part);
+    for (int i = 0; part && i < n; i++) part[i] = -1;
+    for (int k = 0; part && k < e->weights.n; k++) {
+        const struct weight *w = &e->weights.at[k];
+        if (!qtype_is_stacked(w->type)) continue;
+        for (int i = 0; i < e->stack.n_tensors; i++)
+            for (int m = 0; m < w->n_mats; m++)
+                if (w->src[w->n_src == 1 ? 0 : m] == e->stack.tensor[i].base)
+                    part[first[i] + (w->n_src == 1 ? m : 0)] = w->first_part + m;
+    }
+    return part;
+}
+
+/* Binds the levels and says which part each unit of them belongs to. */
+static enum status bind_stack(struct tessera_engine *e, struct err *err)
+{
+    const struct stackfile *s = &e->stack;
+    if (!s->present) return OK;
+    if (s->n_rows > INT32_MAX)
+        return err_set(err, ERR_UNSUPPORTED, "%s: a stack of more than 128 GiB", e->path);
+    e->levels = weights_bind_bytes(&e->weights, "tessera.stack.levels", STACK_ROW, (int)s->n_rows,
+                                   err);
+    int *first = calloc((size_t)s->n_tensors + 1, sizeof *first), *part = NULL;
+    e->unit = calloc((size_t)s->n_units + 1, sizeof *e->unit);
+    e->level_end = calloc((size_t)s->n_units + 1, sizeof *e->level_end);
+    if (first) part = parts_of_stack(e, first);
+    enum status st = e->levels < 0 ? err->code : OK;
+    if (!st && (!first || !part || !e->unit || !e->level_end))
+        st = err_set(err, ERR_MEMORY, "no memory for the stack");
+    for (int i = 0; !st && i < s->n_units; i++) {
+        const struct stack_unit *u = &s->unit[i];
+        const struct gguf_str name = s->tensor[u->tensor].base->name;
+        e->unit[i] = (struct resid_unit){part[first[u->tensor] + u->mat], u->level};
+        e->level_end[i] = u->end;
+        if (e->unit[i].part < 0)
+            st = err_set(err, ERR_FORMAT, "%s: the stack has levels for %.*s, which the model does "
+                         "not use: they are another model's", e->path, (int)name.n, name.s);
+    }
+    free(first);
+    free(part);
+    return st;
+}
+
+static void say_cut(struct tessera_engine *e)
+{
+    char text[256];
+    if (!e->stack.n_cut) return;
+    (void)snprintf(text, sizeof text, "%s: the stack was cut: %d of its %d units are there", e->path,
+                   e->stack.n_units, e->stack.n_units + e->stack.n_cut);
+    engine_warn(e, text);
+}
+
 static enum status open_model(struct tessera_engine *e, struct err *err)
 {
     enum status s = gguf_open(e->path, NULL, &e->file, err);
@@ -151,10 +215,14 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     if (gguf_find(e->file, "general.name") && !gguf_get_str(e->file, "general.name", &name, NULL))
         (void)snprintf(e->name, sizeof e->name, "%.*s", (int)(name.n < 120 ? name.n : 120), name.s);
     e->identity = identity_of(e->file);
+    if ((s = stackfile_open(&e->stack, e->file, err))) return s;
+    say_cut(e);
     weights_init(&e->weights, e->file);
+    e->weights.base = e->stack.type;
     build_init(&e->model, &e->weights, err);
     e->arch->describe(&e->model, &e->hp);
     if (err->code) return err->code;
+    if ((s = bind_stack(e, err))) return s;
     if ((s = weights_check_all_used(&e->weights, err)) || (s = open_residency(e, err)) ||
         (s = gates_open(&e->gates, &e->model, e->op_bank, e->resid.n_banks, err)))
         return s;
@@ -391,6 +459,9 @@ void tessera_close(tessera_engine *e)
     gates_close(&e->gates);
     resid_close(&e->resid);
     prior_close(e->prior);
+    stackfile_close(&e->stack);
+    free(e->unit);
+    free(e->level_end);
     free(e->op_bank);
     free(e->op_piece);
     region_release(&e->arena);
@@ -539,6 +610,7 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
         .budget = e->opt.mem_budget, .n_parts = e->resid.parts.n_parts, .process = e->process,
     };
     promise((struct tessera_engine *)(uintptr_t)e, &e->placement, &s.tiers);
+    promise_stack(e, &e->placement, &s.stack);
     const struct plan *prefill = &e->plan[e->n_plans - 1], *decode = &e->plan[0];
     (json ? plan_json : plan_text)(to, &s, prefill, decode);
     if (ferror(to)) return err_set(err, ERR_IO, "cannot write the plan");
@@ -605,6 +677,29 @@ enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)
     e->pressure.on = false;
     if (watched && reserve) pressure_open(&e->pressure, budget, reserve);
     return OK;
+}
+
+enum status tessera_stack_limit(tessera_engine *e, const char *tensor, int matrix, int depth,
+                                struct err *err)
+{
+    int n = 0;
+    for (int i = 0; i < e->weights.n && !e->opt.header_only; i++) {
+        const struct weight *w = &e->weights.at[i];
+        if (!qtype_is_stacked(w->type) || (tensor && strcmp(tensor, w->name))) continue;
+        for (int m = 0; m < w->n_mats; m++) {
+            if (matrix >= 0 && m != matrix) continue;
+            resid_limit_levels(&e->resid, w->first_part + m, depth < 0 ? 0 : depth);
+            n++;
+        }
+    }
+    return n ? OK : err_set(err, ERR_RANGE, "%s is not in the stack", tensor ? tensor : "nothing");
+}
+
+struct tessera_stack tessera_stack(const tessera_engine *e)
+{
+    const int n = e->placement.n_units;
+    return (struct tessera_stack){n, e->stack.n_units + e->stack.n_cut,
+                                  stackfile_ppl(&e->stack, n)};
 }
 
 enum status engine_commit(struct tessera_engine *e, struct region *r, uint64_t bytes,

@@ -7,6 +7,7 @@
 #include "models/arch.h"
 #include "moe/base/mem.h"
 #include "moe/compute/dev.h"
+#include "moe/load/stackfile.h"
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
 #include "moe/run/pressure.h"
@@ -33,6 +34,10 @@ struct tessera_engine {
     struct tessera_options opt;      /* as resolved: no zero left that means "choose" */
     char *path;
     struct gguf *file;
+    struct stackfile stack;          /* not present in plain files */
+    struct resid_unit *unit;         /* [stack.n_units] */
+    uint64_t *level_end;             /* [stack.n_units] */
+    int levels;                      /* the weight that holds them */
     const struct arch *arch;
     struct hparams hp;
     struct weights weights;
@@ -226,6 +231,11 @@ void prior_close(struct prior *p);
 
 /* What a placement promises; see promise.c. */
 void promise(struct tessera_engine *e, const struct placement *p, struct plan_tiers *t);
+
+/* What of the stack a placement loads, kind by kind; bytes of levels that a token reads; see
+ * promise_stack.c. */
+double promise_level_bytes(const struct tessera_engine *e, const struct placement *p);
+void promise_stack(const struct tessera_engine *e, const struct placement *p, struct plan_stack *k);
 
 /* Runs one plan on the rows in e->row; see exec.c. */
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,

@@ -13,6 +13,7 @@
 #include "moe/base/osfile.h"
 #include "moe/run/depth_run.h"
 #include "quant/codec.h"
+#include "quant/stack.h"
 #include "routing/route.h"
 
 struct exec {
@@ -339,9 +340,11 @@ static void run_piece(struct exec *x, const struct op *op, int w, const struct r
     struct dev_weight *dw = &x->e->weight[w], whole = *dw;
     struct dev_buf *out = &x->e->buf[op->out[0]], *in = &x->e->buf[op->in[0]];
     const struct dev_buf out_whole = *out, in_whole = *in;
+    const struct stacked base = {.type = whole.type, .n_cols = whole.n_cols,
+                                 .n_rows = p->n_rows, .base = p->data};
     struct op one = *op;
     if (op->code == OP_MATMUL) {
-        dw->data = p->data;
+        dw->data = qtype_is_stacked(whole.type) ? (const void *)&base : p->data;
         dw->n_rows = p->n_rows;
         out->base += sizeof(float) * (size_t)p->row0;
         submit(x, &one, 1);

@@ -89,13 +89,15 @@ static uint64_t beside(const struct tessera_engine *e)
 
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
 {
-    const bool all = p->bytes == place_all(&e->resid.sizes).bytes;
-    const uint64_t kv = kv_all(e, n_ctx), st = e->resid.all_ram && all ? 0 : staging(e);
+    const bool all = place_resident(&e->resid.sizes, p);
+    const uint64_t kv = kv_all(e, n_ctx);
+    /* A stack reads levels at any resize: then what fits must not depend on what came before. */
+    const uint64_t st = e->resid.all_ram && all && !e->stack.present ? 0 : staging(e);
     /* When all is in RAM staging is there while loading only; KV pages come after, unless it is
      * loaded by a resize. */
     const bool opening = !e->resid.home.base;
     const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE +
-                         (all && opening ? kv > st ? kv : st : kv + st);
+                         (all && opening && !e->stack.present ? kv > st ? kv : st : kv + st);
     return sum > START_BYTES ? sum : START_BYTES;
 }
 
@@ -112,7 +114,7 @@ static bool solve(const struct tessera_engine *e, uint64_t budget, int n_ctx, st
     if (rest > budget || budget < START_BYTES) return false;
     const uint64_t left = budget - rest;
     if (!place_solve(&e->resid.sizes, left - left / (PAGE_TABLE + 1), p)) return false;
-    return p->bytes < place_all(&e->resid.sizes).bytes || need(e, p, n_ctx) <= budget;
+    return !place_resident(&e->resid.sizes, p) || need(e, p, n_ctx) <= budget;
 }
 
 /* KV bytes that are there whatever the contexts hold: recurrent states, and pages that are filled. */
@@ -128,6 +130,7 @@ bool fit_weights(const struct tessera_engine *e, uint64_t budget, struct placeme
 {
     if (!solve(e, budget, e->opt.n_ctx, p)) return false;
     if (p->bytes == place_all(&e->resid.sizes).bytes) return true;
+    if (e->stack.present) return true; /* its depths must not follow from what a cache holds */
     /* What the KV caches have not filled yet works for the weights until they do. */
     const uint64_t rest = beside(e) + kv_now(e) + staging(e);
     struct placement more;

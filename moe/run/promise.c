@@ -140,12 +140,12 @@ void promise(struct tessera_engine *e, const struct placement *p, struct plan_ti
         t->device_modelled = e->device_modelled;
     }
     t->prior = prior_name(e);
-    t->all_ram = p->bytes == all.bytes;
+    t->all_ram = place_resident(s, p);
     t->home = s->small + (p->dense_home ? s->dense : 0) + (p->tables_home ? s->tables : 0);
     t->ring = (uint64_t)p->n_ring * s->ring_slot;
     t->n_ring = p->n_ring;
-    t->on_disk = all.bytes - t->slots - t->home;
-    t->token_ram = plan_total(&e->plan[0]).weight_bytes;
+    t->on_disk = all.bytes - t->slots - t->home - place_level_bytes(s, p->n_units);
+    t->token_ram = plan_total(&e->plan[0]).weight_bytes + (uint64_t)promise_level_bytes(e, p);
     t->rate_ram = e->rates.ram;
     t->rate_disk = e->rates.disk;
     per_token(e, p, t, &t->hit, &t->token_disk, t->seconds);

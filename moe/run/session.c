@@ -241,7 +241,6 @@ int tessera_session_reuse(tessera_session *s, const int32_t *ids, int n)
 /* Timeline 0 is "kv"; timeline N has "kv.N" and the key tessera.line.N, its entries' positions;
  * "depth" has a byte for each token. */
 static const char ARCH[] = "tessera-session";
-enum { GGUF_TENSOR_I8 = 24 };
 
 static uint64_t page_bytes(const struct tessera_engine *e)
 {

@@ -46,7 +46,7 @@ static enum status plan_tensor(struct requant *r, const struct gguf_tensor *t,
                                const struct recipe_choice *c, struct err *e)
 {
     struct requant_tensor *q = &r->tensor[r->n++];
-    if (!qtype_info(t->type))
+    if (!qtype_in_files(t->type))
         return err_set_at(e, ERR_UNSUPPORTED, t->offset,
                           "%s: tensor %.*s has weight type %u, which cannot be read",
                           gguf_path(r->in, t->shard), (int)t->name.n, t->name.s, t->type);

@@ -1,0 +1,80 @@
+/* Building a stack file (moe/load/stackfile.h) from a model file: every matrix of the layers becomes a
+ * base and levels, the rest is quantised as Q6_K files have it.
+ *
+ * In two passes, because the order of the levels follows from how much each of them helps:
+ *   stack_encode()  codes every matrix and puts base and levels into a work file; notes what error is
+ *                   left at every depth, weighted by the activations that each column meets
+ *   stack_write()   writes the stack file with the levels in a given order
+ * Offline tool code: reads the source in pieces.  One caller thread; work runs on the given pool.
+ * Both files are written aside; the work file is gone after stack_build_close(). */
+#ifndef QUANT_BUILD_STACK_BUILD_H
+#define QUANT_BUILD_STACK_BUILD_H
+
+#include <stdbool.h>
+
+#include "moe/base/thread.h"
+#include "moe/load/gguf.h"
+#include "quant/build/imatrix.h"
+#include "quant/build/requant.h"
+#include "quant/stack.h"
+
+struct stack_options {
+    enum qtype base;        /* QTYPE_NEST2 or QTYPE_SIGN1: the codec */
+    int rank, n_levels;     /* factored: rank; levels above the base */
+};
+
+/* One matrix: what is left of its weighted energy at each depth. */
+struct stack_mat {
+    double energy, error[STACK_LEVELS + 1];
+};
+
+struct stack_part {
+    const struct requant_tensor *t;
+    int n_cols, n_rows, n_mats;
+    uint64_t at, stride;    /* in the work file: matrix 0's base; from matrix to matrix */
+    struct stack_mat *mat;  /* [n_mats] */
+    double worth;           /* what a unit of error costs; stack_order() multiplies by it */
+};
+
+struct stack_build {
+    struct stack_options o;
+    struct requant plan;    /* of all tensors; those in part[] are stacked instead */
+    const struct imatrix *imatrix;
+    struct stack_part *part; /* [n_parts] in file order */
+    int n_parts;
+    int *part_of;           /* [plan.n] -1 = not stacked */
+    char *work_path;
+    int work;               /* descriptor of the work file */
+};
+
+struct stack_curve {
+    const int *units;
+    const float *ppl;
+    int n;
+    const char *text;
+};
+
+typedef bool stack_progress(void *arg, uint64_t done, uint64_t total);
+
+/* Decides which tensors are stacked.  ERR_UNSUPPORTED when none can be.  `in` and imatrix (may be
+ * NULL) are borrowed until close. */
+enum status stack_build_open(struct stack_build *b, const struct gguf *in,
+                             const struct stack_options *o, const struct imatrix *imatrix,
+                             struct err *e);
+void stack_build_close(struct stack_build *b);
+
+enum status stack_encode(struct stack_build *b, const char *out, struct pool *pool,
+                         stack_progress *progress, void *arg, struct err *e);
+
+/* The units in the order of what they are worth per byte: worth * the error that they take away.
+ * order[3 n] tensor, matrix, level; returns n.  NULL when out of memory. */
+int32_t *stack_order(const struct stack_build *b, int *n, int *n_floor);
+
+enum status stack_write(const struct stack_build *b, const char *out, const int32_t *order, int n,
+                        int n_floor, const struct stack_curve *curve, struct pool *pool,
+                        stack_progress *progress, void *arg, struct err *e);
+
+/* Bytes of the first n units, the head included. */
+uint64_t stack_order_bytes(const struct stack_build *b, const int32_t *order, int n);
+
+#endif

@@ -1,0 +1,31 @@
+/* Private to quant/build/stack*.c: the job of encoding and writing, and where things lie in the work
+ * file.  For every matrix: base rows, then levels 0 .. n_levels (level 0 of no bytes, nested). */
+#ifndef QUANT_BUILD_STACK_INT_H
+#define QUANT_BUILD_STACK_INT_H
+
+#include "moe/base/osfile.h"
+#include "quant/build/stack_build.h"
+
+struct stack_job {
+    const struct stack_build *b;
+    struct pool *pool;
+    struct osfile *file; /* [shards] the source */
+    stack_progress *progress;
+    void *arg;
+    uint64_t done, total;
+};
+
+/* Bytes of a base's rows, and of a level, of one matrix. */
+size_t stack_mat_bytes(const struct stack_build *b, const struct stack_part *p);
+size_t stack_unit_bytes(const struct stack_build *b, const struct stack_part *p, int level);
+/* Where they are; level -1 = the base. */
+uint64_t stack_unit_at(const struct stack_build *b, const struct stack_part *p, int mat, int level);
+enum status stack_work_put(const struct stack_build *b, const void *p, size_t n, uint64_t at,
+                           struct err *e);
+
+/* The factored codec: decomposes a matrix whose rows are at `in`; sum: squared activations of the
+ * columns.  See stack_factor.c. */
+enum status stack_factor(struct stack_job *s, const struct stack_part *p, int mat, const char *in,
+                         const double *sum, struct err *e);
+
+#endif
