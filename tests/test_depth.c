@@ -12,8 +12,10 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "bench/gen.h"
 #include "moe/base/rng.h"
 #include "moe/compute/elem.h"
+#include "moe/run/engine_int.h"
 #include "moe/tessera.h"
 #include "quant/build/convert.h"
 #include "tests/rewrite.h"
@@ -389,6 +391,74 @@ static void test_save(void **state)
         tessera_close(e);
         (void)unlink(path);
     }
+}
+
+/* All timelines go to disk and come back, as when memory runs short. */
+static void test_spill(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"e-m-cycle", "t-cycle", "ouro-exit50"};
+    for (int i = 0; i < 3; i++) {
+        const struct variant *v = find(names[i]);
+        struct run one, got;
+        struct err err;
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(v, N_IDS, &one);
+        tessera_engine *e = open_engine(&v->open);
+        tessera_session *s = open_session(e);
+        for (int to = 20; to <= N_IDS; to += 20) {
+            feed(e, s, to, 20, NULL, &got);
+            if (session_spill(s, &err)) fail_msg("%s", err.msg);
+            assert_int_equal(session_committed(s), 0);
+            assert_int_equal(tessera_memory(e).kv, 0);
+        }
+        assert_true(same(&got, &one));
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* What is copied for rows that leave early, in both types of cache: the coarse one stays near the
+ * other, and its splits are equal. */
+static void test_carry(void **state)
+{
+    (void)state;
+    struct err err;
+    struct variant v = {.model = "ouro", .open = tessera_defaults()};
+    struct gen_spec g = gen_tiny("ouro", QTYPE_F32);
+    struct run fine, coarse, split;
+    int deep = 0;
+    (void)snprintf(v.path, sizeof v.path, "%s/carry.gguf", dir);
+    g.n_expert = g.n_expert_used = 0;
+    g.n_repeats = 4;
+    g.n_head = g.n_head_kv = 2;
+    g.head_dim = 32;
+    g.n_vocab = VOCAB;
+    g.router_sigma = 0.2f;
+    if (gen_write(&g, v.path, NULL, &err)) fail_msg("%s", err.msg);
+    v.open.model_path = v.path;
+    v.open.exit_at = 0.6f;
+    run_all(&v, 17, &fine);
+    v.open.kv = TESSERA_KV_Q8_0;
+    run_all(&v, N_IDS, &coarse);
+    run_all(&v, 1, &split);
+    assert_true(same(&split, &coarse));
+    for (int i = 0; i < N_IDS; i++) deep += coarse.depth[i] > 1;
+    assert_in_range(deep, 5, 95); /* some leave, some do not */
+    /* Where a rounding has turned nobody's depth they are near to each other. */
+    int n = 0;
+    for (; n < N_IDS && fine.depth[n] == coarse.depth[n]; n++) {}
+    assert_true(n > 60);
+    double sum = 0, max = 0;
+    for (int i = 0; i < n * VOCAB; i++) {
+        const double w = (double)fine.logits[i], d = fabs((double)coarse.logits[i] - w);
+        sum += w * w;
+        max = d > max ? d : max;
+    }
+    if (!(max < 0.1 * sqrt(sum / (n * VOCAB))))
+        fail_msg("%g of rms %g after %d", max, sqrt(sum / (n * VOCAB)), n);
+    (void)unlink(v.path);
 }
 
 /* ---- memory and work ---- */
@@ -939,7 +1009,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference), cmocka_unit_test(test_splits),
         cmocka_unit_test(test_rollback), cmocka_unit_test(test_batch_and_tiers),
-        cmocka_unit_test(test_save), cmocka_unit_test(test_kv_bytes),
+        cmocka_unit_test(test_save), cmocka_unit_test(test_spill),
+        cmocka_unit_test(test_carry), cmocka_unit_test(test_kv_bytes),
         cmocka_unit_test(test_work), cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_exit_at_one), cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_quantised_routers), cmocka_unit_test(test_bad_saves),
