@@ -217,7 +217,9 @@ static void test_beside_llama(void **state)
 static void test_table(void **state)
 {
     (void)state;
-    assert_null(qtype_info(63));
+    assert_null(qtype_in_files(QTYPE_NEST2)); /* ours, no type of a file */
+    assert_non_null(qtype_info(QTYPE_NEST2));
+    assert_null(qtype_info(60));
     assert_null(qtype_info(0xffffffffu));
     assert_null(qtype_by_name("Q9"));
     assert_null(qtype_at(-1));

@@ -68,6 +68,20 @@ static uint64_t header_bytes(const struct tessera_engine *e)
     return sum;
 }
 
+/* What a stack takes: its tables, and on every thread two expanded tiles. */
+static uint64_t stack_bytes(const struct tessera_engine *e)
+{
+    const uint64_t tables = (uint64_t)e->stack.n_units * (sizeof *e->stack.unit + sizeof *e->unit +
+                                                          sizeof *e->level_end) +
+                            (uint64_t)e->resid.parts.n_parts * sizeof(struct stacked);
+    int n_cols = 0;
+    for (int i = 0; i < e->stack.n_tensors; i++)
+        if (e->stack.tensor[i].n_cols > n_cols) n_cols = e->stack.tensor[i].n_cols;
+    if (!n_cols) return 0;
+    return tables + 2 * (uint64_t)e->opt.n_threads *
+                        tile_bytes(stack_expanded(e->stack.type), n_cols);
+}
+
 uint64_t fit_process_bytes(const struct tessera_engine *e)
 {
     const uint64_t threads = 2 * (uint64_t)e->opt.n_threads;
@@ -76,7 +90,7 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t rows = (uint64_t)e->opt.n_ubatch * (uint64_t)(64 + 12 * e->model.n_sets), vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
     const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
-                         rows + vocab + governor_bytes(&e->governor);
+                         rows + vocab + stack_bytes(e) + governor_bytes(&e->governor);
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 
