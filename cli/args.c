@@ -32,9 +32,10 @@ static const struct cli_flag model_flags[] = {
      "8192)", CLI_INT, AT(ctx), 0, INT_MAX},
     {"-t --threads", "N", "threads (default: one per physical core)", CLI_INT, AT(threads), -1,
      4096},
-    {"-b --batch-size", "N", "rows per batch; lowers -ub when smaller (default 2048)", CLI_INT,
-     AT(batch), 1, INT_MAX},
-    {"-ub --ubatch-size", "N", "rows per step (default 512)", CLI_INT, AT(ubatch), 1, INT_MAX},
+    {"-b --batch-size", "N", "rows of a prompt per step: more than -ub go through a layer together "
+     "before the next one, where experts are on disk; lowers -ub when smaller (default 2048)",
+     CLI_INT, AT(batch), 1, INT_MAX},
+    {"-ub --ubatch-size", "N", "rows computed at once (default 512)", CLI_INT, AT(ubatch), 1, INT_MAX},
     {"-ctk --cache-type-k", "TYPE", "type of the KV cache's keys: f16, q8_0 (default f16)",
      CLI_KVTYPE, AT(kv_k), 0, 0},
     {"-ctv --cache-type-v", "TYPE", "type of its values; equals -ctk", CLI_KVTYPE, AT(kv_v), 0, 0},
@@ -50,11 +51,11 @@ static const struct cli_flag model_flags[] = {
      "`tessera doctor -m` has measured here)", CLI_STR, AT(machine), 0, 0},
     {"--routes", "TRACE", "promises assume the routing in a file of `tessera trace`", CLI_STR,
      AT(routes), 0, 0},
-    {"--policy", "NAME", "which experts stay when not all fit: lrfu (default), lru, lfu, plec", CLI_STR,
-     AT(policy), 0, 0},
-    {"--predictor", "WHICH", "what names experts to be read ahead: gate (default), previous, frequency, "
-     "none, or a file of `tessera trace`; it is used while it makes this run faster, with \",always\" "
-     "behind it in any case", CLI_STR, AT(predictor), 0, 0},
+    {"--policy", "NAME", "which experts stay when not all fit: lrfu (default), lru, lfu, plec",
+     CLI_STR, AT(policy), 0, 0},
+    {"--predictor", "WHICH", "what names experts to be read ahead: gate (default), previous, "
+     "frequency, none, or a file of `tessera trace`; it is used while it makes this run faster, "
+     "with \",always\" behind it in any case", CLI_STR, AT(predictor), 0, 0},
     {"--loops", "N", "looped models: leave after N loops (default: all)", CLI_INT, AT(loops), 1, 64},
     {"--exit", "X", "looped models with a gate: a token leaves when its chances to stop sum to X; 1 = "
      "never (default: as the file says)", CLI_F32, AT(exit_at), 1e-6, 1},

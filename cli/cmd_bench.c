@@ -56,7 +56,7 @@ static enum status run_prompt(struct bench *b, int32_t *ids, int n, struct err *
     enum status s = OK;
     for (int i = 0; i < n; i++) ids[i] = (int32_t)rng_below(&b->rng, (uint32_t)b->m.n_vocab);
     for (int at = 0; at < n && !s;) {
-        int left = n - at, rows = left < b->m.n_ubatch ? left : b->m.n_ubatch;
+        int left = n - at, rows = left < b->m.n_batch ? left : b->m.n_batch;
         struct tessera_input in = {
             .session = b->session, .ids = ids + at, .n = rows,
             .logits = rows == left ? TESSERA_LOGITS_LAST : TESSERA_LOGITS_NONE};

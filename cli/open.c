@@ -43,6 +43,7 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     o.n_threads = a->threads;
     o.n_ctx = a->ctx;
     o.n_ubatch = a->ubatch;
+    o.n_batch = a->batch;
     o.n_sessions = a->n_sessions;
     o.n_logits = a->n_logits;
     o.kv = (enum tessera_kv)a->kv_k;

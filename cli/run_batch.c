@@ -261,7 +261,7 @@ static void fill_slots(struct batch *b)
 /* Collects the inputs of one step; every busy slot gets a row at least. */
 static int collect(struct batch *b)
 {
-    int n_in = 0, rows = tessera_model(b->e).n_ubatch, waiting = 0;
+    int n_in = 0, rows = tessera_model(b->e).n_batch, waiting = 0;
     for (int i = 0; i < b->n_slots; i++) waiting += b->slots[i].job != NULL;
     for (int i = 0; i < b->n_slots; i++) {
         struct slot *sl = &b->slots[i];

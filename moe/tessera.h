@@ -49,7 +49,10 @@ struct tessera_options {
     const char *model_path;
     int n_threads;        /* 0 = one per physical core this process may use */
     int n_ctx;            /* tokens per session; 0 = the smallest of model's, what fits, 8192 */
-    int n_ubatch;         /* rows per step at most; default 512 */
+    int n_ubatch;         /* rows computed at once; default 512 */
+    /* Rows per step at most; 0 or less than n_ubatch = n_ubatch.  More of them go through the model a
+     * layer at a time, in pieces of n_ubatch: where experts are on disk each is read once. */
+    int n_batch;
     int n_sessions;       /* how many sessions will be open at once, for the plan; default 1 */
     int n_logits;         /* rows with logits per step that the plan has memory for; default 1 */
     enum tessera_kv kv;   /* type of K and V */
@@ -93,6 +96,7 @@ struct tessera_model {
     uint64_t n_params, n_params_active; /* weights; per token */
     uint64_t file_bytes, weight_bytes;  /* on disk; resident */
     int n_ctx, n_threads, n_ubatch;     /* as opened */
+    int n_batch;                        /* rows that a step is best given now */
     const char *cpu;                    /* instruction tier in use */
     const char *type_label;             /* most common weight type by bytes, "Q8_0" */
     uint64_t hash;                      /* of the header: what side files are tied to */
@@ -242,7 +246,8 @@ struct tessera_input {
     enum tessera_logits_of logits;
 };
 
-/* One forward pass over all inputs together; the sum of n is at most n_ubatch.  ERR_RANGE for a
+/* One forward pass over all inputs together; the sum of n is at most n_batch, and rows with
+ * logits are at most n_ubatch.  ERR_RANGE for a
  * token id outside the vocabulary, ERR_FULL when a context would overflow (nothing is done). */
 enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int n_in,
                          struct err *err);

@@ -250,10 +250,12 @@ static enum status open_tables(struct resid *r, const struct resid_options *o, s
     r->want = calloc((size_t)o->n_experts + 1, sizeof *r->want);
     r->stage = calloc((size_t)o->n_experts + 1, 1);
     r->was = calloc((size_t)o->n_experts + 1, 1);
+    r->expect = calloc((size_t)o->n_experts + 1, sizeof *r->expect);
     r->guess = calloc(AHEAD_MAX, sizeof *r->guess);
     r->seq_at = calloc((size_t)r->sizes.n_pieces + 1, sizeof *r->seq_at);
-    if (!r->want || !r->stage || !r->was || !r->guess || !r->seq_at || !queue_open(&r->demand, r->n_groups) ||
-        !queue_open(&r->ahead, r->n_groups) || !queue_open(&r->passed, o->n_banks * o->n_experts))
+    if (!r->want || !r->stage || !r->was || !r->expect || !r->guess || !r->seq_at || !queue_open(&r->demand, r->n_groups) ||
+        !queue_open(&r->ahead, r->n_groups) || !queue_open(&r->passed, o->n_banks * o->n_experts) ||
+        !queue_open(&r->held, o->n_banks * o->n_experts))
         goto no_memory;
     for (int c = 0; c < r->sizes.n_classes; c++)
         if (!open_class(&r->cls[c], r->sizes.slot[c], r->sizes.n_groups[c])) goto no_memory;
@@ -299,12 +301,14 @@ void resid_close(struct resid *r)
     free(r->want);
     free(r->stage);
     free(r->was);
+    free(r->expect);
     free(r->guess);
     free(r->seq);
     free(r->seq_at);
     free(r->demand.item);
     free(r->ahead.item);
     free(r->passed.item);
+    free(r->held.item);
     part_table_close(&r->parts);
     memset(r, 0, sizeof *r);
 }

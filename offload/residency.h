@@ -161,8 +161,11 @@ struct resid {
     uint8_t *was;            /* [n_experts] enum resid_was */
     int next_ask;            /* misses before this one have been asked for */
     int n_open;              /* misses asked for and not yet run */
-    int next_ahead;          /* expert of the next layer to look at for reading ahead */
+    int32_t *expect;         /* [n_expect] experts of the next layer that a scan will want */
+    int n_expect, next_ahead; /* those before this one have been asked for */
     struct index_queue passed; /* read and run in this forward pass: the first to go */
+    struct index_queue held; /* the same, but more rows of the layer come */
+    bool more;               /* they do */
     int32_t *guess;          /* [n_guess] groups read ahead that policy holds pinned */
     int n_guess;
     int guess_flight;        /* pieces of guesses that the drive is reading */
@@ -212,6 +215,10 @@ enum status resid_step_end(struct resid *r, enum status so_far, struct err *e);
  * stacked, with the levels that are there; so do the other calls. */
 const void *resid_home(const struct resid *r, int weight);
 
+/* Of a pass that goes through each layer in several pieces of its rows: whether more of the layer
+ * come after the one that is routed next. */
+void resid_more(struct resid *r, bool more);
+
 /* An expert macro-step: the router chose experts [n] of a bank, count[i] tokens each.  take() waits
  * until some of them are in RAM that were not given before, pins them, puts their numbers
  * 0 .. n-1 in list and returns how many; 0: all have been given; -1: error.  ran() says that those
@@ -235,6 +242,9 @@ const void *resid_expert(const struct resid *r, int i, int k);
  * bounds; what its router does not name is taken back.  Passes that scan ignore both. */
 void resid_predict(struct resid *r, int bank, const int32_t *expert, const float *prob, int n);
 void resid_speculate(struct resid *r);
+/* Of a pass that scans: the next bank will most likely want these [n], distinct.  Where nearly all
+ * of a layer's experts are wanted nobody has to say so. */
+void resid_expect(struct resid *r, int bank, const int32_t *expert, int n);
 
 /* A piece of a streamed matrix, by its place in the sequence; pinned until the next call. */
 struct resid_piece {

@@ -20,6 +20,13 @@ enum { WINDOW = 8, WINDOW_BYTES = 96 << 20, PIECES_AHEAD = 8, GUESS_BYTES = 32 <
 
 static void read_ahead(struct resid *r, int bank);
 
+static void expect_all(struct resid *r)
+{
+    for (int x = 0; x < r->n_experts; x++) r->expect[x] = x;
+    r->n_expect = r->n_experts;
+    r->next_ahead = 0;
+}
+
 enum status resid_step(struct resid *r, int n_rows, struct err *e)
 {
     if (r->broken.code) return err_set(e, r->broken.code, "%s", r->broken.msg);
@@ -27,13 +34,21 @@ enum status resid_step(struct resid *r, int n_rows, struct err *e)
     r->streaming = n_rows >= STREAM_ROWS;
     r->n_want = r->n_open = 0;
     r->read_before = r->count.bytes_read;
+    resid_more(r, false);
     for (; r->passed.n; queue_pop(&r->passed)) r->group[queue_front(&r->passed)].passed = false;
     if (r->all_ram || !r->streaming || !r->n_banks) return OK;
-    r->next_ahead = 0;
+    expect_all(r);
     pthread_mutex_lock(&r->fetch.lock);
     read_ahead(r, 0);
     pthread_mutex_unlock(&r->fetch.lock);
     return OK;
+}
+
+void resid_more(struct resid *r, bool more)
+{
+    r->more = more;
+    if (more) return;
+    for (; r->held.n; queue_pop(&r->held)) queue_push(&r->passed, queue_front(&r->held));
 }
 
 static void unpin_all(struct resid *r)
@@ -91,8 +106,12 @@ static int slot_of_passed(struct resid *r, const struct slot_class *c)
             queue_push(&r->passed, gi); /* somebody else's */
             continue;
         }
+        if (g->state == GROUP_RAM && g->pins) { /* another piece of the rows is at it */
+            queue_push(&r->passed, gi);
+            continue;
+        }
         g->passed = false;
-        if (g->state != GROUP_RAM || g->pins) continue;
+        if (g->state != GROUP_RAM) continue;
         resid_evict(r, gi);
         return 0;
     }
@@ -207,8 +226,8 @@ void resid_speculate(struct resid *r)
 static void read_ahead(struct resid *r, int bank)
 {
     settle_guesses(r);
-    while (r->next_ahead < r->n_experts) {
-        const int gi = r->first_expert + bank * r->n_experts + r->next_ahead;
+    while (r->next_ahead < r->n_expect) {
+        const int gi = r->first_expert + bank * r->n_experts + r->expect[r->next_ahead];
         struct slot_class *c = class_of_group(r, gi);
         if (r->group[gi].state == GROUP_DISK) {
             if (r->n_open + r->n_guess >= window_of(c) || c->n_slots < 4) return;
@@ -239,9 +258,7 @@ static void ask(struct resid *r)
         r->stage[i] = WANT_ASKED | WANT_READ;
         r->n_open++;
     }
-    /* Nearly all of this layer's are wanted: the next layer's will be, too. */
-    if (r->streaming && r->n_want >= r->n_experts * 3 / 4 && r->layer + 1 < r->n_banks)
-        read_ahead(r, r->layer + 1);
+    if (r->streaming && !r->more && r->layer + 1 < r->n_banks) read_ahead(r, r->layer + 1);
 }
 
 /* Looks one up, and pins it if it is there or on its way. */
@@ -274,7 +291,7 @@ void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t
     policy_route(r->policy, bank, expert, count, n);
     r->layer = bank;
     r->n_want = n;
-    r->next_ask = r->next_ahead = 0;
+    r->next_ask = r->next_ahead = r->n_expect = 0;
     if (r->all_ram) {
         for (int i = 0; i < n; i++) r->want[i] = r->first_expert + bank * r->n_experts + expert[i];
         r->count.hits += (uint64_t)n;
@@ -286,6 +303,18 @@ void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t
     settle_guesses(r);
     for (int i = 0; i < n; i++) want(r, i, r->first_expert + bank * r->n_experts + expert[i]);
     if (!r->streaming) cancel_guesses(r, bank);
+    /* Nearly all of this layer's are wanted: the next layer's will be, too. */
+    else if (n >= r->n_experts * 3 / 4) expect_all(r);
+    ask(r);
+    pthread_mutex_unlock(&r->fetch.lock);
+}
+
+void resid_expect(struct resid *r, int bank, const int32_t *expert, int n)
+{
+    if (r->all_ram || !r->streaming || bank != r->layer + 1 || r->n_expect) return;
+    memcpy(r->expect, expert, sizeof *expert * (size_t)n);
+    pthread_mutex_lock(&r->fetch.lock);
+    r->n_expect = n;
     ask(r);
     pthread_mutex_unlock(&r->fetch.lock);
 }
@@ -336,7 +365,7 @@ void resid_ran(struct resid *r)
         g->pins--;
         if (!was_read) continue;
         r->n_open--;
-        if (!g->passed) queue_push(&r->passed, r->want[i]);
+        if (!g->passed) queue_push(r->more ? &r->held : &r->passed, r->want[i]);
         g->passed = true;
     }
     ask(r);

@@ -345,10 +345,10 @@ static void test_predictors(void **state)
     (void)snprintf(which[2], sizeof which[2], "frequency,always");
     (void)snprintf(which[3], sizeof which[3], "%s,always", learned);
     (void)snprintf(which[4], sizeof which[4], "%s,always", record);
-    for (int k = 0; k < 5 * 4 * 3; k++) {
+    for (int k = 0; k < 5 * 5; k++) { /* the last of five streams its dense matrices */
         struct err err;
-        const int size = k % 3, policy = k / 3 % 4, predictor = k / 12;
-        o.mem_budget = least + (uint64_t)(size == 0 ? 0 : size == 1 ? 4 : 6) * MIB;
+        const int predictor = k / 5, policy = k % 5 < 4 ? k % 5 : predictor % 4;
+        o.mem_budget = least + (uint64_t)(k % 5 == 4 ? 0 : k % 2 ? 4 : 6) * MIB;
         o.policy = policies[policy];
         o.predictor = which[predictor];
         o.no_uring = k % 7 == 6;
@@ -443,6 +443,60 @@ static void test_trial(void **state)
     assert_true(t.ahead == (t.seconds_of[1] < 0.99 * t.seconds_of[0]));
     tessera_close(e);
     bits_free(&b);
+}
+
+/* ---- more rows than are computed at once ---- */
+
+/* A prompt of N rows in one step, a layer at a time in pieces: the same bits, in memory or not, and each
+ * expert is read once at most. */
+static void test_layer_by_layer(void **state)
+{
+    (void)state;
+    static const struct { const char *arch; unsigned type; } models[] = {
+        {"qwen3moe", GEN_Q4_K_M}, {"olmoe", QTYPE_F16}, {"llama", QTYPE_Q8_0}};
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
+        struct tessera_options o = options(model(models[m].arch, models[m].type, false), 0);
+        struct bits b = reference(&o);
+        struct err err;
+        o.n_ubatch = 16;
+        o.n_logits = 16;
+        o.n_batch = 128;
+        const uint64_t least = smallest(&o);
+        for (int k = 0; k < 5; k++) {
+            o.mem_budget = k == 4 ? UINT64_MAX : least + (uint64_t)(k + k * k) * MIB;
+            tessera_engine *e = must_open(&o);
+            tessera_session *s = session(e);
+            const struct tessera_model now = tessera_model(e);
+            assert_true(now.n_batch >= now.n_ubatch);
+            if (k == 4 || !e->resid.now.dense_home) assert_int_equal(now.n_batch, now.n_ubatch);
+            if (k == 3 && m < 2 && !e->resid.all_ram) assert_true(now.n_batch > now.n_ubatch);
+            const struct tessera_traffic before = tessera_traffic(e);
+            /* all but the last 7, then those: with logits of all of them */
+            struct tessera_input in = {s, ids, N - 7, TESSERA_LOGITS_LAST};
+            if (now.n_batch < N) in.n = now.n_batch < N - 7 ? now.n_batch : N - 7;
+            const int n = k == 4 ? N - 7 : in.n;
+            in.n = n; /* everything in memory: it may be larger all the same */
+            if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+            assert_memory_equal(b.want + (size_t)(n - 1) * VOCAB, tessera_logits(e, 0, n - 1),
+                                VOCAB * sizeof(float));
+            const struct tessera_traffic after = tessera_traffic(e);
+            if (n > now.n_ubatch && e->resid.cls[0].n_slots > 24)
+                assert_true(after.misses - before.misses <= 3 * 16);
+            const int rest = N - n < now.n_ubatch ? N - n : now.n_ubatch;
+            in = (struct tessera_input){s, ids + n, rest, TESSERA_LOGITS_ALL};
+            if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+            for (int i = 0; i < rest; i++)
+                assert_memory_equal(b.want + (size_t)(n + i) * VOCAB, tessera_logits(e, 0, i),
+                                    VOCAB * sizeof(float));
+            in = (struct tessera_input){s, ids, 20, TESSERA_LOGITS_ALL};
+            if (tessera_session_n(s) + 20 <= 128)
+                assert_int_equal(tessera_step(e, &in, 1, &err), ERR_RANGE);
+            assert_true(tessera_memory(e).peak <= tessera_memory(e).budget);
+            tessera_session_close(s);
+            tessera_close(e);
+        }
+        bits_free(&b);
+    }
 }
 
 /* ---- the token path allocates nothing ---- */
@@ -768,7 +822,7 @@ int main(void)
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_resize),
         cmocka_unit_test(test_room),      cmocka_unit_test(test_lent),
         cmocka_unit_test(test_predictors),
-        cmocka_unit_test(test_observed),  cmocka_unit_test(test_trial),
+        cmocka_unit_test(test_layer_by_layer), cmocka_unit_test(test_observed),  cmocka_unit_test(test_trial),
         cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_bad_resize),
         cmocka_unit_test(test_uring_denied),

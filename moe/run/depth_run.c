@@ -58,7 +58,7 @@ static void keep_best(struct tessera_engine *e, const struct op *op, const struc
 static void fill_set(struct tessera_engine *e, const struct dev_rows *from, int s, int n_rows)
 {
     struct set_rows *m = &e->rows_of[s];
-    const int32_t *before = m->line < 0 ? NULL : e->kv_n + (size_t)m->line * (size_t)e->opt.n_ubatch;
+    const int32_t *before = m->line < 0 ? NULL : e->kv_n + (size_t)m->line * (size_t)e->opt.n_batch;
     int n = 0, session = -1;
     int32_t pos = 0;
     for (int i = 0; i < n_rows; i++) m->where[i] = -1;
@@ -99,7 +99,7 @@ void depth_bind(struct tessera_engine *e, int n_rows, int n_out)
             .depth = e->stepped[i]->depth, .from = e->stepped[i]->carried,
             .end = e->stepped[i]->n + e->input[i].n,
         };
-    const size_t ub = (size_t)e->opt.n_ubatch;
+    const size_t ub = (size_t)e->opt.n_batch;
     for (int s = 0; s < e->model.n_sets; s++) {
         const struct set_rows *m = &e->rows_of[s];
         e->set[s] = (struct dev_rows){.row = m->row, .where = m->where, .pos = m->pos};

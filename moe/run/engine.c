@@ -226,7 +226,7 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     if ((s = weights_check_all_used(&e->weights, err)) || (s = open_residency(e, err)) ||
         (s = gates_open(&e->gates, &e->model, e->op_bank, e->resid.n_banks, err)))
         return s;
-    return governor_open(&e->governor, e, e->opt.predictor, err);
+    return forecast_open(&e->forecast, e, e->opt.predictor, err);
 }
 
 static void open_tokenizer(struct tessera_engine *e)
@@ -314,7 +314,7 @@ static enum status open_sets(struct tessera_engine *e, struct err *err)
 
 static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
 {
-    const size_t ub = (size_t)e->opt.n_ubatch, lines = (size_t)e->n_lines;
+    const size_t ub = (size_t)e->opt.n_batch, lines = (size_t)e->n_lines;
     e->buf = calloc((size_t)e->model.n_buf + GATE_OPS, sizeof *e->buf);
     e->weight = calloc((size_t)e->weights.n + 1, sizeof *e->weight);
     e->row = calloc(ub, sizeof *e->row);
@@ -327,6 +327,8 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
     e->serials = calloc(ub, sizeof *e->serials);
     e->stepped = calloc(ub, sizeof *e->stepped);
     e->input = calloc(ub, sizeof *e->input);
+    e->piece_out = calloc((size_t)e->opt.n_ubatch, sizeof *e->piece_out);
+    e->across_at = calloc((size_t)e->model.n_buf, sizeof *e->across_at);
     e->in_ram = calloc(2 * (size_t)e->hp.n_expert + 1, 1);
     if (e->state_bytes) {
         e->segment = calloc(ub, sizeof *e->segment);
@@ -336,7 +338,7 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
     }
     if (!e->buf || !e->weight || !e->row || !e->out_row || !e->kv_base || !e->serials ||
         !e->input || !e->in_ram || !e->kv_n || !e->pass || !e->carry || !e->logit ||
-        !e->stepped)
+        !e->stepped || !e->piece_out || !e->across_at)
         return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     enum status s = open_sets(e, err);
     if (s) return s;
@@ -362,6 +364,8 @@ static enum status load(struct tessera_engine *e, const struct placement *p, str
         (s = region_reserve(&e->logits, &e->ledger, MEM_ACT,
                             (size_t)e->logits_stride * (size_t)e->opt.n_ubatch, err)) ||
         (s = region_commit(&e->logits, fit_logits_bytes(e), err)) ||
+        (s = region_reserve(&e->across, &e->ledger, MEM_ACT,
+                            fit_carry(e, e->opt.n_batch, e->across_at), err)) ||
         (s = gates_commit(&e->gates, &e->model, &e->ledger, e->buf, err)) ||
         (s = pool_open(e->opt.n_threads, &e->pool, err)) ||
         (s = dev_cpu_open(e->pool, e->tier, &e->dev, err)))
@@ -398,6 +402,9 @@ static enum status resolve(struct tessera_engine *e, const struct tessera_option
         o->n_sessions < 1 || o->n_logits < 1)
         return err_set(err, ERR_USAGE, "threads, context, sessions, logits or micro-batch (1 to %d) are "
                        "out of range", UBATCH_MAX);
+    if (o->n_batch > UBATCH_MAX)
+        return err_set(err, ERR_USAGE, "a step takes %d rows at most", UBATCH_MAX);
+    if (e->opt.n_batch < o->n_ubatch) e->opt.n_batch = o->n_ubatch;
     if (!o->n_threads) {
         long n = sysconf(_SC_NPROCESSORS_ONLN);
         e->opt.n_threads = n < 1 ? 1 : n > 256 ? 256 : (int)n;
@@ -437,6 +444,8 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         second_find(e);
         if (!s) s = fit_budget(e, &e->placement, err);
     }
+    /* States and depths are those of a step. */
+    if (!s && (e->state_bytes || e->model.n_sets > ROWS_FIRST)) e->opt.n_batch = e->opt.n_ubatch;
     if (!s) s = open_step_arrays(e, err);
     if (!s && !o->header_only) s = load(e, &e->placement, err);
     if (!s && !o->header_only) second_open(e);
@@ -455,7 +464,7 @@ void tessera_close(tessera_engine *e)
     second_close(e);
     if (e->dev) e->api->close(e->dev);
     pool_close(e->pool);
-    governor_close(&e->governor);
+    forecast_close(&e->forecast);
     gates_close(&e->gates);
     resid_close(&e->resid);
     prior_close(e->prior);
@@ -489,6 +498,9 @@ void tessera_close(tessera_engine *e)
     free(e->serials);
     free(e->in_ram);
     free(e->stepped);
+    free(e->piece_out);
+    free(e->across_at);
+    region_release(&e->across);
     free(e->segment);
     free(e->segment_of);
     free(e->state_offset);
@@ -518,7 +530,7 @@ struct tessera_model tessera_model(const tessera_engine *e)
         .n_vocab = e->model.n_vocab, .n_ctx_train = e->hp.n_ctx_train, .n_expert = e->hp.n_expert,
         .n_expert_used = e->hp.n_expert_used, .file_bytes = gguf_file_bytes(e->file),
         .weight_bytes = e->placement.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
-        .n_ubatch = e->opt.n_ubatch, .cpu = cpu_tier_name(e->tier), .type_label = common_type(e),
+        .n_ubatch = e->opt.n_ubatch, .n_batch = fit_batch(e), .cpu = cpu_tier_name(e->tier), .type_label = common_type(e),
         .hash = e->identity,
     };
     for (int i = 0; i < e->weights.n; i++) {
@@ -557,7 +569,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
 {
     const struct resid_counts *c = &e->resid.count;
     const struct devtier *d = &e->devtier;
-    const struct governor *g = &e->governor;
+    const struct forecast *g = &e->forecast;
     struct plan_tiers t;
     promise((struct tessera_engine *)(uintptr_t)e, &e->placement, &t); /* it remembers answers */
     return (struct tessera_traffic){
@@ -639,6 +651,7 @@ enum status engine_resize(struct tessera_engine *e, uint64_t budget, struct err 
 {
     struct placement p;
     region_trim(&e->logits, fit_logits_bytes(e));
+    region_trim(&e->across, 0);
     if (!fit_weights(e, budget, &p))
         return err_set(err, ERR_BUDGET, "%llu MiB are too little for what is open now: it needs "
                        "%lluM or more", (unsigned long long)(budget >> 20), mib_up(fit_least(e)));
@@ -728,8 +741,8 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
     *n_rows = 0;
     for (int i = 0; i < n_in; i++) {
         const struct tessera_session *s = in[i].session;
-        if (in[i].n < 1 || in[i].n > e->opt.n_ubatch - *n_rows)
-            return err_set(err, ERR_RANGE, "a step takes 1 to %d tokens in all", e->opt.n_ubatch);
+        if (in[i].n < 1 || in[i].n > e->opt.n_batch - *n_rows)
+            return err_set(err, ERR_RANGE, "a step takes 1 to %d tokens in all", e->opt.n_batch);
         *n_rows += in[i].n;
         if (in[i].n > s->n_ctx - s->n)
             return err_set(err, ERR_FULL, "the context is full: %d of %d tokens are used and %d "
@@ -766,8 +779,7 @@ static const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
 {
     for (int i = 0; i < e->n_plans; i++)
         if (e->plan[i].n_rows >= n_rows) return &e->plan[i];
-    ASSERT(!"more rows than the largest plan");
-    return NULL;
+    return &e->plan[e->n_plans - 1]; /* it runs several times per layer */
 }
 
 /* Fills the row table and returns how many rows want logits. */
@@ -778,8 +790,8 @@ static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, i
     for (int i = 0; i < n_in; i++) {
         struct tessera_session *s = in[i].session;
         for (int l = 0; l < e->n_lines; l++) {
-            e->kv_base[l * e->opt.n_ubatch + i] = s->line[l].kv.base;
-            e->kv_n[l * e->opt.n_ubatch + i] = s->line[l].n;
+            e->kv_base[l * e->opt.n_batch + i] = s->line[l].kv.base;
+            e->kv_n[l * e->opt.n_batch + i] = s->line[l].n;
         }
         e->stepped[i] = in[i].session;
         e->input[i] = (struct step_input){in[i].n, -1, in[i].logits};
@@ -832,6 +844,15 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
             return s;
     if ((s = bind_states(e, in, n_in, err))) return s;
     const int n_out = bind_rows(e, in, n_in, e->serials);
+    if (n_rows > e->opt.n_ubatch) {
+        if (n_out > e->opt.n_ubatch)
+            s = err_set(err, ERR_RANGE, "a step has logits of at most %d tokens", e->opt.n_ubatch);
+        if (!s) s = engine_commit(e, &e->across, fit_carry(e, n_rows, e->across_at), err);
+        if (s) {
+            e->n_inputs = 0;
+            return s;
+        }
+    }
     if ((s = engine_commit(e, &e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
                     err)) ||
         (s = exec_run(e, plan_for(e, n_rows), n_rows, n_out, e->serials, err))) {

@@ -11,7 +11,7 @@
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
 #include "moe/run/pressure.h"
-#include "moe/run/governor.h"
+#include "moe/run/forecast.h"
 #include "moe/run/obs.h"
 #include "moe/run/watch.h"
 #include "moe/run/profile.h"
@@ -46,7 +46,7 @@ struct tessera_engine {
     int n_plans;
     struct resid resid;
     struct gates gates;              /* routers that can be run early */
-    struct governor governor;
+    struct forecast forecast;
     int *op_bank;                    /* [n_op] ROUTE: number of its layer among those with experts */
     int *op_piece;                   /* [n_op][OP_IO] place of a matmul's weights in the ring */
     uint64_t process;                /* bytes of the process beside weights, KV and buffers */
@@ -64,6 +64,8 @@ struct tessera_engine {
     struct devtier_plan device_plan; /* all zeros without a device */
     bool device_modelled;
     struct region arena, logits;
+    struct region across;            /* what goes from layer to layer, of steps that go in pieces */
+    uint64_t *across_at;             /* [n_buf] its place there; UINT64_MAX = it does not */
     struct tok *tok;
     struct err tok_err;
     char name[128];
@@ -90,8 +92,9 @@ struct tessera_engine {
     /* the step being run, all sized by n_ubatch at open */
     struct dev_buf *buf;             /* [n_buf + GATE_OPS] */
     struct dev_weight *weight;       /* [n weights] */
-    struct dev_row *row;             /* [n_ubatch] */
-    int32_t *out_row;                /* [n_ubatch] */
+    struct dev_row *row;             /* [n_batch] */
+    int32_t *out_row;                /* [n_batch] */
+    int32_t *piece_out;              /* [n_ubatch] those of a piece */
     struct dev_rows set[ROWS_MAX];
     struct set_rows {                /* of the sets from ROWS_FIRST on, each [n_ubatch] */
         int32_t *row, *where, *pos;
@@ -99,13 +102,13 @@ struct tessera_engine {
         int line;                    /* its timeline, -1 = none */
         int carry;                   /* step of its KV_CARRY, 0 = none */
     } rows_of[ROWS_MAX];
-    char **kv_base;                  /* [n_lines][n_ubatch] */
-    int32_t *kv_n;                   /* [n_lines][n_ubatch] length of each input's lines before */
+    char **kv_base;                  /* [n_lines][n_batch] */
+    int32_t *kv_n;                   /* [n_lines][n_batch] length of each input's lines before */
     struct dev_carry *carry;         /* [n_ubatch] */
     unsigned char *pass;             /* [n_ubatch] */
     float *logit;                    /* [n_ubatch] */
     struct tessera_depth depth;
-    int32_t *serials;                /* [n_ubatch] session serial of each row */
+    int32_t *serials;                /* [n_batch] session serial of each row */
     uint8_t *in_ram;                 /* [2][n_expert] of the layer being run, by expert; of a row */
     struct tessera_session **stepped; /* [n_ubatch] sessions of the inputs */
     struct dev_segment *segment;     /* [n_ubatch] NULL without recurrent layers */
@@ -113,7 +116,7 @@ struct tessera_engine {
     struct step_input {
         int32_t n, out0;             /* rows; first row of the logits buffer, -1 = none */
         enum tessera_logits_of logits;
-    } *input;                        /* [n_ubatch] of the last step */
+    } *input;                        /* [n_batch] of the last step */
     int n_inputs;
     uint32_t logits_stride;
     uint64_t n_steps;
@@ -196,6 +199,12 @@ enum status state_restore(struct tessera_session *s, int32_t pos, char **at, str
 enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err *err);
 uint64_t fit_kv_bytes(const struct tessera_engine *e, int n_ctx);
 uint64_t fit_arena_bytes(const struct tessera_engine *e);
+/* Bytes of the buffers that live from layer to layer, for steps of n_rows rows, and where each lies in
+ * e->across, if at is not NULL. */
+uint64_t fit_carry(const struct tessera_engine *e, int n_rows, uint64_t *at);
+/* Rows that a step is best given with the weights placed as they are: more than n_ubatch where experts
+ * are read, and there is room for what such a step carries. */
+int fit_batch(const struct tessera_engine *e);
 /* What the process takes beside regions: code, libraries, heap, stacks; an estimate from above that
  * depends on the model and the options only. */
 uint64_t fit_process_bytes(const struct tessera_engine *e);

@@ -7,7 +7,8 @@
  * DESIGN.  Where everything is in RAM a step is a few submissions.  What is not there is brought
  * step by step, and no result depends on it: experts run in the order in which they arrive, each
  * pair's output in a row of its own, summed in router-slot order at the end; a matrix that streams
- * is multiplied piece by piece, each output element being computed whole by one of them. */
+ * is multiplied piece by piece, each output element being computed whole by one of them.  A step of more
+ * rows than are computed at once goes through the model a layer at a time, in pieces of its rows. */
 #include <string.h>
 
 #include "moe/base/osfile.h"
@@ -25,8 +26,11 @@ struct exec {
     struct plan_route ctl;        /* the control buffer of the layer being run */
     const struct op *route_op;
     bool two_sides;               /* a device takes part in the layer being run */
+    const struct dev_row *row;    /* [n_rows] of the step, or of the piece of it that runs */
     const int32_t *serial;        /* [n_rows] session serial of each row */
     int n_rows;
+    int row0, out0;               /* where the piece begins in the step */
+    bool in_pieces;
 };
 
 static int set_rows(const struct exec *x, const struct op *op) { return x->e->set[op->rows].n; }
@@ -43,9 +47,13 @@ static void bind_buffers(struct exec *x)
     struct tessera_engine *e = x->e;
     for (int i = 1; i < e->model.n_buf; i++) {
         const struct buf *f = &e->model.buf[i];
-        char *base = f->kind == BUF_LOGITS ? e->logits.base : e->arena.base;
-        e->buf[i].base = base + (f->kind == BUF_LOGITS ? 0 : x->plan->offset[i]);
-        e->buf[i].stride = x->plan->stride[i];
+        const uint64_t stride = x->plan->stride[i];
+        const uint64_t before = stride * (uint64_t)(f->rows == ROWS_OUT ? x->out0 : x->row0);
+        if (f->kind == BUF_LOGITS) e->buf[i].base = (char *)e->logits.base + before;
+        else if (x->in_pieces && e->across_at[i] != UINT64_MAX)
+            e->buf[i].base = (char *)e->across.base + e->across_at[i] + before;
+        else e->buf[i].base = (char *)e->arena.base + x->plan->offset[i];
+        e->buf[i].stride = (uint32_t)stride;
         e->buf[i].width = f->width;
         e->buf[i].rows = f->rows;
     }
@@ -86,7 +94,7 @@ static void observe(struct exec *x, double waited)
         for (int k = 0; k < p->n_used; k++) in_ram[k] = x->e->in_ram[id[k]];
         obs_put(&x->e->obs, &(struct obs){
             .step = x->e->n_steps, .layer = x->route_op->layer, .session = x->serial[at],
-            .pos = x->e->row[at].pos, .token = x->e->row[at].id,
+            .pos = x->row[at].pos, .token = x->row[at].id,
             .n_used = p->n_used, .expert = id, .weight = x->ctl.w + r * p->n_used,
             .in_ram = in_ram, .wait_us = (uint32_t)(1e6 * waited),
         });
@@ -97,13 +105,15 @@ static void observe(struct exec *x, double waited)
 static void foresee(struct exec *x, int bank)
 {
     struct tessera_engine *e = x->e;
-    struct governor *g = &e->governor;
+    struct forecast *g = &e->forecast;
     uint64_t stride;
-    if (g->kind != PREDICT_GATE || !g->active || bank >= e->resid.n_banks) return;
-    float *logits = gates_run(&e->gates, bank, x->route.n_rows, e->api, e->dev, &x->bind, &stride);
+    const bool scan = e->resid.streaming && !e->resid.all_ram && !e->resid.more;
+    const int n = x->route.n_rows < GATE_ROWS ? x->route.n_rows : GATE_ROWS;
+    if (g->kind == PREDICT_NONE || bank >= e->resid.n_banks ||
+        !(scan || (g->active && g->kind == PREDICT_GATE))) return;
+    float *logits = gates_run(&e->gates, bank, n, e->api, e->dev, &x->bind, &stride);
     if (logits)
-        governor_gate(g, e, bank, e->gates.bank[bank].route, x->route.n_rows, logits, stride,
-                      e->gates.pick);
+        forecast_gate(g, e, bank, e->gates.bank[bank].route, n, logits, stride, e->gates.pick);
 }
 
 static void run_route(struct exec *x, const struct op *op)
@@ -149,7 +159,7 @@ static void run_route(struct exec *x, const struct op *op)
         const enum resid_was was = resid_was(&x->e->resid, i);
         x->e->in_ram[wanted[i]] = was == RESID_IN_RAM || was == RESID_GUESSED;
     }
-    governor_routed(&x->e->governor, x->e, bank, wanted, n_wanted);
+    forecast_routed(&x->e->forecast, x->e, bank, wanted, n_wanted);
     foresee(x, bank + 1);
 }
 
@@ -428,7 +438,7 @@ static enum status stream_embed(struct exec *x, const struct op *op, struct err 
     for (int r = 0; r < x->n_rows; r += j.n) {
         j.n = x->n_rows - r < EMBED_ROWS ? x->n_rows - r : EMBED_ROWS;
         j.base = out->base + j.stride * (uint64_t)r;
-        for (int i = 0; i < j.n; i++) ids[i] = e->row[r + i].id;
+        for (int i = 0; i < j.n; i++) ids[i] = x->row[r + i].id;
         if (resid_rows(&e->resid, op->weight[0], ids, j.n, j.base, j.stride, err))
             return err->code;
         pool_run(e->pool, embed_task, &j, (j.n + EMBED_TASK - 1) / EMBED_TASK);
@@ -475,7 +485,7 @@ static void attention_work(const struct exec *x, const struct op *op, struct pro
 {
     const int dk = op->p.attn.dk, dv = op->p.attn.dv, stored = op->p.attn.latent ? 0 : dv;
     const uint64_t page = attn_head_bytes(x->bind.kv_type, dk, stored);
-    const struct dev_row *row = x->e->row;
+    const struct dev_row *row = x->row;
     for (int i = 0; i < r->n_rows; i++) {
         const int at = step_row(x, op, i), next = step_row(x, op, i + 1 < r->n_rows ? i + 1 : i);
         const int32_t *pos = x->e->set[op->kv_rows].pos;
@@ -498,12 +508,12 @@ static void profile_op(const struct exec *x, int i, double start)
     profile_add(x->e->profile, &x->e->model, i, &r);
 }
 
-static enum status run_steps(struct exec *x, struct err *err)
+static enum status run_steps(struct exec *x, int from, int to, struct err *err)
 {
     struct tessera_engine *e = x->e;
     const struct build *m = &e->model;
     const bool watched = e->watch.fn != NULL, one_by_one = watched || e->profile;
-    for (int i = 0; i < m->n_op;) {
+    for (int i = from; i < to;) {
         const struct op *op = &m->op[i];
         const int first = i;
         const double start = e->profile ? os_seconds() : 0;
@@ -517,7 +527,7 @@ static enum status run_steps(struct exec *x, struct err *err)
         } else {
             /* Everything up to the next control point is one submission. */
             int n = 1;
-            while (!one_by_one && i + n < m->n_op && !is_special(x, &m->op[i + n])) n++;
+            while (!one_by_one && i + n < to && !is_special(x, &m->op[i + n])) n++;
             submit(x, op, n);
             i += n;
         }
@@ -526,10 +536,51 @@ static enum status run_steps(struct exec *x, struct err *err)
     return OK;
 }
 
+/* Rows row0 .. row0 + n - 1 of the step are the ones that run. */
+static void take_piece(struct exec *x, int row0, int n, int n_out)
+{
+    struct tessera_engine *e = x->e;
+    x->row0 = row0;
+    x->n_rows = n;
+    x->row = e->row + row0;
+    x->serial = e->serials + row0;
+    x->out0 = 0;
+    int n_here = 0;
+    for (int i = 0; i < n_out; i++) {
+        if (e->out_row[i] < row0) x->out0++;
+        else if (e->out_row[i] < row0 + n) e->piece_out[n_here++] = e->out_row[i] - row0;
+    }
+    e->set[ROWS_ALL].n = n;
+    e->set[ROWS_OUT].n = n_here;
+    e->set[ROWS_OUT].row = e->piece_out;
+    x->bind.row = x->row;
+    x->bind.n_rows = n;
+    bind_buffers(x);
+}
+
+/* More rows than are computed at once: all of them through a layer before the next one, so that what
+ * its experts need is read once.  What rows take from layer to layer lies in e->across. */
+static enum status run_layers(struct exec *x, int n_rows, int n_out, struct err *err)
+{
+    const struct build *m = &x->e->model;
+    const int most = x->e->opt.n_ubatch;
+    x->in_pieces = true;
+    for (int i = 0, to; i < m->n_op; i = to) {
+        for (to = i + 1; to < m->n_op && m->op[to].layer == m->op[i].layer;) to++;
+        for (int r = 0; r < n_rows; r += most) {
+            take_piece(x, r, n_rows - r < most ? n_rows - r : most, n_out);
+            resid_more(&x->e->resid, r + x->n_rows < n_rows);
+            if (run_steps(x, i, to, err)) return err->code;
+        }
+    }
+    depth_bind(x->e, n_rows, n_out); /* the sets are the step's again */
+    return OK;
+}
+
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
                      const int32_t *serial, struct err *err)
 {
-    struct exec x = {.e = e, .plan = p, .serial = serial, .n_rows = n_rows};
+    struct exec x = {.e = e, .plan = p, .row = e->row, .serial = serial, .n_rows = n_rows};
     bind_buffers(&x);
     depth_bind(e, n_rows, n_out);
     for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
@@ -542,10 +593,14 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     };
     devtier_step(&e->devtier, n_rows);
     enum status s = resid_step(&e->resid, n_rows, err);
-    if (!s) governor_step(&e->governor, e, n_rows);
-    if (!s) s = resid_step_end(&e->resid, run_steps(&x, err), err);
+    if (!s) forecast_step(&e->forecast, e, n_rows);
+    if (!s) {
+        s = n_rows > e->opt.n_ubatch ? run_layers(&x, n_rows, n_out, err)
+                                     : run_steps(&x, 0, e->model.n_op, err);
+        s = resid_step_end(&e->resid, s, err);
+    }
     if (s) return s;
-    governor_done(&e->governor, e);
+    forecast_done(&e->forecast, e);
     e->n_steps++;
     return OK;
 }

@@ -87,10 +87,10 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t threads = 2 * (uint64_t)e->opt.n_threads;
     const uint64_t tables = (uint64_t)e->resid.n_groups * (sizeof(struct group) + 3 * sizeof(int)) +
                             (uint64_t)e->model.n_op * (sizeof(struct op) + 128);
-    const uint64_t rows = (uint64_t)e->opt.n_ubatch * (uint64_t)(64 + 12 * e->model.n_sets), vocab = (uint64_t)e->model.n_vocab * 16;
+    const uint64_t rows = (uint64_t)e->opt.n_batch * (uint64_t)(64 + 12 * e->model.n_sets), vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
     const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
-                         rows + vocab + stack_bytes(e) + governor_bytes(&e->governor);
+                         rows + vocab + stack_bytes(e) + forecast_bytes(&e->forecast);
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 
@@ -166,6 +166,45 @@ bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *
     const uint64_t have = e->resid.now.bytes + (e->resid.all_ram ? 0 : staging(e));
     bytes += staging(e);
     return have > bytes && place_solve(&e->resid.sizes, have - bytes, p);
+}
+
+/* Whether a layer's end lies between the first and the last step that touch a buffer. */
+static bool is_carried(const struct build *m, const struct buf *f)
+{
+    if (f->kind != BUF_F32 && f->kind != BUF_ACT) return false;
+    for (int i = f->first; i < f->last; i++)
+        if (m->op[i].layer != m->op[i + 1].layer) return true;
+    return false;
+}
+
+uint64_t fit_carry(const struct tessera_engine *e, int n_rows, uint64_t *at)
+{
+    const struct plan *p = &e->plan[e->n_plans - 1];
+    uint64_t sum = 0;
+    for (int b = 1; b < e->model.n_buf; b++) {
+        const struct buf *f = &e->model.buf[b];
+        const bool carried = is_carried(&e->model, f);
+        if (at) at[b] = carried ? sum : UINT64_MAX;
+        if (!carried) continue;
+        /* Rows with logits are n_ubatch at most. */
+        const int n = f->rows == ROWS_OUT && n_rows > e->opt.n_ubatch ? e->opt.n_ubatch : n_rows;
+        sum += (uint64_t)p->stride[b] * (uint64_t)n;
+    }
+    return sum;
+}
+
+int fit_batch(const struct tessera_engine *e)
+{
+    const struct resid *r = &e->resid;
+    const struct placement least = place_least(&r->sizes);
+    int n = e->opt.n_batch;
+    if (r->all_ram || !r->now.dense_home || !r->n_banks) return e->opt.n_ubatch;
+    for (; n > e->opt.n_ubatch; n /= 2) {
+        const uint64_t carry = fit_carry(e, n, NULL);
+        if (carry <= e->opt.mem_budget / 32 &&
+            r->now.bytes - least.bytes + e->across.committed >= 2 * (carry + staging(e))) break;
+    }
+    return n > e->opt.n_ubatch ? n : e->opt.n_ubatch;
 }
 
 /* Snapshots of recurrent states that a session may keep when memory is no object. */

@@ -139,6 +139,10 @@ float *gates_run(struct gates *g, int bank, int n_rows, const struct dev_api *ap
     one->op[0].in[0] = g->bank[bank - 1].hidden;
     for (int k = 0; k < GATE_OPS; k++) g->buf[k].width = one->width[k];
     struct dev_bind b = *bind;
+    struct dev_rows set[ROWS_MAX];
+    memcpy(set, bind->set, sizeof set);
+    set[ROWS_ALL].n = n_rows;
+    b.set = set;
     b.n_rows = n_rows;
     (void)api->wait(dev, api->submit(dev, one->op, one->n, &b), 0, NULL);
     *stride = g->stride[one->logits];

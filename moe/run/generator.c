@@ -239,7 +239,7 @@ enum status tessera_generator_next(tessera_generator *g, struct tessera_answer *
     struct err local;
     if (!err) err = &local;
     *a = (struct tessera_answer){.text = "", .id = -1};
-    while (tessera_generator_want(g, g->s->engine->opt.n_ubatch, &in)) {
+    while (tessera_generator_want(g, fit_batch(g->s->engine), &in)) {
         enum status st = tessera_step(g->s->engine, &in, 1, err);
         if (st == ERR_CANCELLED) {
             drop_given(g);

@@ -1,8 +1,8 @@
-/* The governor: which experts to read before their router can name them, and whether that pays.
+/* Forecasts: which experts to read before their router can name them, and whether that pays.
  *
- * It holds a predictor, hands its guesses to residency, judges them by what the routers then choose,
- * and keeps reading ahead only while that makes tokens faster in this very run.  It decides nothing
- * about results: a wrong guess costs time.
+ * A forecast holds a predictor, hands its guesses to residency, judges them by what the routers then
+ * choose, and keeps reading ahead only while that makes tokens faster in this very run.  It decides
+ * nothing about results: a wrong guess costs time.
  *
  * DESIGN.  A guess's probability is not what a predictor says but what guesses of its rank have
  * proved to be (decayed over some hundred layers), so that every predictor is comparable with the
@@ -12,8 +12,8 @@
  *
  * Steps of up to GATE_ROWS rows; longer ones scan all layers and know what comes.  Allocates at open.
  * Executor thread only. */
-#ifndef MOE_RUN_GOVERNOR_H
-#define MOE_RUN_GOVERNOR_H
+#ifndef MOE_RUN_FORECAST_H
+#define MOE_RUN_FORECAST_H
 
 #include "moe/load/trace.h"
 #include "moe/run/gate.h"
@@ -31,7 +31,7 @@ enum predict_kind {
 
 enum { TRIAL_STEPS = 4, TRIAL_ROUNDS = 8, TRIAL_WARM = 16, HOLD_STEPS = 512 };
 
-struct governor {
+struct forecast {
     enum predict_kind kind;
     bool always;              /* needs no proof */
     const char *name;         /* of the predictor; static */
@@ -77,20 +77,21 @@ struct tessera_engine;
 /* which: "gate", "previous", "frequency", "none", or a file of `tessera trace` or
  * `tessera trace --train`; with ",always" behind it no proof is asked for.  NULL = "gate".  Needs the
  * engine's description and residency.  ERR_IO, ERR_FORMAT, ERR_SHAPE, ERR_MEMORY. */
-enum status governor_open(struct governor *g, const struct tessera_engine *e, const char *which,
+enum status forecast_open(struct forecast *g, const struct tessera_engine *e, const char *which,
                           struct err *err);
-void governor_close(struct governor *g);
+void forecast_close(struct forecast *g);
 /* Bytes of heap that it took. */
-uint64_t governor_bytes(const struct governor *g);
+uint64_t forecast_bytes(const struct forecast *g);
 
 /* A step begins, a layer's router has chosen (after resid_route), a step has succeeded.  Without a
  * pool to read into they do nothing. */
-void governor_step(struct governor *g, struct tessera_engine *e, int n_rows);
-void governor_routed(struct governor *g, struct tessera_engine *e, int bank, const int32_t *expert,
+void forecast_step(struct forecast *g, struct tessera_engine *e, int n_rows);
+void forecast_routed(struct forecast *g, struct tessera_engine *e, int bank, const int32_t *expert,
                      int n);
-/* logits of the next bank's gate, as gates_run() gives them. */
-void governor_gate(struct governor *g, struct tessera_engine *e, int bank, const struct op *route,
+/* logits [n_rows] of the next bank's gate, as gates_run() gives them.  Of a pass that scans all
+ * layers some of its rows: together they name what the layer will most likely want. */
+void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, const struct op *route,
                    int n_rows, float *logits, uint64_t stride, float *pick);
-void governor_done(struct governor *g, struct tessera_engine *e);
+void forecast_done(struct forecast *g, struct tessera_engine *e);
 
 #endif

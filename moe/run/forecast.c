@@ -1,5 +1,5 @@
-/* See governor.h. */
-#include "moe/run/governor.h"
+/* See forecast.h. */
+#include "moe/run/forecast.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -18,7 +18,7 @@ static const char *const kind_names[] = {
 
 /* ---- opening ---- */
 
-static enum status check_shape(const struct governor *g, const char *path, int n_layers,
+static enum status check_shape(const struct forecast *g, const char *path, int n_layers,
                                int n_experts, uint64_t hash, uint64_t identity, struct err *err)
 {
     if (n_layers == g->n_banks && n_experts == g->n_experts && (!hash || hash == identity))
@@ -28,7 +28,7 @@ static enum status check_shape(const struct governor *g, const char *path, int n
 }
 
 /* A file: a learned predictor, or else a trace. */
-static enum status open_file(struct governor *g, const struct tessera_engine *e, const char *path,
+static enum status open_file(struct forecast *g, const struct tessera_engine *e, const char *path,
                              struct err *err)
 {
     struct err not_learned;
@@ -50,7 +50,7 @@ static enum status open_file(struct governor *g, const struct tessera_engine *e,
                                g->record->model_hash, e->identity, err);
 }
 
-static enum status choose(struct governor *g, const struct tessera_engine *e, const char *which,
+static enum status choose(struct forecast *g, const struct tessera_engine *e, const char *which,
                           struct err *err)
 {
     static const char always[] = ",always";
@@ -70,7 +70,7 @@ static enum status choose(struct governor *g, const struct tessera_engine *e, co
     return open_file(g, e, name, err);
 }
 
-enum status governor_open(struct governor *g, const struct tessera_engine *e, const char *which,
+enum status forecast_open(struct forecast *g, const struct tessera_engine *e, const char *which,
                           struct err *err)
 {
     memset(g, 0, sizeof *g);
@@ -104,7 +104,7 @@ enum status governor_open(struct governor *g, const struct tessera_engine *e, co
     return OK;
 }
 
-void governor_close(struct governor *g)
+void forecast_close(struct forecast *g)
 {
     predictor_free(&g->learned);
     trace_free(g->record);
@@ -123,7 +123,7 @@ void governor_close(struct governor *g)
     memset(g, 0, sizeof *g);
 }
 
-uint64_t governor_bytes(const struct governor *g)
+uint64_t forecast_bytes(const struct forecast *g)
 {
     const struct trace *t = g->record;
     const uint64_t n = (uint64_t)g->n_banks * (uint64_t)g->n_experts;
@@ -137,7 +137,7 @@ uint64_t governor_bytes(const struct governor *g)
 /* ---- guessing ---- */
 
 /* Takes the likeliest n_used of score[] as guesses of a bank, ranks in their order. */
-static void guess_bank(struct governor *g, struct tessera_engine *e, int bank, const float *score)
+static void guess_bank(struct forecast *g, struct tessera_engine *e, int bank, const float *score)
 {
     int32_t *guess = g->guess + (size_t)bank * (size_t)g->n_experts;
     uint8_t *rank = g->rank + (size_t)bank * (size_t)g->n_experts;
@@ -151,7 +151,7 @@ static void guess_bank(struct governor *g, struct tessera_engine *e, int bank, c
 }
 
 /* The row of the record with the token of the step's only row. */
-static int32_t find_row(struct governor *g, const struct dev_row *row)
+static int32_t find_row(struct forecast *g, const struct dev_row *row)
 {
     const struct trace *t = g->record;
     for (int32_t i = 0; i < t->n_rows; i++) {
@@ -163,7 +163,7 @@ static int32_t find_row(struct governor *g, const struct dev_row *row)
     return -1;
 }
 
-static void guess_oracle(struct governor *g, struct tessera_engine *e)
+static void guess_oracle(struct forecast *g, struct tessera_engine *e)
 {
     const int32_t r = find_row(g, &e->row[0]);
     for (int b = 0; b < g->n_banks; b++) {
@@ -176,7 +176,7 @@ static void guess_oracle(struct governor *g, struct tessera_engine *e)
 }
 
 /* The model follows one timeline; where another, or a gap, comes between it begins anew. */
-static void guess_path(struct governor *g, struct tessera_engine *e)
+static void guess_path(struct forecast *g, struct tessera_engine *e)
 {
     const int n = g->n_experts;
     if (g->serial != e->serials[0] || g->next_pos != e->row[0].pos)
@@ -189,7 +189,7 @@ static void guess_path(struct governor *g, struct tessera_engine *e)
 }
 
 /* Before the first layer, for those that need no hidden state. */
-static void guess_all(struct governor *g, struct tessera_engine *e)
+static void guess_all(struct forecast *g, struct tessera_engine *e)
 {
     if (g->kind == PREDICT_PATH && g->n_rows == 1) guess_path(g, e); /* it follows every token */
     if (!g->active) return;
@@ -200,7 +200,7 @@ static void guess_all(struct governor *g, struct tessera_engine *e)
     resid_speculate(&e->resid);
 }
 
-void governor_gate(struct governor *g, struct tessera_engine *e, int bank, const struct op *route,
+void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, const struct op *route,
                    int n_rows, float *logits, uint64_t stride, float *pick)
 {
     const struct route_params *p = &route->p.moe.route;
@@ -223,6 +223,10 @@ void governor_gate(struct governor *g, struct tessera_engine *e, int bank, const
         rank[i] = (uint8_t)(g->n_used - (int)g->prob[i]);
         g->prob[i] = g->precision[rank[i]];
     }
+    if (!g->active) {
+        resid_expect(&e->resid, bank, guess, n);
+        return;
+    }
     g->n_guess[bank] = n;
     resid_predict(&e->resid, bank, guess, g->prob, n);
     resid_speculate(&e->resid);
@@ -237,7 +241,7 @@ static bool has(const int32_t *list, int n, int32_t x)
     return false;
 }
 
-void governor_routed(struct governor *g, struct tessera_engine *e, int bank, const int32_t *expert,
+void forecast_routed(struct forecast *g, struct tessera_engine *e, int bank, const int32_t *expert,
                      int n)
 {
     const int32_t *guess = g->guess + (size_t)bank * (size_t)g->n_experts;
@@ -285,19 +289,19 @@ static double median(const double *v)
 
 enum { TRIAL_LENGTH = 2 * TRIAL_ROUNDS * TRIAL_STEPS };
 
-static bool on_trial(const struct governor *g)
+static bool on_trial(const struct forecast *g)
 {
     return !g->always && g->steps >= g->trial_from && g->steps < g->trial_from + TRIAL_LENGTH;
 }
 
-static bool reads_ahead(const struct governor *g)
+static bool reads_ahead(const struct forecast *g)
 {
     if (g->kind == PREDICT_NONE) return false;
     if (g->always) return true;
     return on_trial(g) ? arm_of((int)(g->steps - g->trial_from) / TRIAL_STEPS) : g->on;
 }
 
-void governor_step(struct governor *g, struct tessera_engine *e, int n_rows)
+void forecast_step(struct forecast *g, struct tessera_engine *e, int n_rows)
 {
     g->active = false;
     g->n_rows = 0;
@@ -310,7 +314,7 @@ void governor_step(struct governor *g, struct tessera_engine *e, int n_rows)
     guess_all(g, e);
 }
 
-static void verdict(struct governor *g)
+static void verdict(struct forecast *g)
 {
     for (int k = 0; k < 2; k++) {
         g->seconds[k] = median(g->arm[k].seconds);
@@ -323,7 +327,7 @@ static void verdict(struct governor *g)
     memset(g->arm, 0, sizeof g->arm);
 }
 
-void governor_done(struct governor *g, struct tessera_engine *e)
+void forecast_done(struct forecast *g, struct tessera_engine *e)
 {
     if (!g->n_rows) return;
     if (on_trial(g)) {
