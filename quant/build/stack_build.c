@@ -199,8 +199,9 @@ static void nested_row(const struct nested_piece *j, int row, float *x, float *w
     double mean = 0;
     for (int c = 0; c < n; c++) mean += (double)x[c] * (double)x[c];
     mean /= n;
-    /* Large weights count more than small ones: what they do is less likely to cancel.  Measured on
-     * held-out text: at 2.5 bits 12.08 this way, 12.48 with the root of it, 12.60 all alike. */
+    /* Large weights count more than small ones: what they do is less likely to cancel.  Perplexity of
+     * the bundled model's held-out stories at 2.5 bits: 12.08 this way, 12.48 with the root of it,
+     * 12.60 all alike; of the calibration text at 2.65 bits it was 8.79, and 8.68 all alike. */
     for (int c = 0; c < n; c++)
         w[c] = j->weight[c] * ((float)mean / 2 + x[c] * x[c]) + 1e-30f;
     nest_encode(x, w, n, scale, code);
