@@ -810,8 +810,10 @@ static void test_shrunk(void **state)
         assert_null(engine);
         assert_true(how.calls > 0);
         assert_non_null(strstr(e.msg, "bad.gguf"));
-        assert_non_null(strstr(e.msg, "truncated or changed"));
-        assert_true(e.pos >= cut && e.pos <= size);
+        /* Either a read came short, or all had been read before the cut and the file is another. */
+        const bool read_short = strstr(e.msg, "truncated or changed") != NULL;
+        assert_true(read_short || strstr(e.msg, "was written to while"));
+        assert_true(!read_short || (e.pos >= cut && e.pos <= size));
     }
     model_free(m);
 }
