@@ -517,6 +517,7 @@ static const char *common_type(const struct tessera_engine *e)
     int best = 0;
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];
+        if (w->type == QTYPE_BYTES) continue; /* levels above a stack's bases */
         bytes[w->type] += (uint64_t)w->n_mats * w->mat_file_bytes;
         if (bytes[w->type] > bytes[best]) best = (int)w->type;
     }
@@ -535,6 +536,7 @@ struct tessera_model tessera_model(const tessera_engine *e)
     };
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];
+        if (w->type == QTYPE_BYTES) continue; /* of the same parameters */
         const uint64_t one = (uint64_t)w->n_cols * (uint64_t)w->n_rows;
         m.n_params += one * (uint64_t)w->n_mats;
         m.n_params_active += one * (uint64_t)(w->n_mats > 1 ? e->hp.n_expert_used : 1);
