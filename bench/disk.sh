@@ -48,7 +48,7 @@ case $mem in *G) bytes=$((${mem%G} << 30)) ;; *M) bytes=$((${mem%M} << 20)) ;; *
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
-drive() { "$tessera" doctor -m "$1" 2>/dev/null | sed -n 's/^disk read  */# /p'; }
+drive() { "$tessera" doctor --fresh -m "$1" 2>/dev/null | sed -n 's/^disk read  */# /p'; }
 
 # run MODEL ENGINE COMMAND...: in the group; speeds are in the last columns of a Markdown table
 run()
