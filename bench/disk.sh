@@ -72,7 +72,7 @@ for m in $models; do
     drive "$m"
     for round in $(seq "$rounds"); do
         run "$m" tessera "$tessera" bench -m "$m" -p "$p" -n "$n" -r 2 --mem "$mem"
-        [ -z "$llama" ] || run "$m" llama.cpp "$llama" -m "$m" -p "$p" -n $((n / 4)) -r 1 -o md
+        [ -z "$llama" ] || run "$m" llama.cpp "$llama" -m "$m" -p "$p" -n $((n / 4)) -r 1 -o md # it is slow
         [ -z "$bmoe" ] || run "$m" BigMoeOnEdge "$bmoe" -m "$m" --moe-stream --cache-mb 1500 -c 2048 \
             --ubatch 256 -p "$text" -n $((n / 4))
     done

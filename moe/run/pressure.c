@@ -78,8 +78,9 @@ static void tell(struct tessera_engine *e, uint64_t budget)
     char text[256];
     if (e->pressure.shrunk++) return;
     (void)snprintf(text, sizeof text, "memory is getting short on this machine: Tessera goes from %llu "
-                   "down to %llu MiB, and comes back when there is room: slower, the same text",
-                   (unsigned long long)(e->opt.mem_budget / MIB), (unsigned long long)(budget / MIB));
+                   "down to %llu MiB, and comes back when there is room: slower, %s",
+                   (unsigned long long)(e->opt.mem_budget / MIB), (unsigned long long)(budget / MIB),
+                   e->stack.present ? "with fewer bits per weight" : "the same text");
     engine_warn(e, text);
 }
 

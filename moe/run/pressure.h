@@ -1,12 +1,13 @@
 /* Memory pressure and an automatic budget: looks at the system's memory between steps and keeps out of
  * everybody's way.
  *
- * When what is available falls under half of the reserve that `auto` leaves to others, or tasks wait
- * for memory (PSI), the budget shrinks so far that the reserve is whole again; when there has been
- * plenty for a while it grows back, slowly, up to what it was at the start.  What gives way: first
- * expert slots, tables and dense weights (they are read again when needed), then, at the floor, the KV
- * caches of sessions that the step does not use, which go to a file and come back when they are.
- * Never precision, never a token.
+ * When what is available falls under half of the reserve that `auto` leaves to others, the budget
+ * shrinks so far that the reserve is whole again; when tasks wait for memory (PSI) it shrinks by an
+ * eighth, and waits for the effect; when there has been plenty for a while it grows back, slowly, up to
+ * what it was at the start.  What gives way: first a stack's levels, expert slots, tables and dense
+ * weights (they are read again when needed), then, at the floor, the KV caches of sessions that the
+ * step does not use, which go to a file and come back when they are.  Never precision, a stack's
+ * apart, never a token.
  *
  * The decision is a pure function.  Executor thread only. */
 #ifndef MOE_RUN_PRESSURE_H
