@@ -80,7 +80,7 @@ static enum status open_engine(struct work *w, const char *path, struct err *err
 
 static void close_engine(struct work *w)
 {
-    if (w->e) tessera_close(w->e);
+    cli_close_engine(w->e);
     w->e = NULL;
 }
 

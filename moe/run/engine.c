@@ -728,6 +728,7 @@ enum status engine_commit(struct tessera_engine *e, struct region *r, uint64_t b
         return first.code;
     }
     enum status s = resid_apply(&e->resid, &p, NULL, NULL, err);
+    e->placement = e->resid.now;
     return s ? s : region_commit(r, bytes, err);
 }
 
