@@ -810,11 +810,48 @@ static void test_shrunk(void **state)
         assert_null(engine);
         assert_true(how.calls > 0);
         assert_non_null(strstr(e.msg, "bad.gguf"));
-        /* Either a read came short, or all had been read before the cut and the file is another. */
+        /* Either a read came short (test_read_short makes sure of one), or all had been read before the
+         * cut and the file is another. */
         const bool read_short = strstr(e.msg, "truncated or changed") != NULL;
         assert_true(read_short || strstr(e.msg, "was written to while"));
         assert_true(!read_short || (e.pos >= cut && e.pos <= size));
     }
+    model_free(m);
+}
+
+static const char *cut_path;
+static long cut_to;
+static _Atomic int cut_calls;
+
+static int64_t cut_pread(int fd, void *buf, size_t n, uint64_t offset)
+{
+    if (!atomic_fetch_add(&cut_calls, 1)) assert_int_equal(truncate(cut_path, cut_to), 0);
+    return osfile_system.pread(fd, buf, n, offset);
+}
+
+/* Cut inside of the last tensor before anything is read: the place is told to the byte. */
+static void test_read_short(void **state)
+{
+    (void)state;
+    struct model *m = good("qwen3moe");
+    struct err e;
+    tessera_engine *engine;
+    struct osfile_ops ops = osfile_system;
+    ops.pread = cut_pread;
+    struct tessera_options o = options(save(m));
+    o.files = &ops;
+    const struct gguf_tensor *last = gguf_tensor_at(m->g, gguf_n_tensors(m->g) - 1);
+    const uint64_t cut = last->offset + last->bytes / 2;
+    char text[64];
+    cut_path = o.model_path;
+    cut_to = (long)cut;
+    atomic_store(&cut_calls, 0);
+    assert_int_equal(tessera_open(&o, &engine, &e), ERR_IO);
+    assert_null(engine);
+    assert_int_equal(e.pos, cut);
+    (void)snprintf(text, sizeof text, "bad.gguf ends at byte %llu", (unsigned long long)cut);
+    assert_non_null(strstr(e.msg, text));
+    assert_non_null(strstr(e.msg, "truncated or changed"));
     model_free(m);
 }
 
@@ -1085,6 +1122,7 @@ int main(void)
         cmocka_unit_test(test_extra_tensor),   cmocka_unit_test(test_nan),
         cmocka_unit_test(test_nan_everywhere), cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_no_file),        cmocka_unit_test(test_shrunk),
+        cmocka_unit_test(test_read_short),
         cmocka_unit_test(test_shrunk_before),  cmocka_unit_test(test_cancelled),
         cmocka_unit_test(test_no_tokenizer),   cmocka_unit_test(test_large_tokenizer),
         cmocka_unit_test(test_old_mixtral),    cmocka_unit_test(test_tied),
