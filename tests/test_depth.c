@@ -688,14 +688,14 @@ static void test_bad_saves(void **state)
     (void)state;
     static const char *const from[] = {"tessera.line.2", "kv.1", "depth"};
     const struct variant *v = find("e-m-cycle");
-    struct run got;
+    struct run want, got;
     struct err err;
     char path[128];
     (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
-    memset(&got, 0, sizeof got);
+    memset(&want, 0, sizeof want);
     tessera_engine *e = open_engine(&v->open);
     tessera_session *s = open_session(e);
-    feed(e, s, 80, 80, NULL, &got);
+    feed(e, s, 80, 80, NULL, &want);
     for (int i = 0; i < 3; i++) {
         size_t n = 0;
         if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
@@ -709,7 +709,9 @@ static void test_bad_saves(void **state)
         free(text);
         assert_int_not_equal(tessera_session_load(s, path, &err), OK);
         if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
+        memset(&got, 0, sizeof got);
         feed(e, s, 80, 33, NULL, &got);
+        assert_true(same(&want, &got));
     }
     tessera_session_close(s);
     tessera_close(e);
