@@ -380,6 +380,54 @@ static void test_predictors(void **state)
     bits_free(&b);
 }
 
+/* The gate names what the router chooses where what lies between changes nothing: this model's embedding
+ * holds every layer's choice, and no layer adds to those columns. */
+static void test_gate_names(void **state)
+{
+    (void)state;
+    char path[160];
+    struct trace *t;
+    struct err err;
+    struct rng r;
+    err_clear(&err);
+    struct gen_spec g = gen_tiny("qwen3moe", QTYPE_Q8_0);
+    g.n_layer = 3;
+    g.n_embd = 512;
+    g.n_ff = 256;
+    g.n_expert = 16;
+    g.n_expert_used = 3;
+    assert_int_equal(trace_new(g.n_layer, g.n_expert, g.n_expert_used, 0, &t, &err), OK);
+    assert_int_equal(trace_append(t, N, &err), OK);
+    rng_seed(&r, 7);
+    for (int i = 0; i < N; i++)
+        for (int l = 0; l < g.n_layer; l++) {
+            uint16_t *x = trace_experts(t, i, l);
+            for (int k = 0; k < g.n_expert_used; k++) /* of each third of them one */
+                x[k] = (uint16_t)(5 * k + (int)rng_below(&r, 5));
+        }
+    g.trace = t;
+    (void)snprintf(path, sizeof path, "%s/traced.gguf", dir);
+    if (gen_write(&g, path, NULL, &err)) fail_msg("%s", err.msg);
+    struct tessera_options o = options(path, 0);
+    o.mem_budget = smallest(&o) + 4 * MIB;
+    o.predictor = "gate,always";
+    tessera_engine *e = must_open(&o);
+    assert_true(e->resid.now.dense_home && !e->resid.all_ram);
+    tessera_session *s = session(e);
+    for (int i = 0; i < N; i++) {
+        const int32_t id = GEN_TRACE_FIRST + i;
+        struct tessera_input in = {s, &id, 1, TESSERA_LOGITS_LAST};
+        if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+    }
+    const struct tessera_traffic now = tessera_traffic(e);
+    /* All layers but the first, which has no layer before it to guess from. */
+    assert_int_equal(now.asked, N * (g.n_layer - 1) * g.n_expert_used);
+    assert_int_equal(now.named, now.asked);
+    tessera_session_close(s);
+    tessera_close(e);
+    trace_free(t);
+}
+
 struct seen {
     uint64_t uses, in_ram, layers;
     double waited;
@@ -454,6 +502,7 @@ static void test_layer_by_layer(void **state)
     (void)state;
     static const struct { const char *arch; unsigned type; } models[] = {
         {"qwen3moe", GEN_Q4_K_M}, {"olmoe", QTYPE_F16}, {"llama", QTYPE_Q8_0}};
+    int in_waves = 0;
     for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
         struct tessera_options o = options(model(models[m].arch, models[m].type, false), 0);
         struct bits b = reference(&o);
@@ -480,8 +529,10 @@ static void test_layer_by_layer(void **state)
             assert_memory_equal(b.want + (size_t)(n - 1) * VOCAB, tessera_logits(e, 0, n - 1),
                                 VOCAB * sizeof(float));
             const struct tessera_traffic after = tessera_traffic(e);
-            if (n > now.n_ubatch && e->resid.cls[0].n_slots > 24)
+            if (n > now.n_ubatch && e->resid.cls[0].n_slots > 24) {
                 assert_true(after.misses - before.misses <= 3 * 16);
+                in_waves++;
+            }
             const int rest = N - n < now.n_ubatch ? N - n : now.n_ubatch;
             in = (struct tessera_input){s, ids + n, rest, TESSERA_LOGITS_ALL};
             if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
@@ -497,6 +548,7 @@ static void test_layer_by_layer(void **state)
         }
         bits_free(&b);
     }
+    assert_true(in_waves > 0);
 }
 
 /* ---- the token path allocates nothing ---- */
@@ -821,7 +873,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_resize),
         cmocka_unit_test(test_room),      cmocka_unit_test(test_lent),
-        cmocka_unit_test(test_predictors),
+        cmocka_unit_test(test_predictors), cmocka_unit_test(test_gate_names),
         cmocka_unit_test(test_layer_by_layer), cmocka_unit_test(test_observed),  cmocka_unit_test(test_trial),
         cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_bad_resize),
