@@ -15,6 +15,7 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 
 enum { TENSORS_MAX = 128, STEPS = 6 };
 
@@ -182,13 +183,10 @@ static struct tessera_options options(const char *path)
     return o;
 }
 
-static tessera_engine *must_open(const char *path)
+static tessera_engine *open_file(const char *path)
 {
-    struct err e;
-    tessera_engine *engine;
     const struct tessera_options o = options(path);
-    if (tessera_open(&o, &engine, &e)) fail_msg("%s", e.msg);
-    return engine;
+    return must_open(&o);
 }
 
 /* A few tokens through the model; logits of the last one, whatever they are. */
@@ -209,7 +207,7 @@ static void step(tessera_engine *e, float *out)
 /* The logits of the file, opened and closed again. */
 static void logits_of(const char *path, float out[48])
 {
-    tessera_engine *e = must_open(path);
+    tessera_engine *e = open_file(path);
     assert_int_equal(e->model.n_vocab, 48);
     step(e, out);
     tessera_close(e);
@@ -536,7 +534,7 @@ static void test_missing_tensor(void **state)
         for (int i = 0; i < m->n; i++) {
             struct item it = model_take(m, i);
             /* Without an output matrix the embedding takes its place. */
-            if (!strcmp(it.name, "output.weight")) tessera_close(must_open(save(m)));
+            if (!strcmp(it.name, "output.weight")) tessera_close(open_file(save(m)));
             else refused(m, ERR_MISSING, it.name);
             model_insert(m, i, it);
         }
@@ -656,7 +654,7 @@ static void check_nan(struct model *m, const char *name, uint64_t block, int pla
     unsigned char kept[256];
     memcpy(kept, t->data + block * size, size);
     poke_nan(t, block, place);
-    tessera_engine *e = must_open(save(m));
+    tessera_engine *e = open_file(save(m));
     assert_int_equal(count_warnings(e, name), 1);
     assert_non_null(strstr(tessera_warning(e, 0), "NaN"));
     assert_null(tessera_warning(e, 1));
@@ -674,7 +672,7 @@ static void test_nan(void **state)
                                         "blk.0.ffn_up_exps.weight", "blk.0.ffn_down_exps.weight"};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         struct model *m = model_of(small("qwen3moe", types[i]));
-        tessera_engine *e = must_open(save(m));
+        tessera_engine *e = open_file(save(m));
         assert_null(tessera_warning(e, 0));
         tessera_close(e);
         int at[2];
@@ -702,7 +700,7 @@ static void test_nan_everywhere(void **state)
         for (uint64_t b = 0; b < n; b++) poke_nan(t, b, 0);
     }
     struct err err;
-    tessera_engine *e = must_open(save(m));
+    tessera_engine *e = open_file(save(m));
     tessera_session *s;
     tessera_generator *g;
     const int32_t ids[3] = {1, 2, 3};
@@ -943,7 +941,7 @@ static void test_no_tokenizer(void **state)
     struct gen_spec spec = small("qwen3moe", QTYPE_F32);
     spec.byte_vocab = true;
     struct model *m = model_of(spec);
-    tessera_engine *e = must_open(save(m));
+    tessera_engine *e = open_file(save(m));
     assert_non_null(tessera_tok(e));
     assert_string_equal(tessera_tok_error(e), "");
     generate(e, true);
@@ -952,7 +950,7 @@ static void test_no_tokenizer(void **state)
                                        "tokenizer.ggml.tokens", "tokenizer.ggml.scores"};
     for (int i = 0; i < 4; i++) {
         m->key = keys[i];
-        e = must_open(save(m));
+        e = open_file(save(m));
         assert_null(tessera_tok(e));
         assert_non_null(strstr(tessera_tok_error(e), "tokenizer"));
         generate(e, false);
@@ -961,7 +959,7 @@ static void test_no_tokenizer(void **state)
     m->key = "tokenizer.ggml.model";
     m->put = put_str;
     m->arg = "runes";
-    e = must_open(save(m));
+    e = open_file(save(m));
     assert_null(tessera_tok(e));
     assert_non_null(strstr(tessera_tok_error(e), "runes"));
     tessera_close(e);
@@ -981,7 +979,7 @@ static void test_large_tokenizer(void **state)
     struct model *m = good("qwen3moe"); /* 48 ids */
     m->key = "tokenizer.";
     m->put = put_vocab;
-    tessera_engine *e = must_open(save(m));
+    tessera_engine *e = open_file(save(m));
     char want[64];
     (void)snprintf(want, sizeof want, "%d tokens but the model only 48", GEN_BYTE_VOCAB);
     assert_int_equal(count_warnings(e, want), 1);
@@ -1106,9 +1104,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(void)

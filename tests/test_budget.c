@@ -21,6 +21,7 @@
 #include "bench/gen.h"
 #include "moe/load/trace.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 #include "tests/fault.h"
 
 enum { N = 100, VOCAB = 2048, MIB = 1 << 20 };
@@ -62,35 +63,6 @@ static struct tessera_options options(const char *path, uint64_t budget)
     o.n_logits = 64;
     o.mem_budget = budget;
     return o;
-}
-
-static tessera_engine *must_open(const struct tessera_options *o)
-{
-    struct err e;
-    tessera_engine *engine;
-    if (tessera_open(o, &engine, &e)) fail_msg("%s", e.msg);
-    return engine;
-}
-
-static tessera_session *session(tessera_engine *e)
-{
-    struct err err;
-    tessera_session *s;
-    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
-    return s;
-}
-
-/* The number in a refusal. */
-static uint64_t smallest(const struct tessera_options *like)
-{
-    struct tessera_options o = *like;
-    struct err err;
-    tessera_engine *e;
-    o.mem_budget = MIB;
-    assert_int_equal(tessera_open(&o, &e, &err), ERR_BUDGET);
-    const char *at = strstr(err.msg, "--mem ");
-    assert_non_null(at);
-    return strtoull(at + 6, NULL, 10) * MIB;
 }
 
 /* Feeds all ids in pieces of at most `most`; resize() is called between steps when it is there. */
@@ -863,9 +835,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(void)

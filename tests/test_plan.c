@@ -17,6 +17,7 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 
 static char dir[64] = "/tmp/tessera-plan-XXXXXX";
 static const char golden_dir[] = "tests/golden/plans";
@@ -428,9 +429,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(int argc, char **argv)

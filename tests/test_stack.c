@@ -16,6 +16,7 @@
 #include "quant/build/stack_build.h"
 #include "quant/build/stack_int.h"
 #include "quant/codec.h"
+#include "tests/engine.h"
 #include "tests/shared.h"
 
 enum { N = 24, VOCAB = 1024, MIB = 1 << 20 };
@@ -100,22 +101,6 @@ static struct tessera_options options(const char *path, uint64_t budget)
     return o;
 }
 
-static tessera_engine *must_open(const struct tessera_options *o)
-{
-    struct err e;
-    tessera_engine *engine;
-    if (tessera_open(o, &engine, &e)) fail_msg("%s", e.msg);
-    return engine;
-}
-
-static tessera_session *session(tessera_engine *e)
-{
-    struct err err;
-    tessera_session *s;
-    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
-    return s;
-}
-
 static const float *step(tessera_engine *e, tessera_session *s, const int32_t *id, int n)
 {
     struct err err;
@@ -127,17 +112,6 @@ static const float *step(tessera_engine *e, tessera_session *s, const int32_t *i
     struct tessera_input in = {s, id, n, TESSERA_LOGITS_LAST};
     if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
     return tessera_logits(e, 0, n - 1);
-}
-
-static uint64_t smallest(const char *path)
-{
-    struct tessera_options o = options(path, MIB);
-    struct err err;
-    tessera_engine *e;
-    assert_int_equal(tessera_open(&o, &e, &err), ERR_BUDGET);
-    const char *at = strstr(err.msg, "--mem ");
-    assert_non_null(at);
-    return strtoull(at + 6, NULL, 10) * MIB;
 }
 
 /* ---- sizes ---- */
@@ -242,9 +216,9 @@ static void test_official_algorithm(void **state)
 static void check_budgets(enum qtype base)
 {
     const char *path = stack(base);
-    const uint64_t least = smallest(path);
-    uint64_t most = least;
     struct tessera_options o = options(path, UINT64_MAX);
+    const uint64_t least = smallest(&o);
+    uint64_t most = least;
     tessera_engine *e = must_open(&o);
     assert_int_equal(tessera_stack(e).n_loaded, built.n_units);
     most = fit_need(e, &e->placement);
@@ -305,8 +279,8 @@ static void test_resizes(void **state)
     enum { RESIZES = 200, FRESH_EVERY = 10 };
 #endif
     const char *path = stack(QTYPE_NEST2), *kv = in_dir("kv.gguf");
-    const uint64_t least = smallest(path), room = 4 * MIB;
     struct tessera_options o = options(path, UINT64_MAX);
+    const uint64_t least = smallest(&o), room = 4 * MIB;
     tessera_engine *e = must_open(&o);
     const uint64_t most = fit_need(e, &e->placement) + room;
     tessera_session *s = session(e);
