@@ -472,7 +472,7 @@ void resid_limit_levels(struct resid *r, int part, int depth)
 static void unlimit_levels(struct resid *r)
 {
     for (int i = 0; r->stack.mat && i < r->parts.n_parts; i++)
-        resid_limit_levels(r, i, STACK_LEVELS - 1);
+        resid_limit_levels(r, i, STACK_LEVELS);
 }
 
 /* Commits and asks for the levels up to n; use_levels() makes them count when they have come. */

@@ -25,7 +25,7 @@ const uint8_t nest_table[STACK_NESTED + 1][32] = {
 
 static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
 
-int stack_levels(enum qtype type) { return type == QTYPE_NEST2 ? STACK_NESTED : STACK_LEVELS - 1; }
+int stack_levels(enum qtype type) { return type == QTYPE_NEST2 ? STACK_NESTED : STACK_LEVELS; }
 
 size_t fact_at_u(int rank, int n_cols) { return round64(2 * (size_t)rank * (size_t)n_cols); }
 

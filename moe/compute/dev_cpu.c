@@ -516,7 +516,8 @@ static void attn_task(void *arg, int task, int worker)
     struct attn_row rows[ATTN_ROWS];
     for (int r = 0; r < nr; r++) {
         const struct dev_rows *line = &b->set[op->kv_rows];
-        const int step_row = dev_row_at(&b->set[op->rows], r0 + r), pos = kv_pos(b, op->kv_rows, step_row);
+        const int step_row = dev_row_at(&b->set[op->rows], r0 + r);
+        const int pos = kv_pos(b, op->kv_rows, step_row);
         const int window = op->p.attn.window;
         rows[r] = (struct attn_row){
             .q = frow(b, op->in[0], r0 + r) + at * op->p.attn.dim,
