@@ -205,7 +205,6 @@ static enum status open_policy(struct resid *r, enum policy_kind kind, struct er
         .kind = kind, .n_layers = r->n_banks, .n_experts = r->n_experts,
         .slot_class = r->class_of,
     };
-    r->policy_kind = kind;
     return r->n_banks ? policy_open(&o, &r->policy, e) : OK;
 }
 
@@ -253,8 +252,9 @@ static enum status open_tables(struct resid *r, const struct resid_options *o, s
     r->expect = calloc((size_t)o->n_experts + 1, sizeof *r->expect);
     r->guess = calloc(AHEAD_MAX, sizeof *r->guess);
     r->seq_at = calloc((size_t)r->sizes.n_pieces + 1, sizeof *r->seq_at);
-    if (!r->want || !r->stage || !r->was || !r->expect || !r->guess || !r->seq_at || !queue_open(&r->demand, r->n_groups) ||
-        !queue_open(&r->ahead, r->n_groups) || !queue_open(&r->passed, o->n_banks * o->n_experts) ||
+    if (!r->want || !r->stage || !r->was || !r->expect || !r->guess || !r->seq_at ||
+        !queue_open(&r->demand, r->n_groups) || !queue_open(&r->ahead, r->n_groups) ||
+        !queue_open(&r->passed, o->n_banks * o->n_experts) ||
         !queue_open(&r->held, o->n_banks * o->n_experts))
         goto no_memory;
     for (int c = 0; c < r->sizes.n_classes; c++)

@@ -5,11 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is(struct gguf_str s, const char *name)
-{
-    return s.n == strlen(name) && !memcmp(s.s, name, s.n);
-}
-
 static enum status broken(const struct gguf *g, struct err *e, const char *what)
 {
     return err_set(e, ERR_FORMAT, "%s: the stack is broken: %s: build it again with `tessera stack`",
@@ -31,9 +26,9 @@ static enum status read_codec(struct stackfile *s, const struct gguf *g, struct 
     if (gguf_n_shards(g) != 1)
         return err_set(e, ERR_UNSUPPORTED, "%s: a stack is one file, not a split set",
                        gguf_path(g, 0));
-    if (!is(codec, "nested") && !is(codec, "factored"))
+    if (!gguf_str_is(codec, "nested") && !gguf_str_is(codec, "factored"))
         return broken(g, e, "its codec is neither nested nor factored");
-    s->type = is(codec, "nested") ? QTYPE_NEST2 : QTYPE_SIGN1;
+    s->type = gguf_str_is(codec, "nested") ? QTYPE_NEST2 : QTYPE_SIGN1;
     if (s->type == QTYPE_SIGN1 && (rank < 1 || rank > STACK_RANK_MAX))
         return broken(g, e, "its rank is out of range");
     s->rank = s->type == QTYPE_SIGN1 ? (int)rank : 0;

@@ -105,8 +105,7 @@ static void foresee(struct exec *x, int bank)
     if (g->kind == PREDICT_NONE || bank >= e->resid.n_banks ||
         !(scan || (g->active && g->kind == PREDICT_GATE))) return;
     float *logits = gates_run(&e->gates, bank, n, e->api, e->dev, &x->bind, &stride);
-    if (logits)
-        forecast_gate(g, e, bank, e->gates.bank[bank].route, n, logits, stride, e->gates.pick);
+    if (logits) forecast_gate(g, e, bank, n, logits, stride);
 }
 
 static void run_route(struct exec *x, const struct op *op)
@@ -572,14 +571,15 @@ static enum status run_layers(struct exec *x, int n_rows, int n_out, struct err 
 }
 
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
-                     const int32_t *serial, struct err *err)
+                     struct err *err)
 {
-    struct exec x = {.e = e, .plan = p, .row = e->row, .serial = serial, .n_rows = n_rows};
+    struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows};
     bind_buffers(&x);
     depth_bind(e, n_rows, n_out);
     for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
     x.bind = (struct dev_bind){
-        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set, .carry = e->carry, .n_inputs = e->n_inputs,
+        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
+        .carry = e->carry, .n_inputs = e->n_inputs,
         .n_rows = n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,

@@ -28,8 +28,8 @@ void pressure_open(struct pressure *g, uint64_t budget, uint64_t reserve)
     g->looked = g->calm = g->moved = g->clock();
 }
 
-uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget, uint64_t used,
-                       double now)
+uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget,
+                         uint64_t used, double now)
 {
     if (r->available == MACHINE_NONE) return budget;
     const bool waits = r->stalled >= STALLED, low = r->available < g->reserve / 2;
@@ -85,7 +85,7 @@ static void tell(struct tessera_engine *e, uint64_t budget)
 }
 
 enum status pressure_step(struct tessera_engine *e, const struct tessera_input *in, int n_in,
-                        struct err *err)
+                          struct err *err)
 {
     struct pressure *g = &e->pressure;
     if (!g->on) return OK;

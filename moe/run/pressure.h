@@ -30,11 +30,11 @@ void pressure_open(struct pressure *g, uint64_t budget, uint64_t reserve);
 uint64_t pressure_reserve(uint64_t total);
 
 /* Another budget for a process that takes `used` bytes of `budget` now; budget: leave it. */
-uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget, uint64_t used,
-                       double now);
+uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget,
+                         uint64_t used, double now);
 
 /* Before a step: at most once a second something happens.  ERR_IO: weights could not be read. */
 enum status pressure_step(struct tessera_engine *e, const struct tessera_input *in, int n_in,
-                        struct err *err);
+                          struct err *err);
 
 #endif

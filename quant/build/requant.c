@@ -8,11 +8,6 @@
 
 enum { PIECE_WEIGHTS = 1 << 20, TASK_WEIGHTS = 1 << 15, QUANTISATION_VERSION = 2 };
 
-static bool is(struct gguf_str s, const char *name)
-{
-    return s.n == strlen(name) && !memcmp(s.s, name, s.n);
-}
-
 static bool is_float(uint32_t type)
 {
     return type == QTYPE_F32 || type == QTYPE_F16 || type == QTYPE_BF16;
@@ -187,7 +182,8 @@ void requant_put_keys(struct requant_job *j)
         /* A split set becomes one file; the rest described the old weights. */
         if (kv->key.n > 6 && !memcmp(kv->key.s, "split.", 6)) continue;
         if (kv->key.n > 17 && !memcmp(kv->key.s, "quantize.imatrix.", 17)) continue;
-        if (is(kv->key, "general.file_type") || is(kv->key, "general.quantization_version"))
+        if (gguf_str_is(kv->key, "general.file_type") ||
+            gguf_str_is(kv->key, "general.quantization_version"))
             continue;
         gguf_put_kv(j->w, kv);
     }
