@@ -23,11 +23,11 @@ T=$(mktemp -d ${DIR:+-p "$DIR"})
 trap 'rm -rf "$T"' EXIT
 "$CONFINED" 0 true 2>/dev/null || { echo "skipped: no control group for memory can be made here"; exit 77; }
 RANDOM=$SEED
-MIB=1048576 bad=0 done=0 best=0 least=999 floors=0
+MIB=1048576 bad=0 done=0 best=0 least=999 floors=0 full=0
 
 summary() {
     echo "$done combinations ($((done > N ? done - N : 0)) of them on a file of 1 GiB or more), seed $SEED: $bad failed"
-    echo "largest share of a budget that was resident: $best %; of a smallest budget ($floors runs) at least $least %"
+    echo "largest share of a budget that was resident: $best %; of a smallest budget ($floors runs, the context full in $full) at least $least % then"
 }
 trap 'summary; exit 1' INT TERM
 
@@ -88,7 +88,8 @@ choose_budget() {
 logits_case() { # $1: half or all
     below 180; local n=$((R + 1)) ids=1 i
     for ((i = 1; i < n; i++)); do below 250; ids=$ids,$R; done
-    below 1500; local c=$((n + R)); below 3; local t=$((R + 1)); below 60; local how=(-ub $((R + 1)))
+    # Half of the contexts are full at the end: of those the share of a smallest budget is told.
+    below 3000; local c=$((R < 1500 ? n : n + R - 1500)); below 3; local t=$((R + 1)); below 60; local how=(-ub $((R + 1)))
     below 4; [ "$R" = 0 ] && [ $n -lt 60 ] && how=(--decode)
     below 3; [ "$R" = 0 ] && [ "$KVOK" = 1 ] && how+=(-ctk q8_0 -ctv q8_0)
     local a=(logits -m "$M" --ids "$ids" -c $c -t $t "${how[@]}")
@@ -100,8 +101,9 @@ logits_case() { # $1: half or all
     cmp -s "$T/want" "$T/got" || fail "${a[*]} --mem ${MEM}M: other logits"
     if [ $MEM = "$FLOOR" ]; then
         floors=$((floors + 1))
-        [ $USED -lt $least ] && least=$USED
+        [ $c = $n ] && { full=$((full + 1)); [ $USED -lt $least ] && least=$USED; }
     fi
+    return 0
 }
 
 chat_case() { # resizes between the answers
