@@ -16,6 +16,11 @@
  * Placement and timing never change what is computed, only when: the executor asks for what its
  * step needs and gets exactly that, or an error.
  *
+ * DESIGN.  A model opens at once.  resid_begin() takes the pages and lists all that has a place in
+ * RAM and is not there, and the loaders go through the list while the executor runs: a step waits
+ * for the matrices that it uses, an expert that a router chose overtakes all the others.  Until the
+ * first step has ended only what it asks for is read, so that the first token comes early.
+ *
  * One thread, the executor's, makes all the calls; the loaders only report.  Allocates at open and
  * in resid_apply(), never between. */
 #ifndef OFFLOAD_RESIDENCY_H
@@ -47,6 +52,7 @@ enum group_ahead {
     AHEAD_NOT,
     AHEAD_KNOWN, /* its turn is certain, or nearly: the ring, a scan */
     AHEAD_GUESS, /* a predictor named it */
+    AHEAD_FILL,  /* it has a place; told to expert_start() only */
 };
 
 struct group {
@@ -112,7 +118,7 @@ struct resid {
     struct fetch fetch;
     bool fetching;
     struct fetch_how how;    /* how to start it again */
-    struct index_queue demand, ahead;
+    struct index_queue demand, ahead, fill; /* taken in this order */
     struct { int weight; const int32_t *ids; int n, next, left; char *dst; uint64_t stride; } rows;
     int n_loading;           /* groups in that state */
     struct err err;          /* the first failure of a read, until it is collected */
@@ -121,6 +127,11 @@ struct resid {
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
     uint64_t load_total, load_done;
+    bool filling;            /* what has a place is being loaded */
+    bool unfilled;           /* it was taken back half way: the next step asks again */
+    bool fill_experts;       /* experts are part of it */
+    bool hold;               /* under the lock: the first step runs, nothing is taken from fill */
+    bool stepped;            /* there was one */
 
     /* the ring: pieces in the order of use, set by the engine */
     int32_t *seq;            /* [n_seq] groups */
@@ -140,7 +151,7 @@ struct resid {
     int n_open;              /* misses asked for and not yet run */
     int next_ahead;          /* expert of the next layer to look at for reading ahead */
     struct index_queue passed; /* read and run in this forward pass: the first to go */
-    int32_t *guess;          /* [n_guess] groups read ahead that policy holds pinned */
+    int32_t *guess;          /* [n_guess] groups on their way, unasked: policy holds them pinned */
     int n_guess;
     int guess_flight;        /* pieces of guesses that the drive is reading */
 };
@@ -173,6 +184,9 @@ void resid_prepare(struct resid *r, const struct resid_start *how);
 enum status resid_apply(struct resid *r, const struct placement *p,
                         bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                         struct err *e);
+/* The same without waiting for what it adds: steps wait for what they need.  What cannot be read is
+ * their error then. */
+enum status resid_begin(struct resid *r, const struct placement *p, struct err *e);
 
 /* ---- the executor's calls ---- */
 
@@ -182,8 +196,10 @@ enum status resid_step(struct resid *r, int n_rows, struct err *e);
  * was asked for is dropped and unpinned. */
 enum status resid_step_end(struct resid *r, enum status so_far, struct err *e);
 
-/* The bytes of a matrix at home, 64-byte aligned; NULL when it streams. */
-const void *resid_home(const struct resid *r, int weight);
+/* The bytes of a matrix at home, 64-byte aligned; NULL when it streams, or has not come yet. */
+const void *resid_home(struct resid *r, int weight);
+/* Waits for it; NULL when it streams, and for tables on their way: their rows can be had. */
+enum status resid_await(struct resid *r, int weight, const void **data, struct err *e);
 
 /* An expert macro-step: the router chose experts [n] of a bank, count[i] tokens each.  take() waits
  * until some of them are in RAM that were not given before, pins them, puts their numbers

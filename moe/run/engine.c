@@ -25,9 +25,10 @@ struct tessera_options tessera_defaults(void)
 void engine_warn(void *arg, const char *text)
 {
     struct tessera_engine *e = arg;
-    if (e->n_warnings == WARNINGS_MAX) return;
-    e->warning[e->n_warnings] = strdup(text);
-    if (e->warning[e->n_warnings]) e->n_warnings++;
+    const int n = atomic_load(&e->n_warnings); /* one thread at a time is here */
+    if (n == WARNINGS_MAX) return;
+    e->warning[n] = strdup(text);
+    if (e->warning[n]) atomic_store(&e->n_warnings, n + 1);
 }
 
 static uint64_t hash_bytes(uint64_t h, const void *p, size_t n)
@@ -303,6 +304,8 @@ static enum status load(struct tessera_engine *e, const struct placement *p, str
         .no_uring = e->opt.no_uring, .warn = engine_warn, .warn_arg = e,
     });
     if (fit_need(e, p) > e->opt.mem_budget - CODE_SLACK) mem_drop_code();
+    /* A device copies what is at home while it is opened. */
+    if (e->opt.background && !e->opt.device) return resid_begin(&e->resid, p, err);
     return resid_apply(&e->resid, p, e->opt.progress, e->opt.progress_arg, err);
 }
 

@@ -62,7 +62,7 @@ struct tessera_engine {
     struct err tok_err;
     char name[128];
     char *warning[WARNINGS_MAX];
-    int n_warnings;
+    atomic_int n_warnings;           /* grows while weights arrive */
     uint64_t identity;               /* hash of the header: ties sessions to their model */
 
     /* KV layout, the same in every session: timeline -> page -> slot -> head.  Line 0 is the

@@ -90,12 +90,8 @@ static uint64_t beside(const struct tessera_engine *e)
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
 {
     const bool all = p->bytes == place_all(&e->resid.sizes).bytes;
-    const uint64_t kv = kv_all(e, n_ctx), st = e->resid.all_ram && all ? 0 : staging(e);
-    /* When all is in RAM staging is there while loading only; KV pages come after, unless it is
-     * loaded by a resize. */
-    const bool opening = !e->resid.home.base;
-    const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE +
-                         (all && opening ? kv > st ? kv : st : kv + st);
+    const uint64_t st = e->resid.all_ram && all ? 0 : staging(e);
+    const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE + kv_all(e, n_ctx) + st;
     return sum > START_BYTES ? sum : START_BYTES;
 }
 
