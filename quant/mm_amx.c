@@ -4,23 +4,28 @@
  *
  * DESIGN.  A tile register C is 16 activation rows x 16 output rows, A is 16 activation rows x 64
  * bytes of them, B 16 dwords of four weights x 16 output rows: what a tile of quant/mm.h is already.
- * Weights are unpacked to signed bytes once per ROWS rows, and meet them 32 rows at a time.
- *   Blocks of 32: a product is 32 bytes deep, then one float step per block, lane = output row.
+ * Weights are unpacked to signed bytes once per ROWS rows.
+ *   Blocks of 32: a product is 32 bytes deep, then one float step per block, lane = output row.  A
+ *   stretch of a tile is unpacked first; then 16 rows at a time pass over it with their sums in
+ *   registers, a block's products being converted while the tile unit does the next block's.
  *   Super-blocks of 256: a weight times its sub-block's integer scale has 13 bits; its low byte
  *   (unsigned) and the rest (signed) are two products 256 bytes deep, and isum = lo + 256 hi.  So
- *   there is one float step per super-block and no multiplication by sub-scales.
- * Blocks of 32 convert a step's products while the tile unit does those of the next step, 2 KiB away
- * (at 4 KiB the processor mistakes the loads for the stores).  Super-blocks gain nothing by that.
- * Activations are copied to where a tile load finds 16 rows in 1 KiB; a stretch of at most COLS
- * columns at a time, with the outputs themselves as accumulators between stretches.  Which rows share
- * a tile never changes a bit. */
+ *   there is one float step per super-block and no multiplication by sub-scales.  32 rows at a time.
+ * Activations are copied to where a tile load finds 16 rows in 1 KiB; a stretch of columns at a
+ * time, with the outputs themselves as accumulators between stretches.  Which rows share a tile
+ * never changes a bit. */
+#include <stdbool.h>
+
 #include "quant/mm_avx512_int.h"
 
 enum {
     ROWS = 64,   /* rows that share unpacked weights */
-    COLS = 2048, /* columns whose activations are copied at once; a multiple of 256 */
+    /* Columns whose activations are copied at once.  In blocks of 32 what 16 rows need, weights and
+     * activations, fits L1. */
+    COLS_32 = 1024,
+    COLS_256 = 2048,
     DEEP = 64,   /* bytes of a row of A */
-    FEW_32 = 20, /* rows up to which blocks of 32 are faster with AVX-512; super-blocks: FEW */
+    FEW_32 = 10, /* rows up to which blocks of 32 are faster with AVX-512; super-blocks: FEW */
 };
 
 /* ---- the tile unit ------------------------------------------------------------------------- */
@@ -49,24 +54,35 @@ static void tiles_begin(int deep)
 
 static void tiles_end(void) { __asm__ volatile("tilerelease" ::); }
 
-struct work {
-    int8_t a[ROWS / 16][COLS / DEEP][16][DEEP]; /* activations */
-    uint8_t lo[4][16][64];                      /* unpacked weights, as B */
+struct work_32 {
+    int8_t a[ROWS / 16][COLS_32 / DEEP][16][DEEP]; /* activations */
+    float da[ROWS / 16][COLS_32 / 32][16];         /* their scales */
+    float sum[ROWS / 16][COLS_32 / 32][16];        /* and sums, where a type has minima */
+    int8_t b[COLS_32 / 32][8][64];                 /* a stretch of a tile, unpacked */
+    __m512 d[COLS_32 / 32], m[COLS_32 / 32];
+    int32_t c[2][16][16];                          /* products */
+} __attribute__((aligned(64)));
+
+struct work_256 {
+    int8_t a[ROWS / 16][COLS_256 / DEEP][16][DEEP];
+    uint8_t lo[4][16][64]; /* a super-block, unpacked */
     int8_t hi[4][16][64];
-    int32_t c[4][16][16];                       /* products */
+    int32_t c[4][16][16];
     float acc[ROWS][16];
 } __attribute__((aligned(64)));
 
-/* Columns k0 .. k0 + n_k - 1 of n rows; the rows up to the next multiple of 32 become zeros. */
-static void copy_rows(struct work *s, const void *const *x, int n, int k0, int n_k)
+/* Columns k0 .. k0 + n_k - 1 of n rows, groups of 16 in a, each of at most n_deep tiles; the rows up
+ * to the next multiple of `group` become zeros. */
+INLINE void copy_rows(int8_t (*a)[16][DEEP], int n_deep, const void *const *x, int n, int group,
+                      int k0, int n_k)
 {
-    for (int r = 0; r < (n + 31) / 32 * 32; r++)
+    for (int r = 0; r < (n + group - 1) / group * group; r++)
         for (int k = 0; k < n_k; k += DEEP) {
             const int m = n_k - k < DEEP ? n_k - k : DEEP;
             const __mmask64 some = m < 64 ? (1ull << m) - 1 : ~0ull;
             const __m512i v = r < n ? _mm512_maskz_loadu_epi8(some, (const char *)x[r] + k0 + k)
                                     : zero();
-            _mm512_store_si512(s->a[r / 16][k / DEEP][r % 16], v);
+            _mm512_store_si512(a[r / 16 * n_deep + k / DEEP][r % 16], v);
         }
 }
 
@@ -87,61 +103,74 @@ INLINE int offset_of(enum qtype type)
     }
 }
 
-/* What a step of 32 rows against a block leaves for its conversion. */
-struct step_of_32 {
-    __m512 d, m;
-    size_t at_d, at_s;
-    int r0;
-};
-
-INLINE void convert_32(enum qtype type, struct work *s, int32_t (*c)[16][16],
-                       const struct step_of_32 *k, int n, const void *const *x)
+/* The rows' scales and sums of blocks b0 .. b0 + n_b - 1; rows beyond n have zeros. */
+INLINE void copy_scales(enum qtype type, struct work_32 *s, const void *const *x, int n, int n_cols,
+                        int b0, int n_b)
 {
-    const int end = n - k->r0 < 32 ? n - k->r0 : 32;
-    for (int r = 0; r < end; r++) {
-        const char *a = x[k->r0 + r];
-        __m512 acc = _mm512_load_ps(s->acc[k->r0 + r]);
-        acc = step_32(type, k->d, k->m, all_lanes_f32(a + k->at_d),
-                      _mm512_load_si512(c[r / 16][r % 16]), a + k->at_s, acc);
-        _mm512_store_ps(s->acc[k->r0 + r], acc);
+    for (int r = 0; r < (n + 15) / 16 * 16; r++) {
+        const char *d = r < n ? (const char *)x[r] + n_cols + 4 * (size_t)b0 : NULL;
+        const size_t to_s = (size_t)n_cols / 32 * 4;
+        for (int b = 0; b < n_b; b++) {
+            int32_t sum = 0;
+            float da = 0;
+            if (d) memcpy(&da, d + 4 * b, sizeof da);
+            if (d && min_at(type)) memcpy(&sum, d + to_s + 4 * b, sizeof sum);
+            s->da[r / 16][b][r % 16] = da;
+            if (min_at(type)) s->sum[r / 16][b][r % 16] = (float)sum;
+        }
     }
 }
 
-INLINE void tile_32(enum qtype type, struct work *s, int n_cols, const uint8_t *p, int b0, int n_b,
-                    int n, const void *const *x)
+INLINE void unpack_stretch(enum qtype type, struct work_32 *s, const uint8_t *p, int n_b)
 {
     const __m512i off = _mm512_set1_epi8((char)offset_of(type));
-    struct step_of_32 last = {.r0 = -1}, now;
-    int turn = 0;
     for (int b = 0; b < n_b; b++, p += block_bytes(type)) {
         __m512i w[8];
         prefetch_stream(p, block_bytes(type));
         unpack_32(type, p, w);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++)
-            _mm512_store_si512(s->lo[b & 3][i], _mm512_sub_epi8(w[i], off));
-        now.d = scale_32(type, p);
-        now.m = load_halfs(p + min_at(type));
-        now.at_d = (size_t)n_cols + 4 * (size_t)(b0 + b);
-        now.at_s = now.at_d + (size_t)n_cols / 32 * 4;
-        TILE_LOAD(6, s->lo[b & 3], 64);
-        for (now.r0 = 0; now.r0 < n; now.r0 += 32, turn ^= 2) {
-            const int g = now.r0 / 16, at = b % 2 * 32;
-            TILE_LOAD(4, &s->a[g][b / 2][0][at], DEEP);
-            TILE_ZERO(0);
-            TILE_DOT_SS(0, 4, 6);
-            TILE_STORE(0, s->c[turn]);
-            if (n - now.r0 > 16) {
-                TILE_LOAD(5, &s->a[g + 1][b / 2][0][at], DEEP);
-                TILE_ZERO(1);
-                TILE_DOT_SS(1, 5, 6);
-                TILE_STORE(1, s->c[turn + 1]);
-            }
-            if (last.r0 >= 0) convert_32(type, s, &s->c[turn ^ 2], &last, n, x);
-            last = now;
-        }
+            _mm512_store_si512(s->b[b][i], _mm512_sub_epi8(w[i], off));
+        s->d[b] = scale_32(type, p);
+        if (min_at(type)) s->m[b] = load_halfs(p + min_at(type));
     }
-    convert_32(type, s, &s->c[turn ^ 2], &last, n, x);
+}
+
+/* The float steps of block b for 16 rows. */
+INLINE void convert_32(enum qtype type, const struct work_32 *s, int g, int b, __m512 *acc)
+{
+    const __m512 d = s->d[b];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r++) {
+        const __m512 da = _mm512_set1_ps(s->da[g][b][r]);
+        const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(s->c[b & 1][r]));
+        acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(d, da), isum, acc[r]);
+        if (min_at(type))
+            acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(s->m[b], da), _mm512_set1_ps(s->sum[g][b][r]),
+                                     acc[r]);
+    }
+}
+
+/* 16 rows against the unpacked stretch; first: nothing has been summed yet. */
+INLINE void rows_32(enum qtype type, struct work_32 *s, int g, int n_b, bool first, int n,
+                    float *const *y, size_t y_at)
+{
+    __m512 acc[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r++)
+        acc[r] = first || r >= n ? _mm512_setzero_ps() : _mm512_loadu_ps(y[r] + y_at);
+    for (int b = 0; b < n_b; b++) {
+        TILE_LOAD(4, &s->a[g][b / 2][0][b % 2 * 32], DEEP);
+        TILE_LOAD(6, s->b[b], 64);
+        TILE_ZERO(0);
+        TILE_DOT_SS(0, 4, 6);
+        TILE_STORE(0, s->c[b & 1]);
+        if (b) convert_32(type, s, g, b - 1, acc);
+    }
+    convert_32(type, s, g, n_b - 1, acc);
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r++)
+        if (r < n) _mm512_storeu_ps(y[r] + y_at, acc[r]);
 }
 
 /* ---- super-blocks of 256 ------------------------------------------------------------------- */
@@ -155,7 +184,7 @@ INLINE __m512i two_words(__m512i scale)
     return _mm512_mask_blend_epi16(0xaaaaaaaau, scale, _mm512_slli_epi32(scale, 16));
 }
 
-INLINE void unpack_scaled(enum qtype type, struct work *s, const uint8_t *p, const struct super *h)
+INLINE void unpack_scaled(enum qtype type, struct work_256 *s, const uint8_t *p, const struct super *h)
 {
     const __m512i low = _mm512_set1_epi16(255), off = _mm512_set1_epi16((short)offset_of(type));
     for (int i = 0; i < 8 / phases(type); i++)
@@ -187,7 +216,7 @@ INLINE void unpack_scaled(enum qtype type, struct work *s, const uint8_t *p, con
         }
 }
 
-INLINE void convert_256(enum qtype type, struct work *s, int r0, int n, const struct super *h,
+INLINE void convert_256(enum qtype type, struct work_256 *s, int r0, int n, const struct super *h,
                         const void *const *x, struct act256 o, int b)
 {
     const int end = n - r0 < 32 ? n - r0 : 32;
@@ -209,7 +238,7 @@ INLINE void convert_256(enum qtype type, struct work *s, int r0, int n, const st
     }
 }
 
-INLINE void tile_256(enum qtype type, struct work *s, int n_cols, const uint8_t *p, int b0, int n_b,
+INLINE void tile_256(enum qtype type, struct work_256 *s, int n_cols, const uint8_t *p, int b0, int n_b,
                      int n, const void *const *x)
 {
     const struct act256 o = act256(n_cols);
@@ -247,38 +276,60 @@ INLINE void tile_256(enum qtype type, struct work *s, int n_cols, const uint8_t 
 
 /* ---- the loops around ---------------------------------------------------------------------- */
 
+INLINE void blocks_32(enum qtype type, int n_cols, int n_tiles, const uint8_t *w, int n,
+                      const void *const *x, float *const *y)
+{
+    struct work_32 s;
+    const size_t tile = tile_bytes(type, n_cols);
+    for (int k0 = 0; k0 < n_cols; k0 += COLS_32) {
+        const int n_k = n_cols - k0 < COLS_32 ? n_cols - k0 : COLS_32, n_b = n_k / 32;
+        copy_rows(s.a[0], COLS_32 / DEEP, x, n, 16, k0, n_k);
+        copy_scales(type, &s, x, n, n_cols, k0 / 32, n_b);
+        for (int t = 0; t < n_tiles; t++) {
+            unpack_stretch(type, &s, w + tile * (size_t)t + (size_t)(block_bytes(type) * (k0 / 32)),
+                           n_b);
+            for (int r = 0; r < n; r += 16)
+                rows_32(type, &s, r / 16, n_b, !k0, n - r, y + r, (size_t)TILE_ROWS * (size_t)t);
+        }
+    }
+}
+
+INLINE void blocks_256(enum qtype type, int n_cols, int n_tiles, const uint8_t *w, int n,
+                       const void *const *x, float *const *y)
+{
+    struct work_256 s;
+    const size_t tile = tile_bytes(type, n_cols);
+    for (int k0 = 0; k0 < n_cols; k0 += COLS_256) {
+        const int n_k = n_cols - k0 < COLS_256 ? n_cols - k0 : COLS_256;
+        copy_rows(s.a[0], COLS_256 / DEEP, x, n, 32, k0, n_k);
+        for (int t = 0; t < n_tiles; t++) {
+            const uint8_t *p = w + tile * (size_t)t + (size_t)(super_bytes(type) * (k0 / 256));
+            for (int r = 0; r < n; r++)
+                _mm512_store_ps(s.acc[r], k0 ? _mm512_loadu_ps(y[r] + TILE_ROWS * t)
+                                             : _mm512_setzero_ps());
+            tile_256(type, &s, n_cols, p, k0 / 256, n_k / 256, n, x);
+            for (int r = 0; r < n; r++)
+                _mm512_storeu_ps(y[r] + TILE_ROWS * t, _mm512_load_ps(s.acc[r]));
+        }
+    }
+}
+
 INLINE void mm_tiles(enum qtype type, int n_cols, int n_tiles, const void *w, int n_rows,
                      const void *const *x, float *const *y)
 {
-    const int super = super_bytes(type) != 0, block = super ? 256 : 32;
+    const int super = super_bytes(type) != 0;
     if (n_rows <= (super ? FEW : FEW_32)) {
         mm_kernels_avx512.mm[type](n_cols, n_tiles, w, n_rows, x, y);
         return;
     }
-    struct work s;
-    const size_t tile = tile_bytes(type, n_cols);
-    const size_t column = (size_t)(super ? super_bytes(type) : block_bytes(type));
     tiles_begin(super ? 64 : 32);
     /* Even shares, in whole tiles. */
     const int shares = (n_rows + ROWS - 1) / ROWS, each = (n_rows + shares - 1) / shares;
     const int step = (each + 15) / 16 * 16;
-    for (int r0 = 0; r0 < n_rows; r0 += step) {
-        const int n = n_rows - r0 < step ? n_rows - r0 : step;
-        for (int k0 = 0; k0 < n_cols; k0 += COLS) {
-            const int n_k = n_cols - k0 < COLS ? n_cols - k0 : COLS;
-            copy_rows(&s, x + r0, n, k0, n_k);
-            for (int t = 0; t < n_tiles; t++) {
-                const uint8_t *p = (const uint8_t *)w + tile * (size_t)t +
-                                   column * (size_t)(k0 / block);
-                for (int r = 0; r < n; r++)
-                    _mm512_store_ps(s.acc[r], k0 ? _mm512_loadu_ps(y[r0 + r] + TILE_ROWS * t)
-                                                 : _mm512_setzero_ps());
-                if (super) tile_256(type, &s, n_cols, p, k0 / 256, n_k / 256, n, x + r0);
-                else tile_32(type, &s, n_cols, p, k0 / 32, n_k / 32, n, x + r0);
-                for (int r = 0; r < n; r++)
-                    _mm512_storeu_ps(y[r0 + r] + TILE_ROWS * t, _mm512_load_ps(s.acc[r]));
-            }
-        }
+    for (int r = 0; r < n_rows; r += step) {
+        const int n = n_rows - r < step ? n_rows - r : step;
+        if (super) blocks_256(type, n_cols, n_tiles, w, n, x + r, y + r);
+        else blocks_32(type, n_cols, n_tiles, w, n, x + r, y + r);
     }
     tiles_end();
 }
