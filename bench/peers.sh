@@ -78,7 +78,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-[ -n "$models" ] || die "--models is missing (--help)" 2
+[ -n "$models$curves" ] || die "--models and --curves are missing (--help)" 2
 [ -n "$llama$ik" ] || die "give --llama, --ik or both (--help)" 2
 for n in $reps $np $ng $curve_reps ${threads:-1} $batches $curve_threads; do
     case $n in '' | *[!0-9]* | 0) die "'$n' is not a number above 0" 2 ;; esac
@@ -212,6 +212,8 @@ sweep()
 }
 
 if [ -n "$curves" ]; then
+    name=$(basename "$curves" .gguf)
+    memory
     # Lists of numbers are meant.
     # shellcheck disable=SC2086
     { sweep batch "$curve_reps" $batches; sweep threads "$curve_reps" $curve_threads; sweep depth 1 $depths; }

@@ -77,6 +77,7 @@ struct slot_class {
     int32_t *owner;          /* [n_max] group, or SLOT_... */
     int32_t *idle;           /* [n_max] stack of the free ones */
     int n_max, n_slots, n_idle;
+    int top;                 /* where the next expert that overtakes a fill looks for a slot */
 };
 
 /* What happened, since open. */

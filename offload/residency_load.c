@@ -40,9 +40,32 @@ void expert_start(struct resid *r, int gi, int slot, enum group_ahead ahead)
     load_start(r, gi, ahead == AHEAD_FILL ? &r->fill : ahead ? &r->ahead : &r->demand);
 }
 
+/* An expert that overtakes the others gets the topmost slot that one of them has: what is used first
+ * lies side by side, so that fewer huge pages are cleared before the first token. */
+static void take_top_slot(struct resid *r, int gi)
+{
+    struct slot_class *c = class_of_group(r, gi);
+    struct group *g = &r->group[gi];
+    for (; c->top > g->slot && !g->next_piece; c->top--) {
+        const int other = c->owner[c->top];
+        struct group *o = other < 0 ? NULL : &r->group[other];
+        if (!o || o->state != GROUP_LOADING || o->next_piece || o->pins) continue;
+        o->slot = g->slot;
+        g->slot = c->top--;
+        o->base = slot_base(c, o->slot);
+        g->base = slot_base(c, g->slot);
+        c->owner[o->slot] = other;
+        c->owner[g->slot] = gi;
+        return;
+    }
+}
+
 void load_promote(struct resid *r, int gi)
 {
-    if (!queue_remove(&r->ahead, gi) && !queue_remove(&r->fill, gi)) return;
+    if (!queue_remove(&r->ahead, gi)) {
+        if (!queue_remove(&r->fill, gi)) return;
+        take_top_slot(r, gi);
+    }
     queue_push(&r->demand, gi);
     pthread_cond_broadcast(&r->fetch.work); /* the loaders may be held back from what is filled in */
 }
@@ -295,6 +318,7 @@ void load_fill(struct resid *r)
         load_start(r, gi, r->kind[i] == KIND_TABLE ? &r->fill : &r->demand);
     }
     if (r->fill_experts) fill_slots(r);
+    for (int c = 0; c < r->sizes.n_classes; c++) r->cls[c].top = r->cls[c].n_max - 1;
     r->filling = true;
     r->unfilled = false;
     pthread_mutex_unlock(&r->fetch.lock);
