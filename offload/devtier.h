@@ -36,7 +36,7 @@ struct devtier_options {
     const struct dev_api *api;
     struct dev *dev;          /* open; the tier closes it, whatever happens */
     const struct weights *weights;
-    const struct resid *resid; /* banks, classes and sizes of experts */
+    struct resid *resid; /* banks, classes and sizes of experts */
     const struct devtier_bank *bank; /* [resid->n_banks], copied */
     int n_rows, n_used;       /* of a step, at most */
     struct ledger *ledger;

@@ -25,7 +25,7 @@ enum {
     COLS_32 = 1024,
     COLS_256 = 2048,
     DEEP = 64,   /* bytes of a row of A */
-    FEW_32 = 10, /* rows up to which blocks of 32 are faster with AVX-512; super-blocks: FEW */
+    FEW_32 = 48, /* rows up to which blocks of 32 are as fast with AVX-512; super-blocks: FEW */
 };
 
 /* ---- the tile unit ------------------------------------------------------------------------- */
