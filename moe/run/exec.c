@@ -454,7 +454,7 @@ static bool is_special(const struct exec *x, const struct op *op)
 /* Waits for what is on its way home. */
 static enum status bring(struct exec *x, const struct op *op, struct err *err)
 {
-    if (op->rows == ROWS_OUT && !x->n_out) return OK; /* nothing will be read */
+    if (op->rows == ROWS_OUT && !set_rows(x, op)) return OK; /* nothing will be read */
     for (int k = 0; k < OP_WEIGHTS; k++) {
         const int w = op->weight[k];
         if (w < 0 || x->e->weight[w].data) continue;
