@@ -48,7 +48,7 @@ case $mem in *G) bytes=$((${mem%G} << 30)) ;; *M) bytes=$((${mem%M} << 20)) ;; *
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
-drive() { "$tessera" doctor -m "$1" 2>/dev/null | sed -n 's/^disk read  */# /p'; }
+drive() { "$tessera" doctor --fresh -m "$1" 2>/dev/null | sed -n 's/^disk read  */# /p'; }
 
 # run MODEL ENGINE COMMAND...: in the group; speeds are in the last columns of a Markdown table
 run()
@@ -72,7 +72,7 @@ for m in $models; do
     drive "$m"
     for round in $(seq "$rounds"); do
         run "$m" tessera "$tessera" bench -m "$m" -p "$p" -n "$n" -r 2 --mem "$mem"
-        [ -z "$llama" ] || run "$m" llama.cpp "$llama" -m "$m" -p "$p" -n $((n / 4)) -r 1 -o md
+        [ -z "$llama" ] || run "$m" llama.cpp "$llama" -m "$m" -p "$p" -n $((n / 4)) -r 1 -o md # it is slow
         [ -z "$bmoe" ] || run "$m" BigMoeOnEdge "$bmoe" -m "$m" --moe-stream --cache-mb 1500 -c 2048 \
             --ubatch 256 -p "$text" -n $((n / 4))
     done

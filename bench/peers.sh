@@ -176,10 +176,10 @@ point()
 memory()
 {
     # shellcheck disable=SC2086
-    v=$($wrap "$tessera" doctor -t "$threads" 2>/dev/null |
+    v=$($wrap "$tessera" doctor --fresh -t "$threads" 2>/dev/null |
         sed -n 's/^memory read.*, \([0-9.]*\) GB\/s with [0-9]*$/\1/p')
     [ -n "$v" ] || # one thread: the line has one number
-        v=$("$tessera" doctor -t "$threads" 2>/dev/null | sed -n 's/^memory read  *\([0-9.]*\).*/\1/p')
+        v=$("$tessera" doctor --fresh -t "$threads" 2>/dev/null | sed -n 's/^memory read  *\([0-9.]*\).*/\1/p')
     echo "$name memory GB/s ${v:-0}" >>"$tmp/samples"
 }
 

@@ -68,5 +68,5 @@ for M in "$@"; do
 done
 throttle 0
 awk -F, 'NR > 1 { e = $9 < 0 ? -$9 : $9; print e }' "$T/csv" | sort -n | awk '
-    { e[NR] = $1 } END { printf "%d variants: median error %.1f %%, 90 %% within %.1f %%\n", NR, e[int((NR + 1) / 2)], e[int(NR * 0.9 + 0.999)] }'
+    { e[NR] = $1 } END { printf "%d variants: median error %.1f %%, 90 %% within %.1f %%\n", NR, (e[int((NR + 1) / 2)] + e[int(NR / 2) + 1]) / 2, e[int(NR * 0.9 + 0.999)] }'
 [ -z "$OUT" ] || cp "$T/csv" "$OUT"

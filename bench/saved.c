@@ -157,7 +157,7 @@ static int run(struct bench_case *c, int n, int n_tokens, int rounds, struct err
 
 int main(int argc, char **argv)
 {
-    static struct bench_case c[2 * CASES_MAX];
+    static struct bench_case c[CASES_MAX];
     int n_tokens = 48, rounds = 3;
     unsigned type = QTYPE_Q8_0;
     bool mor = false, ouro = false;

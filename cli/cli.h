@@ -18,8 +18,8 @@
  *         tessera_engine *e;
  *         if ((rc = cli_open_engine(&a, &e))) return rc;     // message printed, 1, 3 or 130
  *         ...
- *         if (step fails) { tessera_close(e); return cli_fail(&err); }
- *         tessera_close(e);
+ *         if (step fails) { cli_close_engine(e); return cli_fail(&err); }
+ *         cli_close_engine(e);
  *         return CLI_OK;
  *     }
  *
@@ -203,10 +203,10 @@ struct tessera_options cli_engine_options(const struct cli_args *a);
  * warnings and one line about it.  0, or the exit code after printing the message. */
 int cli_open_engine(const struct cli_args *a, tessera_engine **out);
 
-/* The one line: name, architecture, context, memory. */
 /* Warnings that were raised since the last call; closing prints them, too. */
 void cli_print_warnings(const tessera_engine *e);
 void cli_close_engine(tessera_engine *e);
+/* The one line: name, architecture, context, memory. */
 void cli_print_model(const tessera_engine *e, const struct cli_args *a);
 
 /* Prints "tessera: message" with a hint and returns the exit code that belongs to the error. */
@@ -260,10 +260,10 @@ struct cli_progress {
 };
 bool cli_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 void cli_progress_end(struct cli_progress *p);
-/* "12 + 87 tokens, 410 / 95 tokens/s, 35 MiB" on stderr, dimmed; more is added when not "". */
 /* How deep tokens went and what that saved, in lines of /stats; nothing where there is no such thing.
  * seconds: spent on steps so far, 0 = not known. */
 void cli_print_depth(const tessera_engine *e, double seconds);
+/* "12 + 87 tokens, 410 / 95 tokens/s, 35 MiB" on stderr, dimmed; more is added when not "". */
 void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, const char *more);
 /* What residency and reading ahead did; label: how wide the first column is.  Nothing when all experts
  * are in memory. */

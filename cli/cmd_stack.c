@@ -80,7 +80,7 @@ static enum status open_engine(struct work *w, const char *path, struct err *err
 
 static void close_engine(struct work *w)
 {
-    if (w->e) tessera_close(w->e);
+    cli_close_engine(w->e);
     w->e = NULL;
 }
 
@@ -394,11 +394,11 @@ static enum status cut(const char *in, const char *out, uint64_t bytes, struct e
     if (!s && !k.present) s = err_set(err, ERR_FORMAT, "%s is no stack", in);
     const uint64_t from = !s ? k.levels->offset : 0;
     const int n = !s && bytes > from ? stackfile_units_in(&k, bytes - from) : 0;
-    const uint64_t end = from + (n ? k.unit[n - 1].end : STACK_HEAD);
+    const uint64_t end = from + stackfile_end(&k, n);
     if (!s && (bytes < end || n < k.n_floor))
         s = err_set(err, ERR_RANGE, "%s cannot be cut to %llu bytes: its smallest is %llu", in,
                     (unsigned long long)bytes,
-                    (unsigned long long)(from + (k.n_floor ? k.unit[k.n_floor - 1].end : STACK_HEAD)));
+                    (unsigned long long)(from + stackfile_end(&k, k.n_floor)));
     if (!s) s = osfile_open(&f, in, OSFILE_BUFFERED, NULL, err);
     if (!s) s = osfile_writer_open(&w, out, err);
     for (uint64_t at = 0; at < end && !s; at += STEP) {
@@ -452,8 +452,7 @@ static enum status report(const char *path, struct err *err)
         printf("| levels | stack bytes | bits per weight | perplexity | |\n|---|---|---|---|---|\n");
         for (int i = 0; i < s.n_curve; i++) {
             const int n = s.curve_units[i];
-            const double bytes = base + (n ? (double)s.unit[(n > s.n_units ? s.n_units : n) - 1].end
-                                           : STACK_HEAD);
+            const double bytes = base + (double)stackfile_end(&s, n);
             char bar[64];
             bar_of(worst > best ? (double)((s.curve_ppl[i] - best) / (worst - best)) : 0, bar);
             printf("| %d | %.0f | %.3f | %.4f | %s |\n", n, bytes, 8 * bytes / weights,
@@ -479,8 +478,8 @@ int cmd_stack(int argc, char **argv)
         {"--order", "NAME", "energy (default): error taken away per byte; or paper: BitStack's, one "
          "run of the text per level of every matrix", CLI_STR, AT(order), 0, 0},
         {"--levels", "N", "levels above the base (default: nested 4, factored 7)", CLI_INT,
-         AT(levels), 1, 15},
-        {"--rank", "K", "vectors of a factored level (default 16)", CLI_INT, AT(rank), 1, 16},
+         AT(levels), 1, STACK_LEVELS},
+        {"--rank", "K", "vectors of a factored level (default 16)", CLI_INT, AT(rank), 1, STACK_RANK_MAX},
         {"--cut", "SIZE", "copy the beginning of a stack: a file of at most this size", CLI_SIZE,
          AT(cut), 0, 0},
         {"--report", NULL, "print what a stack gives at every size: tessera stack --report FILE",

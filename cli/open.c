@@ -135,6 +135,7 @@ void cli_close_engine(tessera_engine *e)
 {
     if (e) cli_print_warnings(e);
     tessera_close(e);
+    n_warned = 0;
 }
 
 int cli_open_engine(const struct cli_args *a, tessera_engine **out)

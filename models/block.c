@@ -271,7 +271,7 @@ static int open_layer(struct block *k, int l)
 {
     if (k->use_slot) k->slot = k->use_slot - 1;
     else if (leaves_kv(k->h, l)) k->slot = block_kv_slot(k);
-    build_layer(k->b, k->b->n_layer, l, k->slot);
+    build_layer(k->b);
     return k->slot;
 }
 

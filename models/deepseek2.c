@@ -208,7 +208,7 @@ static void attention(struct block *k, int l, int *x)
     const struct mla_params *m = &h->mla;
     const bool last = l == h->n_layer - 1;
     const int slot = kv_slot(b, h), rot = h->rope.n_rot, nq = h->n_heads * m->dim_k;
-    build_layer(b, l, l, slot);
+    build_layer(b);
     int n = build_norm(b, "attn_norm", *x, build_vector(b, "blk.%d.attn_norm.weight", l, h->n_embd),
                        h->norm_eps);
     const int w[2] = {

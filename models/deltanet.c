@@ -107,7 +107,7 @@ void block_delta(struct block *k, int l, int *x)
         .type = KV_SLOT_RECURRENT, .n_heads = d->n_v, .dim = channels, .dk = d->dim, .dv = d->dim,
         .dim_v = d->taps - 1,
     });
-    build_layer(b, l, l, slot);
+    build_layer(b);
     int qkv, z, alpha, beta;
     int n = build_norm(b, "attn_norm", *x, build_vector(b, "blk.%d.attn_norm.weight", l, embd),
                        k->h->norm_eps);

@@ -48,8 +48,8 @@ enum hf_when {
     HF_PLAIN_Q, HF_LATENT_Q, /* latent attention: the query has a latent too, or not */
 };
 
-/* # is the layer, * the expert, @ the recursion (from 1; in `from` the wrapper's place).  Rows with the same `to` follow each other: forms of one thing, the
- * first that a checkpoint has counts. */
+/* # is the layer, * the expert, @ the recursion (from 1; in `from` the wrapper's place).  Rows with
+ * the same `to` follow each other: forms of one thing, the first that a checkpoint has counts. */
 struct hf_row {
     const char *to, *from; /* to NULL ends a table */
     enum hf_op op;

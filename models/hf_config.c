@@ -8,9 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "models/arch.h"
 #include "models/hf.h"
 
-enum { LAYERS_MAX = 4096, WIDTH_MAX = 1 << 24, EXPERTS_MAX = 4096, CTX_MAX = 1 << 30 };
+enum { WIDTH_MAX = 1 << 24, EXPERTS_MAX = 4096, CTX_MAX = 1 << 30 };
 
 struct hf_config {
     const cJSON *c;
@@ -450,7 +451,7 @@ static void put_text(struct hf_config *c, const char *key, const char *v)
 static void nanbeige_keys(struct hf_config *c)
 {
     llama_keys(c);
-    put(c, "num_loops", whole(c, "num_loops", 1, 1, 64));
+    put(c, "num_loops", whole(c, "num_loops", 1, 1, LOOPS_MAX));
     put_bool(c, "skip_loop_final_norm", yes(c, "skip_loop_final_norm", false));
 }
 
@@ -461,7 +462,7 @@ static void ouro_keys(struct hf_config *c)
     window(c);
     put(c, "vocab_size", whole(c, "vocab_size", -1, 1, WIDTH_MAX));
     put(c, "rope.dimension_count", c->m->head_dim);
-    put(c, "num_loops", whole(c, "total_ut_steps", 4, 1, 64));
+    put(c, "num_loops", whole(c, "total_ut_steps", 4, 1, LOOPS_MAX));
     put_bool(c, "skip_loop_final_norm", false);
     put_f32(c, "early_exit_threshold", real(c, "early_exit_threshold", 1));
 }
@@ -500,7 +501,7 @@ static void mor_layers(struct hf_config *c, const cJSON *rec)
     struct hf_model *m = c->m;
     const struct hf_config of = {rec, c->path, c->w, m, c->e};
     struct hf_config sub = of;
-    const int n = whole(&sub, "num_recursion", -1, 1, 14), unrolled = m->n_layer;
+    const int n = whole(&sub, "num_recursion", -1, 1, RECURSIONS_MAX), unrolled = m->n_layer;
     const char *sharing = text_of(rec, "sharing", "cycle");
     const bool middle = !strncmp(sharing, "middle_", 7);
     const char *kind = middle ? sharing + 7 : sharing;

@@ -160,11 +160,6 @@ enum status hparams_check(const struct gguf *g, const char *arch, const struct h
 
 /* ---- scaling of positions ---- */
 
-static bool is(struct gguf_str s, const char *word)
-{
-    return s.n == strlen(word) && !memcmp(s.s, word, s.n);
-}
-
 /* YaRN (arXiv 2309.00071), and the magnitude that goes with it: cos and sin grow by
  * 1 + 0.1 ln(factor). */
 static enum status yarn(const struct gguf *g, const char *arch, float factor, struct rope_params *r,
@@ -211,11 +206,11 @@ static enum status rope_scaling(const struct gguf *g, const char *arch, struct h
                          &r->n_ctx_orig, e)))
         return s;
     if (!r->n_ctx_orig) r->n_ctx_orig = h->n_ctx_train;
-    if (is(type, "none")) return OK;
+    if (gguf_str_is(type, "none")) return OK;
     r->scale = 1.0f / factor;
-    if (is(type, "linear")) return OK;
-    if (is(type, "yarn")) return yarn(g, arch, factor, r, e);
-    if (is(type, "longrope") && gguf_find_tensor(g, "rope_factors_long.weight")) {
+    if (gguf_str_is(type, "linear")) return OK;
+    if (gguf_str_is(type, "yarn")) return yarn(g, arch, factor, r, e);
+    if (gguf_str_is(type, "longrope") && gguf_find_tensor(g, "rope_factors_long.weight")) {
         h->rope_divisor = DIVISOR_BY_CTX;
         return OK;
     }

@@ -32,7 +32,7 @@ static void short_conv(struct block *k, int l, int *x)
     const int slot = build_kv_slot(b, (struct kv_slot){
         .type = KV_SLOT_RECURRENT, .dim = embd, .dim_v = taps - 1,
     });
-    build_layer(b, l, l, slot);
+    build_layer(b);
     int n = build_norm(b, "attn_norm", *x, build_vector(b, "blk.%d.attn_norm.weight", l, embd),
                        k->h->norm_eps);
     int w[3], y[3];

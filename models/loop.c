@@ -8,8 +8,9 @@
  * exit_gate over the normed row; it leaves after the first loop where the chances to have stopped
  * sum to exit_at.  Later loops are then run without it.  The model was trained with all of them, and
  * so later rows look, in a loop that a row did not run, at what it left in its last one (it is copied
- * when somebody runs that loop, many positions at once): an approximation, and the plan says so.  Weighted exit is the mean of what all loops give, weighted by
- * the chances; as the head is linear, that is the head of the mean. */
+ * when somebody runs that loop, many positions at once): an approximation, and the plan says so.
+ * Weighted exit is the mean of what all loops give, weighted by the chances; as the head is linear,
+ * that is the head of the mean. */
 #include <stdio.h>
 
 #include "models/arch.h"

@@ -31,11 +31,6 @@ static const char arch[] = "mor";
 
 /* ---- keys ---- */
 
-static bool is(struct gguf_str s, const char *word)
-{
-    return s.n == strlen(word) && !memcmp(s.s, word, s.n);
-}
-
 /* The index of the key's text in words (NULL ends them); absent: 0. */
 static enum status one_of(const struct gguf *g, const char *key, const char *const *words, int *out,
                           struct err *e)
@@ -48,7 +43,7 @@ static enum status one_of(const struct gguf *g, const char *key, const char *con
     if (st) return st;
     for (int i = 0; words[i]; i++) {
         const size_t n = strlen(list);
-        if (is(s, words[i])) {
+        if (gguf_str_is(s, words[i])) {
             *out = i;
             return OK;
         }

@@ -199,14 +199,13 @@ static enum status send_biases(struct devtier *t, struct err *e)
 static enum status check_bank(const struct devtier *t, struct err *e)
 {
     for (int b = 0; b < t->o.resid->n_banks; b++)
-        if (!t->api->supports(t->dev, t->bank[b].op))
+        if (!t->api->supports(t->dev, t->o.bank[b].op))
             return err_set(e, ERR_DEVICE, "it cannot run the experts of this model");
     return OK;
 }
 
 enum status devtier_open(struct devtier *t, const struct devtier_options *o, struct err *e)
 {
-    const size_t nb = (size_t)o->resid->n_banks;
     struct err local;
     if (!e) e = &local;
     err_clear(e);
@@ -217,12 +216,7 @@ enum status devtier_open(struct devtier *t, const struct devtier_options *o, str
     if (!(t->o.patience > 0)) t->o.patience = DEVTIER_PATIENCE;
     t->caps = t->api->caps(t->dev);
     t->n_pairs = pairs_of(o);
-    t->bank = calloc(nb + 1, sizeof *t->bank);
-    if (!t->bank) (void)err_set(e, ERR_MEMORY, "no memory for the device tier");
-    if (t->bank && nb) memcpy(t->bank, o->bank, nb * sizeof *t->bank);
-    t->o.bank = t->bank;
-    enum status s = e->code;
-    if (!s) s = devtier_size(&t->o, t->caps.memory, &t->plan, e);
+    enum status s = devtier_size(&t->o, t->caps.memory, &t->plan, e);
     if (!s) s = check_bank(t, e);
     if (!s && !(t->charged = ledger_take(o->ledger, MEM_STAGING, t->plan.host)))
         s = err_set(e, ERR_BUDGET, "the memory budget has no room for its host side");
@@ -240,7 +234,6 @@ void devtier_close(struct devtier *t)
     policy_close(t->policy);
     for (int c = 0; c < PLACE_CLASSES; c++) free(t->cls[c].idle);
     for (int k = 0; k < OP_IO; k++) free(t->table[k]);
-    free(t->bank);
     free(t->slot_of);
     free(t->weight);
     free(t->number);
@@ -327,7 +320,7 @@ void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const
 /* Submits experts begin .. end - 1 of the list. */
 static void submit(struct devtier *t, const struct dev_route *r, int part, int begin, int end)
 {
-    const struct devtier_bank *b = &t->bank[t->at_bank];
+    const struct devtier_bank *b = &t->o.bank[t->at_bank];
     struct devtier_launch *l = &t->launch[part];
     l->route = (struct dev_route){
         .n_rows = r->n_rows, .n_used = r->n_used, .n_active = end, .n_pairs = t->n_pairs,

@@ -37,7 +37,7 @@ struct devtier_options {
     struct dev *dev;          /* open; the tier closes it, whatever happens */
     const struct weights *weights;
     struct resid *resid; /* banks, classes and sizes of experts */
-    const struct devtier_bank *bank; /* [resid->n_banks], copied */
+    const struct devtier_bank *bank; /* [resid->n_banks], borrowed */
     int n_rows, n_used;       /* of a step, at most */
     struct ledger *ledger;
     double rate_ram;          /* bytes per second that the CPU reads experts at; 0 = not known */
@@ -65,7 +65,6 @@ struct devtier {
     struct dev_caps caps;
     struct devtier_options o;
     struct devtier_plan plan;
-    struct devtier_bank *bank;
     struct policy *policy;
     struct devtier_counts count;
     bool charged;             /* the ledger knows of plan.host */

@@ -64,9 +64,9 @@ static void submit(struct loader *l, struct slot *s)
     const struct part *p = &f->parts->part[s->piece.part];
     const struct weight *w = &f->parts->weights->at[p->weight];
     const uint64_t row = part_row_bytes(w);
-    const uint64_t from = p->extent[0].offset + (uint64_t)s->piece.row0 * row;
+    const uint64_t from = p->extent.offset + (uint64_t)s->piece.row0 * row;
     s->bytes = (uint64_t)s->piece.n_rows * row;
-    s->read.file = &f->file[p->extent[0].shard];
+    s->read.file = &f->file[p->extent.shard];
     s->read.offset = s->read.file->direct ? down(from) : from;
     s->skip = from - s->read.offset;
     s->read.need = s->skip + s->bytes;

@@ -17,9 +17,7 @@ static void fill_part(struct part *p, const struct weight *w, int index, int mat
     p->mat = mat;
     p->row0 = w->row0;
     p->n_rows = w->n_rows;
-    p->n_levels = 1;
-    p->n_extents = 1;
-    p->extent[0] = (struct part_extent){t->shard, t->offset + skip, w->mat_file_bytes};
+    p->extent = (struct part_extent){t->shard, t->offset + skip, w->mat_file_bytes};
     p->bytes = w->mat_bytes;
 }
 

@@ -1,6 +1,6 @@
 /* Parts: the smallest pieces of weights that move, and how they get from a file into memory.
  *
- * A part is {tensor, row range, level range, file extents}: one matrix, so an expert is three of
+ * A part is {tensor, row range, file extent}: one matrix, so an expert is three of
  * them.  Plans and layers hold part handles (their index), never raw pointers.  A part is read in
  * pieces of whole tiles, about PART_PIECE bytes of file each, and packed for the kernels on arrival
  * (tile_pack); pieces do not overlap, so any thread may place any of them.
@@ -15,7 +15,7 @@
 #include "moe/base/err.h"
 #include "moe/load/weights.h"
 
-enum { PART_EXTENTS = 4, PART_PIECE = 512 << 10 };
+enum { PART_PIECE = 512 << 10 };
 
 struct part_extent {
     int shard;
@@ -26,9 +26,7 @@ struct part {
     int weight;              /* index into the weight views */
     int mat;                 /* which of its matrices */
     int row0, n_rows;        /* rows of that matrix */
-    int level0, n_levels;    /* levels of a stack; 0 and 1 for plain weights */
-    int n_extents;
-    struct part_extent extent[PART_EXTENTS];
+    struct part_extent extent;
     uint64_t bytes;          /* in memory */
 };
 

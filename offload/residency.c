@@ -205,7 +205,6 @@ static enum status open_policy(struct resid *r, enum policy_kind kind, struct er
         .kind = kind, .n_layers = r->n_banks, .n_experts = r->n_experts,
         .slot_class = r->class_of,
     };
-    r->policy_kind = kind;
     return r->n_banks ? policy_open(&o, &r->policy, e) : OK;
 }
 
@@ -468,7 +467,7 @@ void resid_limit_levels(struct resid *r, int part, int depth)
 static void unlimit_levels(struct resid *r)
 {
     for (int i = 0; r->stack.mat && i < r->parts.n_parts; i++)
-        resid_limit_levels(r, i, STACK_LEVELS - 1);
+        resid_limit_levels(r, i, STACK_LEVELS);
 }
 
 /* Commits and asks for the levels up to n; use_levels() makes them count when they have come. */

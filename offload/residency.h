@@ -97,9 +97,9 @@ struct slot_class {
 /* What happened, since open. */
 struct resid_counts {
     uint64_t hits, misses;            /* experts of macro-steps that were in RAM, or not */
-    _Atomic uint64_t bytes_read, rows_read; /* all reads; looked-up rows among them */
-    uint64_t pieces, pieces_read;     /* streamed dense pieces used; read for it */
-    uint64_t known, guessed;          /* experts that were asked for ahead, by why */
+    _Atomic uint64_t bytes_read;
+    uint64_t pieces_read;             /* of streamed dense matrices */
+    uint64_t guessed;                 /* experts that were asked for as guesses */
     uint64_t useful, late;            /* guesses that were used; of them still on their way then */
     uint64_t cancelled;               /* guesses taken back before they had been read */
     uint64_t guess_bytes, useful_bytes, wasted_bytes; /* read as guesses; of them used, or not */
@@ -129,7 +129,6 @@ struct resid {
     struct region home;
     struct slot_class cls[PLACE_CLASSES + 1]; /* the last one is the ring */
     struct policy *policy;
-    enum policy_kind policy_kind;
     struct fetch fetch;
     bool fetching;
     struct fetch_how how;    /* how to start it again */

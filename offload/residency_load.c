@@ -217,7 +217,6 @@ void load_done(void *arg, const struct fetch_piece *p, uint64_t bytes, bool nan,
             r->rows.left -= r->rows.n - r->rows.next;
             r->rows.n = r->rows.next;
         }
-        r->count.rows_read++;
         if (--r->rows.left <= 0) pthread_cond_broadcast(&r->fetch.ready);
         return;
     }

@@ -279,7 +279,6 @@ static void read_ahead(struct resid *r, int bank)
             expert_start(r, gi, slot, AHEAD_KNOWN);
             policy_pin(r->policy, gi - r->first_expert);
             r->guess[r->n_guess++] = gi;
-            r->count.known++;
         }
         r->next_ahead++;
     }
@@ -474,7 +473,6 @@ enum status resid_piece(struct resid *r, int at, struct resid_piece *p, struct e
     pthread_mutex_lock(&r->fetch.lock);
     if (r->pinned_piece >= 0) r->group[r->pinned_piece].pins--;
     r->pinned_piece = -1;
-    r->count.pieces++;
     while (g->state != GROUP_RAM && !r->err.code) {
         /* -1: whatever is in the ring and not on its way may go for what is needed now. */
         if (start_piece(r, gi, at, -1, AHEAD_NOT)) load_promote(r, gi);

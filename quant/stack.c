@@ -25,7 +25,7 @@ const uint8_t nest_table[STACK_NESTED + 1][32] = {
 
 static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
 
-int stack_levels(enum qtype type) { return type == QTYPE_NEST2 ? STACK_NESTED : STACK_LEVELS - 1; }
+int stack_levels(enum qtype type) { return type == QTYPE_NEST2 ? STACK_NESTED : STACK_LEVELS; }
 
 size_t fact_at_u(int rank, int n_cols) { return round64(2 * (size_t)rank * (size_t)n_cols); }
 
@@ -82,7 +82,7 @@ void nest_put_level(const uint8_t *code, int level, int row, uint8_t *column)
 static uint8_t code_at(const struct stacked *w, const uint8_t *base, size_t at_level, int row,
                        int i)
 {
-    unsigned c = (unsigned)(base[16 + i / 16 * 64 + 4 * row + i % 4] >> 2 * (i / 4 % 4) & 3) << 4;
+    unsigned c = (unsigned)(base[TNEST2_Q + i / 16 * 64 + 4 * row + i % 4] >> 2 * (i / 4 % 4) & 3) << 4;
     for (int l = 1; l <= w->depth; l++) {
         const uint8_t *p = (const uint8_t *)w->level[l] + at_level;
         c |= (unsigned)(p[i / 32 * 64 + 4 * row + i % 4] >> (i / 4 % 8) & 1) << (STACK_NESTED - l);
@@ -101,7 +101,7 @@ static void expand_nested(const struct stacked *w, int t, uint8_t *out)
                 uint8_t *to = out + (size_t)(i / 32) * T8_0_BYTES;
                 memcpy(to + 2 * row, &d, 2);
                 to[T8_0_Q + i % 32 / 4 * 64 + 4 * row + i % 4] =
-                    (uint8_t)(nest_int(code_at(w, base, (first + b) * 128, row, i), w->depth) + 128);
+                    (uint8_t)(nest_int(code_at(w, base, (first + b) * TNEST_LEVEL, row, i), w->depth) + 128);
             }
         }
         out += 2 * T8_0_BYTES;
@@ -128,7 +128,7 @@ static float weight_factored(const struct stacked *w, size_t tile, size_t row, s
         float m = 0;
         for (size_t r = 0; r < k; r++)
             m = fmaf(half_at(u, (tile * k + r) * TILE_ROWS + row), half_at(v, r * n_cols + c), m);
-        sign += (tile * (n_cols / 32) + c / 32) * 64 + 4 * row + c % 4;
+        sign += (tile * (n_cols / 32) + c / 32) * TSIGN1_BYTES + 4 * row + c % 4;
         sum += *sign >> (c % 32 / 4) & 1 ? m : -m;
     }
     return sum;
@@ -157,7 +157,7 @@ void stack_row_f32(const struct stacked *w, int row, float *y)
         const uint8_t *base = (const uint8_t *)w->base + (first + b) * TNEST2_BYTES;
         for (int i = 0; i < 64; i++)
             y[b * 64 + (size_t)i] =
-                nest_value(base[r], code_at(w, base, (first + b) * 128, r, i), w->depth);
+                nest_value(base[r], code_at(w, base, (first + b) * TNEST_LEVEL, r, i), w->depth);
     }
 }
 

@@ -21,7 +21,7 @@
 #include "quant/mm.h"
 
 enum {
-    STACK_LEVELS = 16,  /* levels above the base at most */
+    STACK_LEVELS = 15,  /* levels above the base at most */
     STACK_NESTED = 4,   /* of the nested codec */
     STACK_RANK_MAX = 16,
 };

@@ -94,7 +94,7 @@ static void expand_factored(const struct stacked *m, int t, float *out)
                     mag = _mm256_fmadd_ps(load_halfs(uh), _mm256_set1_ps(_cvtsh_ss(vh)), mag);
                 }
                 const __m256i bits =
-                    load256(sign + (tile * (n_cols / 32) + c / 32) * 64 + 32 * half);
+                    load256(sign + (tile * (n_cols / 32) + c / 32) * TSIGN1_BYTES + 32 * half);
                 const __m256i at = _mm256_set1_epi32((int)(1u << (c % 4 * 8 + c % 32 / 4)));
                 const __m256i plus = _mm256_cmpeq_epi32(_mm256_and_si256(bits, at), at);
                 const __m256i flip =

@@ -147,7 +147,7 @@ static void rebuild(const struct stacked *m, int t, int c0, __m512 *w)
             _mm512_storeu_ps(vf[r] + 16, load_halfs(from + 32));
             uf[r] = load_halfs(u + 2 * (tile * k + r) * TILE_ROWS);
         }
-        const __m512i bits = load512(sign + (tile * (n_cols / 32) + (size_t)c0 / 32) * 64);
+        const __m512i bits = load512(sign + (tile * (n_cols / 32) + (size_t)c0 / 32) * TSIGN1_BYTES);
         for (int c = 0; c < PANEL; c++) {
             __m512 sum = _mm512_setzero_ps();
             for (size_t r = 0; r < k; r++)

@@ -13,8 +13,6 @@
 #include "moe/compute/elem.h"
 #include "moe/compute/op.h"
 
-enum { DEPTH_STEPS_MAX = 16 };
-
 /* sigmoid, tanh or the logit itself. */
 float depth_score(enum depth_score score, const struct elem_kernels *el, float logit);
 

@@ -29,8 +29,8 @@
 
 #define CHECK_UNUSED __attribute__((unused))
 
-/* How many of the random cases run.  A sanitizer makes them ten times slower and looks for bad
- * accesses and arithmetic only, which depend on shapes; there a third of them is enough. */
+/* How many of the cases run.  A sanitizer makes them ten times slower; bad accesses depend on the shape,
+ * so there each kernel runs on a third of the shapes, and the types that share them take turns. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { CHECK_ONE_IN = 3 };
 #else

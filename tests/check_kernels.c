@@ -226,7 +226,7 @@ static void check_mm(struct check_opts *o, enum cpu_tier tier, enum qtype type)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         for (int tiles = 1; tiles <= 5; tiles++)
             for (int b = 0; b < 4; b++, trial++) {
-                if (trial % CHECK_ONE_IN) continue;
+                if ((trial + (int)type) % CHECK_ONE_IN) continue;
                 int n = blocks[b];
                 if (b == 3 && tiles == 2 && rows[i] < 10) n = 31;
                 if (b == 3 && tiles == 2 && rows[i] > 32) n = unit == 32 ? 75 : 11; /* > 2048 */

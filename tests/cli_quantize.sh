@@ -15,7 +15,7 @@ types() { awk -F'|' 'NR > 2 { gsub(/ /, "", $5); print $5 }' "$DIR/out" | sort -
 gone() { CHECKS=$((CHECKS + 1)); [ ! -e "$1" ] && [ ! -e "$1.part" ] || fail "$LAST: $1 was left behind"; }
 
 # ---- what is written runs, and the table says what it is
-for type in F32 BF16 Q8_0 Q6_K Q5_K_M Q5_0 Q4_1 IQ4_XS MXFP4_MOE Q3_K_S Q2_K; do
+for type in F32 BF16 Q8_0 Q6_K Q5_K_M Q5_0 Q4_K_M Q4_1 IQ4_NL IQ4_XS MXFP4_MOE Q3_K_S Q2_K; do
     t quantize "$F" "$DIR/q.gguf" $type -t 2; expect 0 'bits per weight'
     awk -F' *[|] *' 'NR > 2 { split($5, a, " "); print $2, a[1] }' "$DIR/out" | sort >"$DIR/table"
     t info "$DIR/q.gguf" --tensors; expect 0

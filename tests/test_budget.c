@@ -21,6 +21,7 @@
 #include "bench/gen.h"
 #include "moe/load/trace.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 #include "tests/fault.h"
 
 enum { N = 100, VOCAB = 2048, MIB = 1 << 20 };
@@ -62,35 +63,6 @@ static struct tessera_options options(const char *path, uint64_t budget)
     o.n_logits = 64;
     o.mem_budget = budget;
     return o;
-}
-
-static tessera_engine *must_open(const struct tessera_options *o)
-{
-    struct err e;
-    tessera_engine *engine;
-    if (tessera_open(o, &engine, &e)) fail_msg("%s", e.msg);
-    return engine;
-}
-
-static tessera_session *session(tessera_engine *e)
-{
-    struct err err;
-    tessera_session *s;
-    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
-    return s;
-}
-
-/* The number in a refusal. */
-static uint64_t smallest(const struct tessera_options *like)
-{
-    struct tessera_options o = *like;
-    struct err err;
-    tessera_engine *e;
-    o.mem_budget = MIB;
-    assert_int_equal(tessera_open(&o, &e, &err), ERR_BUDGET);
-    const char *at = strstr(err.msg, "--mem ");
-    assert_non_null(at);
-    return strtoull(at + 6, NULL, 10) * MIB;
 }
 
 /* Feeds all ids in pieces of at most `most`; resize() is called between steps when it is there. */
@@ -380,6 +352,54 @@ static void test_predictors(void **state)
     bits_free(&b);
 }
 
+/* The gate names what the router chooses where what lies between changes nothing: this model's embedding
+ * holds every layer's choice, and no layer adds to those columns. */
+static void test_gate_names(void **state)
+{
+    (void)state;
+    char path[160];
+    struct trace *t;
+    struct err err;
+    struct rng r;
+    err_clear(&err);
+    struct gen_spec g = gen_tiny("qwen3moe", QTYPE_Q8_0);
+    g.n_layer = 3;
+    g.n_embd = 512;
+    g.n_ff = 256;
+    g.n_expert = 16;
+    g.n_expert_used = 3;
+    assert_int_equal(trace_new(g.n_layer, g.n_expert, g.n_expert_used, 0, &t, &err), OK);
+    assert_int_equal(trace_append(t, N, &err), OK);
+    rng_seed(&r, 7);
+    for (int i = 0; i < N; i++)
+        for (int l = 0; l < g.n_layer; l++) {
+            uint16_t *x = trace_experts(t, i, l);
+            for (int k = 0; k < g.n_expert_used; k++) /* of each third of them one */
+                x[k] = (uint16_t)(5 * k + (int)rng_below(&r, 5));
+        }
+    g.trace = t;
+    (void)snprintf(path, sizeof path, "%s/traced.gguf", dir);
+    if (gen_write(&g, path, NULL, &err)) fail_msg("%s", err.msg);
+    struct tessera_options o = options(path, 0);
+    o.mem_budget = smallest(&o) + 4 * MIB;
+    o.predictor = "gate,always";
+    tessera_engine *e = must_open(&o);
+    assert_true(e->resid.now.dense_home && !e->resid.all_ram);
+    tessera_session *s = session(e);
+    for (int i = 0; i < N; i++) {
+        const int32_t id = GEN_TRACE_FIRST + i;
+        struct tessera_input in = {s, &id, 1, TESSERA_LOGITS_LAST};
+        if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+    }
+    const struct tessera_traffic now = tessera_traffic(e);
+    /* All layers but the first, which has no layer before it to guess from. */
+    assert_int_equal(now.asked, N * (g.n_layer - 1) * g.n_expert_used);
+    assert_int_equal(now.named, now.asked);
+    tessera_session_close(s);
+    tessera_close(e);
+    trace_free(t);
+}
+
 struct seen {
     uint64_t uses, in_ram, layers;
     double waited;
@@ -454,6 +474,7 @@ static void test_layer_by_layer(void **state)
     (void)state;
     static const struct { const char *arch; unsigned type; } models[] = {
         {"qwen3moe", GEN_Q4_K_M}, {"olmoe", QTYPE_F16}, {"llama", QTYPE_Q8_0}};
+    int in_waves = 0;
     for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
         struct tessera_options o = options(model(models[m].arch, models[m].type, false), 0);
         struct bits b = reference(&o);
@@ -483,8 +504,10 @@ static void test_layer_by_layer(void **state)
             assert_memory_equal(b.want + (size_t)(n - 1) * VOCAB, tessera_logits(e, 0, n - 1),
                                 VOCAB * sizeof(float));
             const struct tessera_traffic after = tessera_traffic(e);
-            if (n > now.n_ubatch && e->resid.cls[0].n_slots > 24)
+            if (n > now.n_ubatch && e->resid.cls[0].n_slots > 24) {
                 assert_true(after.misses - before.misses <= 3 * 16);
+                in_waves++;
+            }
             const int rest = N - n < now.n_ubatch ? N - n : now.n_ubatch;
             in = (struct tessera_input){s, ids + n, rest, TESSERA_LOGITS_ALL};
             if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
@@ -500,6 +523,7 @@ static void test_layer_by_layer(void **state)
         }
         bits_free(&b);
     }
+    assert_true(in_waves > 0);
 }
 
 /* ---- the token path allocates nothing ---- */
@@ -871,9 +895,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(void)
@@ -881,7 +903,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_resize),
         cmocka_unit_test(test_room),      cmocka_unit_test(test_lent),
-        cmocka_unit_test(test_predictors),
+        cmocka_unit_test(test_predictors), cmocka_unit_test(test_gate_names),
         cmocka_unit_test(test_layer_by_layer), cmocka_unit_test(test_observed),  cmocka_unit_test(test_trial),
         cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_bad_resize),

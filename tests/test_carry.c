@@ -13,6 +13,7 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 
 static char dir[64] = "/tmp/tessera-carry-XXXXXX";
 
@@ -196,9 +197,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd) ? -1 : 0;
+    return tests_remove(dir);
 }
 
 int main(void)

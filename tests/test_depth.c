@@ -18,6 +18,7 @@
 #include "moe/run/engine_int.h"
 #include "moe/tessera.h"
 #include "quant/build/convert.h"
+#include "tests/engine.h"
 #include "tests/rewrite.h"
 #include "tests/shared.h"
 
@@ -146,22 +147,6 @@ struct run {
     unsigned char depth[N_IDS];
 };
 
-static tessera_engine *open_engine(const struct tessera_options *o)
-{
-    struct err e;
-    tessera_engine *engine;
-    if (tessera_open(o, &engine, &e)) fail_msg("%s: %s", o->model_path, e.msg);
-    return engine;
-}
-
-static tessera_session *open_session(tessera_engine *e)
-{
-    struct err err;
-    tessera_session *s;
-    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
-    return s;
-}
-
 /* The tokens that follow, to the n-th, in pieces of which next() says the size. */
 static void feed(tessera_engine *e, tessera_session *s, int n, int piece, struct rng *r,
                  struct run *out)
@@ -180,8 +165,8 @@ static void feed(tessera_engine *e, tessera_session *s, int n, int piece, struct
 
 static void run_all(const struct variant *v, int piece, struct run *out)
 {
-    tessera_engine *e = open_engine(&v->open);
-    tessera_session *s = open_session(e);
+    tessera_engine *e = must_open(&v->open);
+    tessera_session *s = session(e);
     feed(e, s, N_IDS, piece, NULL, out);
     tessera_session_close(s);
     tessera_close(e);
@@ -269,8 +254,8 @@ static void test_splits(void **state)
         struct err err;
         memset(&one, 0, sizeof one);
         run_all(&variant[i], N_IDS, &one);
-        tessera_engine *e = open_engine(&variant[i].open);
-        tessera_session *s = open_session(e);
+        tessera_engine *e = must_open(&variant[i].open);
+        tessera_session *s = session(e);
         for (int k = 0; k < N_SPLITS / 34 + 1; k++, n++) {
             memset(&got, 0, sizeof got);
             if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
@@ -298,8 +283,8 @@ static void test_rollback(void **state)
         memset(&one, 0, sizeof one);
         memset(&got, 0, sizeof got);
         run_all(v, N_IDS, &one);
-        tessera_engine *e = open_engine(&v->open);
-        tessera_session *s = open_session(e);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
         for (int k = 0; k < 40; k++) {
             const int n = tessera_session_n(s), to = (int)rng_below(&r, (uint32_t)n + 1);
             if (tessera_session_rollback(s, (struct tessera_mark){to}, &err)) fail_msg("%s", err.msg);
@@ -326,9 +311,9 @@ static void test_batch_and_tiers(void **state)
         memset(&one, 0, sizeof one);
         run_all(&v, N_IDS, &one);
         v.open.n_sessions = 3;
-        tessera_engine *e = open_engine(&v.open);
+        tessera_engine *e = must_open(&v.open);
         tessera_session *s[3];
-        for (int k = 0; k < 3; k++) s[k] = open_session(e);
+        for (int k = 0; k < 3; k++) s[k] = session(e);
         memset(got, 0, sizeof got);
         feed(e, s[1], 20, 20, NULL, &got[1]);
         feed(e, s[2], 40, 7, NULL, &got[2]);
@@ -375,12 +360,12 @@ static void test_save(void **state)
         memset(&one, 0, sizeof one);
         memset(&got, 0, sizeof got);
         run_all(v, N_IDS, &one);
-        tessera_engine *e = open_engine(&v->open);
-        tessera_session *s = open_session(e);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
         feed(e, s, 71, 71, NULL, &got);
         if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
         tessera_session_close(s);
-        s = open_session(e);
+        s = session(e);
         feed(e, s, 90, 90, NULL, &got);
         if (tessera_session_load(s, path, &err)) fail_msg("%s", err.msg);
         assert_int_equal(tessera_session_n(s), 71);
@@ -405,8 +390,8 @@ static void test_spill(void **state)
         memset(&one, 0, sizeof one);
         memset(&got, 0, sizeof got);
         run_all(v, N_IDS, &one);
-        tessera_engine *e = open_engine(&v->open);
-        tessera_session *s = open_session(e);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
         for (int to = 20; to <= N_IDS; to += 20) {
             feed(e, s, to, 20, NULL, &got);
             if (session_spill(s, &err)) fail_msg("%s", err.msg);
@@ -483,8 +468,8 @@ static void test_kv_bytes(void **state)
         const struct variant *v = find(shared ? "e-m-cycle-shared" : "e-m-cycle");
         struct run got;
         memset(&got, 0, sizeof got);
-        tessera_engine *e = open_engine(&v->open);
-        tessera_session *s = open_session(e);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
         feed(e, s, N_IDS, N_IDS, NULL, &got);
         uint64_t want = round_page((shared ? 4 : 2) * kv_of(N_IDS));
         for (int r = 1; r <= 3 && !shared; r++) {
@@ -524,8 +509,8 @@ static void test_work(void **state)
         struct run got;
         struct err err;
         memset(&got, 0, sizeof got);
-        tessera_engine *e = open_engine(&v->open);
-        tessera_session *s = open_session(e);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
         if (tessera_profile(e, true, &err)) fail_msg("%s", err.msg);
         feed(e, s, N_IDS, 1, NULL, &got);
         uint64_t deep = 0;
@@ -688,14 +673,14 @@ static void test_bad_saves(void **state)
     (void)state;
     static const char *const from[] = {"tessera.line.2", "kv.1", "depth"};
     const struct variant *v = find("e-m-cycle");
-    struct run got;
+    struct run want, got;
     struct err err;
     char path[128];
     (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
-    memset(&got, 0, sizeof got);
-    tessera_engine *e = open_engine(&v->open);
-    tessera_session *s = open_session(e);
-    feed(e, s, 80, 80, NULL, &got);
+    memset(&want, 0, sizeof want);
+    tessera_engine *e = must_open(&v->open);
+    tessera_session *s = session(e);
+    feed(e, s, 80, 80, NULL, &want);
     for (int i = 0; i < 3; i++) {
         size_t n = 0;
         if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
@@ -709,7 +694,9 @@ static void test_bad_saves(void **state)
         free(text);
         assert_int_not_equal(tessera_session_load(s, path, &err), OK);
         if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
+        memset(&got, 0, sizeof got);
         feed(e, s, 80, 33, NULL, &got);
+        assert_true(same(&want, &got));
     }
     tessera_session_close(s);
     tessera_close(e);
@@ -737,8 +724,8 @@ static void test_bad_options(void **state)
         if (!strstr(e.msg, bad[i].want)) fail_msg("case %zu: \"%s\"", i, e.msg);
     }
     const struct variant *v = find("e-m-cycle-exact"); /* a text in two steps */
-    tessera_engine *e = open_engine(&v->open);
-    tessera_session *s = open_session(e);
+    tessera_engine *e = must_open(&v->open);
+    tessera_session *s = session(e);
     struct err err;
     struct tessera_input in = {s, ids, 8, TESSERA_LOGITS_NONE};
     assert_int_equal(tessera_step(e, &in, 1, &err), OK);

@@ -13,6 +13,7 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 #include "tests/fault.h"
 
 enum { N = 90 }; /* past a KV page */
@@ -77,14 +78,6 @@ static void feed(tessera_engine *e, tessera_session *s, tessera_session *other, 
             memcpy(out + (size_t)(at + i) * nv, tessera_logits(e, 0, i), nv * sizeof *out);
         at += take;
     }
-}
-
-static tessera_session *session(tessera_engine *e)
-{
-    struct err err;
-    tessera_session *s;
-    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
-    return s;
 }
 
 /* Every tier, thread count, KV type, split and batch: the bits of the first run. */
@@ -447,9 +440,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(void)

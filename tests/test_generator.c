@@ -12,6 +12,7 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 
 enum { GEN_MAX = 256, TEXT_MAX = 1 << 16 };
 
@@ -47,7 +48,7 @@ static tessera_engine *open_engine(int n_ubatch, int n_sessions)
     return e;
 }
 
-static tessera_session *session(tessera_engine *e, int n_ctx)
+static tessera_session *session_of(tessera_engine *e, int n_ctx)
 {
     struct err err;
     tessera_session *s;
@@ -138,7 +139,7 @@ static void run(tessera_generator *g, struct answer *out)
 static void answer_to(tessera_engine *e, const int32_t *ids, int n,
                       const struct tessera_generator_options *o, struct answer *out)
 {
-    tessera_session *s = session(e, 0);
+    tessera_session *s = session_of(e, 0);
     tessera_generator *g = generator(s, ids, n, o);
     run(g, out);
     tessera_generator_close(g);
@@ -291,7 +292,7 @@ static void test_held_back(void **state)
     const char *stops[1] = {all};
     o.stops = stops;
     o.n_stops = 1;
-    tessera_session *s = session(e, 0);
+    tessera_session *s = session_of(e, 0);
     tessera_generator *g = generator(s, prompt, N_PROMPT, &o);
     struct tessera_answer a;
     int n = 0, k = 0;
@@ -377,7 +378,7 @@ static void test_length(void **state)
     for (int i = 0; i < 4; i++) {
         struct tessera_generator_options o = options(0, 0, lengths[i]);
         o.ignore_end = true;
-        tessera_session *s = session(e, 0);
+        tessera_session *s = session_of(e, 0);
         tessera_generator *g = generator(s, prompt, N_PROMPT, &o);
         run(g, a);
         assert_int_equal(a->stop, TESSERA_STOP_LENGTH);
@@ -392,7 +393,7 @@ static void test_length(void **state)
         tessera_session_close(s);
     }
     /* Prompts that cannot be. */
-    tessera_session *s = session(e, 0);
+    tessera_session *s = session_of(e, 0);
     tessera_generator *g;
     const struct tessera_generator_options o = options(0, 0, 1);
     const int32_t wrong[2][2] = {{1, -1}, {1, GEN_BYTE_VOCAB}};
@@ -421,7 +422,7 @@ static void test_full(void **state)
     struct tessera_generator_options o = options(0, 0, -1);
     o.ignore_end = true;
     for (int n = 15; n <= 21; n++) {
-        tessera_session *s = session(e, 20);
+        tessera_session *s = session_of(e, 20);
         tessera_generator *g;
         err_clear(&err);
         if (n > 20) {
@@ -456,7 +457,7 @@ static void test_cancel(void **state)
     struct answer *a = answers(2);
     struct tessera_generator_options o = plain_answer(e, 0.9f, 12, &a[0]);
     for (int at = 0; at < 12; at++) {
-        tessera_session *s = session(e, 0);
+        tessera_session *s = session_of(e, 0);
         tessera_cancel(e); /* meant for something earlier: opening forgets it */
         tessera_generator *g = generator(s, prompt, N_PROMPT, &o);
         struct tessera_answer x;
@@ -494,7 +495,7 @@ static void test_cancel(void **state)
     const char *stops[1] = {first};
     o.stops = stops;
     o.n_stops = 1;
-    tessera_session *s = session(e, 0);
+    tessera_session *s = session_of(e, 0);
     tessera_generator *g = generator(s, prompt, N_PROMPT, &o);
     struct tessera_answer x;
     for (int i = 0; i < 6; i++) {
@@ -540,7 +541,7 @@ static void test_prefix(void **state)
     (void)state;
     enum { TURNS = 4, GEN = 9 };
     tessera_engine *e = open_engine(16, 2);
-    tessera_session *s = session(e, 0);
+    tessera_session *s = session_of(e, 0);
     float *want = calloc(GEN * GEN_BYTE_VOCAB, sizeof *want);
     float *got = calloc(GEN * GEN_BYTE_VOCAB, sizeof *got);
     int32_t ids[GEN_MAX], out[2][GEN];
@@ -553,7 +554,7 @@ static void test_prefix(void **state)
         /* Again: all but the last token of the prompt is there. */
         assert_int_equal(run_bits(s, ids, n, (uint64_t)turn, want, out[1], GEN), n - 1);
         assert_memory_equal(want, got, GEN * GEN_BYTE_VOCAB * sizeof *want);
-        tessera_session *fresh = session(e, 0);
+        tessera_session *fresh = session_of(e, 0);
         assert_int_equal(run_bits(fresh, ids, n, (uint64_t)turn, want, out[1], GEN), 0);
         assert_memory_equal(want, got, GEN * GEN_BYTE_VOCAB * sizeof *want);
         assert_memory_equal(out[0], out[1], sizeof out[0]);
@@ -563,7 +564,7 @@ static void test_prefix(void **state)
     /* Another way from the middle: what differs is rolled back. */
     ids[30] = (ids[30] + 1) % 280;
     assert_int_equal(run_bits(s, ids, 50, 9, got, out[0], GEN), 30);
-    tessera_session *fresh = session(e, 0);
+    tessera_session *fresh = session_of(e, 0);
     (void)run_bits(fresh, ids, 50, 9, want, out[1], GEN);
     assert_memory_equal(want, got, GEN * GEN_BYTE_VOCAB * sizeof *want);
     tessera_session_close(fresh);
@@ -586,7 +587,7 @@ static void run_batch(tessera_engine *e, int n_rows_max, int32_t ids[BATCH][40],
     tessera_generator *g[BATCH];
     err_clear(&err);
     for (int k = 0; k < BATCH; k++) {
-        s[k] = session(e, 0);
+        s[k] = session_of(e, 0);
         g[k] = generator(s[k], ids[k], n[k], &o[k]);
         memset(&out[k], 0, sizeof out[k]);
     }
@@ -644,7 +645,7 @@ static void test_batch(void **state)
     }
     /* One that was cancelled in a batch can be asked again: want() is as before. */
     struct err err;
-    tessera_session *s = session(e, 0);
+    tessera_session *s = session_of(e, 0);
     tessera_generator *g = generator(s, ids[3], n[3], &o[3]);
     struct tessera_input in, again;
     assert_true(tessera_generator_want(g, 5, &in));
@@ -715,7 +716,7 @@ static void test_long_pieces(void **state)
     assert_non_null(piece);
     bool longest = false;
     for (uint64_t seed = 0; seed < 8; seed++) {
-        tessera_session *s = session(e, 0);
+        tessera_session *s = session_of(e, 0);
         struct tessera_generator_options g_o = options(3, seed, 60);
         const char *stops[1] = {"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" "D!"};
         g_o.ignore_end = true;
@@ -750,9 +751,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(void)

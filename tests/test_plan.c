@@ -17,6 +17,7 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 
 static char dir[64] = "/tmp/tessera-plan-XXXXXX";
 static const char golden_dir[] = "tests/golden/plans";
@@ -25,9 +26,10 @@ static bool update;
 static const struct row {
     const char *name, *arch;
     int n_expert, n_repeats;
+    int n_layers; /* that run: of the file's three, how often each does */
 } models[] = {
-    {"qwen3moe", "qwen3moe", 8}, {"olmoe", "olmoe", 8}, {"llama", "llama", 0},
-    {"mixtral", "llama", 8}, {"mor", "mor", 0, 3}, {"ouro", "ouro", 0, 2},
+    {"qwen3moe", "qwen3moe", 8, 0, 3}, {"olmoe", "olmoe", 8, 0, 3}, {"llama", "llama", 0, 0, 3},
+    {"mixtral", "llama", 8, 0, 3}, {"mor", "mor", 0, 3, 1 + 3 + 1}, {"ouro", "ouro", 0, 2, 2 * 3},
 };
 static const enum qtype types[] = {QTYPE_F16, QTYPE_Q4_K};
 enum { N_MODELS = 6, N_ONCE = 4 /* whose layers run once */, N_TYPES = 2 };
@@ -215,14 +217,14 @@ static void check_phase(const tessera_engine *e, const char *text, const cJSON *
 static void test_json(void **state)
 {
     (void)state;
-    for (int i = 0; i < N_ONCE * N_TYPES; i++) {
+    for (int i = 0; i < N_MODELS * N_TYPES; i++) {
         const struct row *r = &models[i / N_TYPES];
         tessera_engine *e = open_model(tiny(r, types[i % N_TYPES], false), true, TESSERA_KV_F16);
         char *text = explain(e, false), *json = explain(e, true);
         cJSON *o = cJSON_Parse(json);
         assert_non_null(o);
         assert_string_equal(member(o, "arch")->valuestring, r->arch);
-        assert_int_equal(number(o, "layers"), 3);
+        assert_int_equal(number(o, "layers"), r->n_layers);
         assert_int_equal(number(o, "experts"), r->n_expert);
         assert_int_equal(number(o, "context"), 200);
         assert_int_equal(number(o, "parts"), e->resid.parts.n_parts);
@@ -297,7 +299,7 @@ static void check_memory(const struct row *r, enum qtype type, enum tessera_kv k
 static void test_memory(void **state)
 {
     (void)state;
-    for (int i = 0; i < N_ONCE; i++)
+    for (int i = 0; i < N_MODELS; i++)
         for (int k = 0; k < N_TYPES; k++) check_memory(&models[i], types[k], TESSERA_KV_F16);
     check_memory(&models[0], QTYPE_Q4_K, TESSERA_KV_Q8_0);
 }
@@ -427,9 +429,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(int argc, char **argv)

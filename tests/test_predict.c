@@ -15,6 +15,7 @@
 #include "routing/fit/fit_path.h"
 #include "routing/predict.h"
 #include "routing/route.h"
+#include "tests/engine.h"
 #include "tests/memfile.h"
 #include "tests/shared.h"
 
@@ -362,9 +363,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd) ? -1 : 0;
+    return tests_remove(dir);
 }
 
 int main(void)

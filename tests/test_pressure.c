@@ -12,6 +12,7 @@
 
 #include "bench/gen.h"
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 
 enum { VOCAB = 2048, MIB = 1 << 20, N = 48 };
 
@@ -151,14 +152,6 @@ static void step(tessera_engine *e, tessera_session *s, int at, int n, float *ou
     memcpy(out, tessera_logits(e, 0, n - 1), VOCAB * sizeof *out);
 }
 
-static tessera_session *session(tessera_engine *e)
-{
-    struct err err;
-    tessera_session *s;
-    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
-    return s;
-}
-
 static void test_engine(void **state)
 {
     (void)state;
@@ -275,9 +268,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(void)

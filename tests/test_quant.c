@@ -92,7 +92,8 @@ static void test_golden_decode(void **state)
     }
 }
 
-/* Byte-equal where there is one way to encode; otherwise no worse than the file by 2 %. */
+/* Byte-equal where there is one way to encode; otherwise a smaller error than the file's.  Q3_K's may
+ * be 1 % larger (it is 0.5 % here): smaller it is on rows like a model's, see test_beside_llama. */
 static void test_golden_encode(void **state)
 {
     (void)state;
@@ -100,7 +101,6 @@ static void test_golden_encode(void **state)
     float *src = golden("source", "f32", &n_src);
     if (!src) return;
     int64_t n = (int64_t)n_src / 4;
-    double worst = 0;
     float *x = alloc(n_src), *y = alloc(n_src);
     for (int i = 0; i < N_TYPES; i++) {
         enum qtype t = all_types[i];
@@ -115,12 +115,11 @@ static void test_golden_encode(void **state)
             codec_decode(t, ours, y, n);
             double theirs = nmse(src, x, n), mine = nmse(src, y, n);
             print_message("%s: nmse %.4e, file %.4e\n", info(t)->name, mine, theirs);
-            worst = fmax(worst, mine / theirs);
+            assert_true(mine < theirs * (t == QTYPE_Q3_K ? 1.01 : 1));
         }
         free(bin);
         free(ours);
     }
-    assert_true(worst < 1.02);
     free(src);
     free(x);
     free(y);
@@ -175,8 +174,8 @@ static double made_error(enum cpu_tier tier, enum qtype t, const float *x, const
     return sum;
 }
 
-/* No type's error is larger than llama-quantize's, with importance or without (2 % more would do);
- * importance helps where it says; all tiers write the same bytes. */
+/* No type's error is larger than llama-quantize's, with importance or without; importance helps where it
+ * says; all tiers write the same bytes. */
 static void test_beside_llama(void **state)
 {
     (void)state;

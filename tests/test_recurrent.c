@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "moe/run/engine_int.h"
+#include "tests/engine.h"
 #include "tests/fault.h"
 #include "tests/metric.h"
 #include "tests/shared.h"
@@ -54,14 +55,6 @@ static tessera_engine *open_model(const char *path, int n_threads, const char *t
 static tessera_engine *open_awkward(const char *name)
 {
     return open_model(path_of(name, "gguf"), 2, "");
-}
-
-static tessera_session *session(tessera_engine *e)
-{
-    struct err err;
-    tessera_session *s;
-    if (tessera_session_open(e, 0, &s, &err)) fail_msg("%s", err.msg);
-    return s;
 }
 
 /* Appends ids in pieces; the logits of every position go to out, which may be NULL. */
@@ -583,9 +576,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
+    return tests_remove(dir);
 }
 
 int main(void)

@@ -12,6 +12,7 @@
 #include "moe/base/rng.h"
 #include "moe/load/gguf.h"
 #include "moe/load/trace.h"
+#include "tests/engine.h"
 #include "tests/memfile.h"
 #include "tests/shared.h"
 
@@ -355,9 +356,7 @@ static int make_dir(void **state)
 static int remove_dir(void **state)
 {
     (void)state;
-    char cmd[128];
-    (void)snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd) ? -1 : 0;
+    return tests_remove(dir);
 }
 
 int main(void)

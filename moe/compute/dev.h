@@ -66,6 +66,16 @@ struct dev_rows {
     uint64_t kv_page_bytes; /* all slots of one page */
 };
 
+/* Which row of the step row r of a set is, and where row `at` of the step is in a set. */
+static inline int dev_row_at(const struct dev_rows *set, int r)
+{
+    return set->row ? set->row[r] : r;
+}
+static inline int dev_row_in(const struct dev_rows *set, int at)
+{
+    return set->where ? set->where[at] : at;
+}
+
 /* Routed work, both ways: row r's slot s is pair r*n_used + s; expert-major order lists, for every
  * expert that is used, its pairs.  Experts may be computed in several submissions, begin .. end - 1
  * of the list each, none twice; the last one sums up (and may name no more experts: begin == end). */

@@ -76,23 +76,15 @@ static int n_rows_of(const struct op *op, const struct dev_bind *b)
     return b->set[op->rows].n;
 }
 
-/* Number in the step of row r of an op's row set. */
-static int batch_at(const struct op *op, const struct dev_bind *b, int r)
-{
-    const int32_t *row = b->set[op->rows].row;
-    return row ? row[r] : r;
-}
-
 static const struct dev_row *batch_row(const struct op *op, const struct dev_bind *b, int r)
 {
-    return &b->row[batch_at(op, b, r)];
+    return &b->row[dev_row_at(&b->set[op->rows], r)];
 }
 
 /* The row of a buffer of any set that belongs to row `at` of the step. */
 static char *row_for(const struct dev_bind *b, int buf, int at)
 {
-    const int32_t *where = b->set[b->buf[buf].rows].where;
-    return row_of(b, buf, where ? where[at] : at);
+    return row_of(b, buf, dev_row_in(&b->set[b->buf[buf].rows], at));
 }
 
 /* Where row `at` of the step is on the timeline of a KV slot of that row set. */
@@ -229,7 +221,7 @@ static void kv_put_row(const struct job *j, int r)
     const struct op *op = j->op;
     const struct dev_bind *b = j->b;
     const struct dev_rows *line = &b->set[op->kv_rows];
-    const int at = batch_at(op, b, r), pos = kv_pos(b, op->kv_rows, at);
+    const int at = dev_row_at(&b->set[op->rows], r), pos = kv_pos(b, op->kv_rows, at);
     const int dk = op->p.attn.dk, dv = op->p.attn.latent ? 0 : op->p.attn.dv;
     const size_t head = attn_head_bytes(b->kv_type, dk, dv);
     char *page = line->kv_base[b->row[at].session] + b->kv_offset[op->kv_slot] +
@@ -250,7 +242,7 @@ static void scatter_row(const struct job *j, int r)
 {
     const struct op *op = j->op;
     const struct dev_bind *b = j->b;
-    const int at = batch_at(op, b, r), width = b->buf[op->out[0]].width;
+    const int at = dev_row_at(&b->set[op->rows], r), width = b->buf[op->out[0]].width;
     const float *x = (const float *)(const void *)row_for(b, op->in[0], at);
     float *y = (float *)(void *)row_for(b, op->out[0], at), w = op->p.scatter.by;
     if (op->in[1] >= 0)
@@ -321,7 +313,7 @@ static void elem_row(const struct job *j, int r)
                 frow(b, op->out[0], r));
         break;
     case OP_SELECT:
-        memcpy(row_of(b, op->out[0], r), row_for(b, op->in[0], batch_at(op, b, r)),
+        memcpy(row_of(b, op->out[0], r), row_for(b, op->in[0], dev_row_at(&b->set[op->rows], r)),
                b->buf[op->out[0]].stride);
         break;
     case OP_SCATTER: scatter_row(j, r); break;
@@ -524,7 +516,8 @@ static void attn_task(void *arg, int task, int worker)
     struct attn_row rows[ATTN_ROWS];
     for (int r = 0; r < nr; r++) {
         const struct dev_rows *line = &b->set[op->kv_rows];
-        const int step_row = batch_at(op, b, r0 + r), pos = kv_pos(b, op->kv_rows, step_row);
+        const int step_row = dev_row_at(&b->set[op->rows], r0 + r);
+        const int pos = kv_pos(b, op->kv_rows, step_row);
         const int window = op->p.attn.window;
         rows[r] = (struct attn_row){
             .q = frow(b, op->in[0], r0 + r) + at * op->p.attn.dim,
@@ -590,10 +583,8 @@ static void carry_head(enum kv_type type, int dk, int dv, size_t head, struct ca
 
 static bool has_rows(const struct dev_bind *b, int set, int session)
 {
-    for (int r = 0; r < b->set[set].n; r++) {
-        const int at = b->set[set].row ? b->set[set].row[r] : r;
-        if (b->row[at].session == session) return true;
-    }
+    for (int r = 0; r < b->set[set].n; r++)
+        if (b->row[dev_row_at(&b->set[set], r)].session == session) return true;
     return false;
 }
 

@@ -1034,6 +1034,11 @@ enum status gguf_get_f32(const struct gguf *g, const char *key, float *out, stru
     return OK;
 }
 
+bool gguf_str_is(struct gguf_str s, const char *word)
+{
+    return s.n == strlen(word) && !memcmp(s.s, word, s.n);
+}
+
 enum status gguf_get_str(const struct gguf *g, const char *key, struct gguf_str *out,
                          struct err *e)
 {

@@ -32,6 +32,9 @@ struct gguf_str {
     uint64_t n;
 };
 
+/* Whether the text is `word`. */
+bool gguf_str_is(struct gguf_str s, const char *word);
+
 struct gguf_value {
     enum gguf_type type;       /* GGUF_ARRAY: see elem */
     enum gguf_type elem;       /* element type of an array */

@@ -5,11 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is(struct gguf_str s, const char *name)
-{
-    return s.n == strlen(name) && !memcmp(s.s, name, s.n);
-}
-
 static enum status broken(const struct gguf *g, struct err *e, const char *what)
 {
     return err_set(e, ERR_FORMAT, "%s: the stack is broken: %s: build it again with `tessera stack`",
@@ -31,9 +26,9 @@ static enum status read_codec(struct stackfile *s, const struct gguf *g, struct 
     if (gguf_n_shards(g) != 1)
         return err_set(e, ERR_UNSUPPORTED, "%s: a stack is one file, not a split set",
                        gguf_path(g, 0));
-    if (!is(codec, "nested") && !is(codec, "factored"))
+    if (!gguf_str_is(codec, "nested") && !gguf_str_is(codec, "factored"))
         return broken(g, e, "its codec is neither nested nor factored");
-    s->type = is(codec, "nested") ? QTYPE_NEST2 : QTYPE_SIGN1;
+    s->type = gguf_str_is(codec, "nested") ? QTYPE_NEST2 : QTYPE_SIGN1;
     if (s->type == QTYPE_SIGN1 && (rank < 1 || rank > STACK_RANK_MAX))
         return broken(g, e, "its rank is out of range");
     s->rank = s->type == QTYPE_SIGN1 ? (int)rank : 0;
@@ -137,7 +132,7 @@ static enum status read_order(struct stackfile *s, const struct gguf *g, struct 
 /* What of the levels is in the file. */
 static enum status measure(struct stackfile *s, const struct gguf *g, struct err *e)
 {
-    const uint64_t end = s->n_units ? s->unit[s->n_units - 1].end : STACK_HEAD;
+    const uint64_t end = stackfile_end(s, s->n_units);
     const uint64_t file = gguf_file_bytes(g), from = s->levels->offset;
     if (s->levels->type != GGUF_TENSOR_I8 || s->levels->dim[0] != STACK_ROW ||
         s->levels->dim[1] != end / STACK_ROW || s->levels->dim[2] != 1 || s->levels->dim[3] != 1)
@@ -150,10 +145,10 @@ static enum status measure(struct stackfile *s, const struct gguf *g, struct err
         return OK;
     }
     const int n = stackfile_units_in(s, there);
-    if (there < STACK_HEAD || n < s->n_floor || (n ? s->unit[n - 1].end : STACK_HEAD) != there)
+    if (there < STACK_HEAD || n < s->n_floor || stackfile_end(s, n) != there)
         return err_set_at(e, ERR_FORMAT, file, "%s: the file is truncated inside of unit %d of its "
                           "stack: download it again, or cut it to %" PRIu64 " bytes",
-                          gguf_path(g, 0), n, from + (n ? s->unit[n - 1].end : STACK_HEAD));
+                          gguf_path(g, 0), n, from + stackfile_end(s, n));
     s->n_cut = s->n_units - n;
     s->n_units = n;
     s->n_rows = there / STACK_ROW;
@@ -225,6 +220,12 @@ void stackfile_close(struct stackfile *s)
     memset(s, 0, sizeof *s);
 }
 
+uint64_t stackfile_end(const struct stackfile *s, int n)
+{
+    if (n > s->n_units) n = s->n_units;
+    return n < 1 ? STACK_HEAD : s->unit[n - 1].end;
+}
+
 int stackfile_units_in(const struct stackfile *s, uint64_t bytes)
 {
     int lo = 0, hi = s->n_units;
@@ -236,11 +237,6 @@ int stackfile_units_in(const struct stackfile *s, uint64_t bytes)
     return lo;
 }
 
-static double end_of(const struct stackfile *s, int n)
-{
-    return n < 1 ? STACK_HEAD : (double)s->unit[(n > s->n_units ? s->n_units : n) - 1].end;
-}
-
 double stackfile_ppl(const struct stackfile *s, int n_units)
 {
     if (!s->n_curve) return 0;
@@ -248,7 +244,8 @@ double stackfile_ppl(const struct stackfile *s, int n_units)
     while (i < s->n_curve && s->curve_units[i] < n_units) i++;
     if (i == s->n_curve) return (double)s->curve_ppl[s->n_curve - 1];
     if (!i || s->curve_units[i] == n_units) return (double)s->curve_ppl[i];
-    const double a = end_of(s, s->curve_units[i - 1]), b = end_of(s, s->curve_units[i]);
-    const double t = b > a ? (end_of(s, n_units) - a) / (b - a) : 1;
+    const double a = (double)stackfile_end(s, s->curve_units[i - 1]);
+    const double b = (double)stackfile_end(s, s->curve_units[i]);
+    const double t = b > a ? ((double)stackfile_end(s, n_units) - a) / (b - a) : 1;
     return (double)s->curve_ppl[i - 1] * (1 - t) + (double)s->curve_ppl[i] * t;
 }

@@ -64,7 +64,8 @@ enum { STACK_HEAD = 64 };
 enum status stackfile_open(struct stackfile *s, const struct gguf *g, struct err *e);
 void stackfile_close(struct stackfile *s);
 
-/* Units within so many bytes of levels. */
+/* Where the first n units end, those that are in the file; units within so many bytes of levels. */
+uint64_t stackfile_end(const struct stackfile *s, int n);
 int stackfile_units_in(const struct stackfile *s, uint64_t bytes);
 
 /* The perplexity expected with so many units, between two measured points in proportion to bytes;

@@ -13,8 +13,8 @@ void build_init(struct build *b, struct weights *ws, struct err *e)
     b->err = e;
     b->at_layer = -1;
     b->n_buf = 1;
-    b->set[ROWS_ALL] = (struct row_set){"all", ROWS_ALL, 1};
-    b->set[ROWS_OUT] = (struct row_set){"out", ROWS_ALL, 1};
+    b->set[ROWS_ALL] = (struct row_set){"all", 1};
+    b->set[ROWS_OUT] = (struct row_set){"out", 1};
     b->n_sets = ROWS_FIRST;
 }
 
@@ -23,7 +23,6 @@ void build_free(struct build *b)
     free(b->op);
     free(b->buf);
     free(b->slot);
-    free(b->layer);
     memset(b, 0, sizeof *b);
 }
 
@@ -107,12 +106,7 @@ bool build_has(const struct build *b, const char *name, int layer)
     return weights_has(b->ws, full);
 }
 
-void build_layer(struct build *b, int logical, int physical, int kv_slot)
-{
-    if (!reserve(b, &b->layer, b->n_layer, &b->cap_layer, sizeof *b->layer)) return;
-    b->layer[b->n_layer++] = (struct layer_ref){logical, physical, kv_slot, b->rows};
-    b->at_layer = logical;
-}
+void build_layer(struct build *b) { b->at_layer = b->n_layer++; }
 
 int build_kv_slot(struct build *b, struct kv_slot slot)
 {
@@ -129,7 +123,6 @@ int build_row_set(struct build *b, const char *name, double share)
     if (b->err->code) return ROWS_ALL;
     struct row_set *s = &b->set[b->n_sets];
     (void)snprintf(s->name, sizeof s->name, "%s", name);
-    s->parent = b->rows;
     s->share = share;
     return b->n_sets++;
 }

@@ -34,15 +34,9 @@ struct buf {
     int prepared[3];     /* BUF_F32: its BUF_ACT per activation format, 0 = not yet */
 };
 
-/* A row of the layer program: logical layer -> physical weights, KV slot, row set. */
-struct layer_ref {
-    int logical, physical, kv_slot, rows;
-};
-
-/* A row set (op.h).  Those from ROWS_FIRST on are parts of their parent. */
+/* A row set (op.h). */
 struct row_set {
     char name[12];
-    int parent;
     double share;        /* of all rows, expected; 1 = nothing is known */
 };
 
@@ -54,8 +48,7 @@ struct build {
     int n_buf, cap_buf;
     struct kv_slot *slot;
     int n_slot, cap_slot;
-    struct layer_ref *layer;
-    int n_layer, cap_layer;
+    int n_layer;
     int rows;          /* set of the ops that come next */
     struct row_set set[ROWS_MAX];
     int n_sets;
@@ -88,8 +81,8 @@ bool build_has(const struct build *b, const char *name, int layer);
  * what is expected to be in it, of all rows. */
 int build_row_set(struct build *b, const char *name, double share);
 
-/* Opens a logical layer; ops that follow belong to it. Adds its row to the layer program. */
-void build_layer(struct build *b, int logical, int physical, int kv_slot);
+/* Opens the next logical layer; ops that follow belong to it. */
+void build_layer(struct build *b);
 int build_kv_slot(struct build *b, struct kv_slot slot);
 
 /* Each returns the buffer that holds the result. */

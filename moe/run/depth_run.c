@@ -10,8 +10,8 @@
 static float *row_for(const struct tessera_engine *e, int buf, int at)
 {
     const struct dev_buf *f = &e->buf[buf];
-    const int32_t *where = e->set[f->rows].where;
-    return (float *)(void *)(f->base + (uint64_t)f->stride * (uint64_t)(where ? where[at] : at));
+    const int row = dev_row_in(&e->set[f->rows], at);
+    return (float *)(void *)(f->base + (uint64_t)f->stride * (uint64_t)row);
 }
 
 /* Fills out[0] for one row and says if it goes on. */
@@ -42,9 +42,9 @@ static void keep_best(struct tessera_engine *e, const struct op *op, const struc
 {
     int all = 0;
     for (int r = 0, end; r < from->n; r = end) {
-        const int session = e->row[from->row ? from->row[r] : r].session;
+        const int session = e->row[dev_row_at(from, r)].session;
         for (end = r; end < from->n; end++) {
-            const int at = from->row ? from->row[end] : end;
+            const int at = dev_row_at(from, end);
             if (e->row[at].session != session) break;
             e->logit[end] = row_for(e, op->in[0], at)[0];
         }
@@ -63,7 +63,7 @@ static void fill_set(struct tessera_engine *e, const struct dev_rows *from, int 
     int32_t pos = 0;
     for (int i = 0; i < n_rows; i++) m->where[i] = -1;
     for (int r = 0; r < from->n; r++) {
-        const int at = from->row ? from->row[r] : r;
+        const int at = dev_row_at(from, r);
         if (!e->pass[r]) continue;
         if (before && e->row[at].session != session) {
             session = e->row[at].session;
@@ -82,7 +82,7 @@ void depth_run(struct tessera_engine *e, const struct op *op, int n_rows)
     const struct dev_rows *from = &e->set[op->rows];
     const struct elem_kernels *el = elem_kernels(e->tier);
     for (int r = 0; r < from->n; r++) {
-        const int at = from->row ? from->row[r] : r;
+        const int at = dev_row_at(from, r);
         e->pass[r] = one_row(e, op, el, at);
         if (p->rule == DEPTH_EXIT && p->set) /* KV_CARRY asks */
             e->stepped[e->row[at].session]->depth[e->row[at].pos] =

@@ -57,9 +57,11 @@ static uint64_t identity_of(const struct gguf *g)
 /* ---- opening, in order ---- */
 
 /* Static and min need a table or a future that nobody has here. */
-static enum status choose_policy(const char *name, enum policy_kind *kind, struct err *err)
+static enum status choose_policy(struct tessera_engine *e, enum policy_kind *kind, struct err *err)
 {
+    const char *name = e->opt.policy;
     if (name) *kind = policy_by_name(name);
+    e->opt.policy = policy_name(*kind);
     if (*kind == POLICY_LRU || *kind == POLICY_LFU || *kind == POLICY_LRFU || *kind == POLICY_PLEC)
         return OK;
     return err_set(err, ERR_USAGE, "unknown policy '%s': lrfu, lru, lfu or plec", name);
@@ -83,7 +85,7 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
     int *lookup = calloc((size_t)e->weights.n + 1, sizeof *lookup);
     int *used = calloc(n_op * OP_IO + 1, sizeof *used), *first = calloc(n_op * OP_IO + 1, sizeof *first);
     int n_used = 0;
-    enum status s = choose_policy(e->opt.policy, &o.policy, err);
+    enum status s = choose_policy(e, &o.policy, err);
     e->op_bank = calloc(n_op + 1, sizeof *e->op_bank);
     e->op_piece = calloc(n_op * OP_IO + 1, sizeof *e->op_piece);
     if (!s && (!bank || !lookup || !used || !first || !e->op_bank || !e->op_piece))
@@ -522,6 +524,7 @@ static const char *common_type(const struct tessera_engine *e)
     int best = 0;
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];
+        if (w->type == QTYPE_BYTES) continue; /* levels above a stack's bases */
         bytes[w->type] += (uint64_t)w->n_mats * w->mat_file_bytes;
         if (bytes[w->type] > bytes[best]) best = (int)w->type;
     }
@@ -540,6 +543,7 @@ struct tessera_model tessera_model(const tessera_engine *e)
     };
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];
+        if (w->type == QTYPE_BYTES) continue; /* of the same parameters */
         const uint64_t one = (uint64_t)w->n_cols * (uint64_t)w->n_rows;
         m.n_params += one * (uint64_t)w->n_mats;
         m.n_params_active += one * (uint64_t)(w->n_mats > 1 ? e->hp.n_expert_used : 1);
@@ -584,7 +588,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
         .steps = e->n_steps, .hits = c->hits, .misses = c->misses, .bytes_read = c->bytes_read,
         .shrunk = e->pressure.shrunk, .grown = e->pressure.grown, .spilled = e->pressure.spilled,
         .evictions = c->evictions, .waited = c->waited,
-        .policy = e->resid.policy ? policy_name(e->resid.policy_kind) : "",
+        .policy = e->resid.policy ? e->opt.policy : "",
         .predictor = g->name, .ahead = g->kind != PREDICT_NONE && (g->always || g->on),
         .trials = g->n_trials, .trials_won = g->n_on,
         .seconds_of = {g->seconds[0], g->seconds[1]},
@@ -733,6 +737,7 @@ enum status engine_commit(struct tessera_engine *e, struct region *r, uint64_t b
     /* What is on its way after opening still is: only steps wait for it. */
     enum status s = e->resid.filling ? resid_begin(&e->resid, &p, err)
                                      : resid_apply(&e->resid, &p, NULL, NULL, err);
+    e->placement = e->resid.now;
     return s ? s : region_commit(r, bytes, err);
 }
 
@@ -790,8 +795,7 @@ static const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
 }
 
 /* Fills the row table and returns how many rows want logits. */
-static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, int n_in,
-                     int32_t *serial)
+static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, int n_in)
 {
     int r = 0, n_out = 0;
     for (int i = 0; i < n_in; i++) {
@@ -805,7 +809,7 @@ static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, i
         if (in[i].logits != TESSERA_LOGITS_NONE) e->input[i].out0 = n_out;
         for (int t = 0; t < in[i].n; t++, r++) {
             e->row[r] = (struct dev_row){in[i].ids[t], s->n + t, i};
-            serial[r] = s->serial;
+            e->serials[r] = s->serial;
             const bool out = in[i].logits == TESSERA_LOGITS_ALL ||
                              (in[i].logits == TESSERA_LOGITS_LAST && t == in[i].n - 1);
             if (out) e->out_row[n_out++] = r;
@@ -850,7 +854,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
         if ((s = session_unspill(in[i].session, err)) || (s = commit_lines(e, &in[i], err)))
             return s;
     if ((s = bind_states(e, in, n_in, err))) return s;
-    const int n_out = bind_rows(e, in, n_in, e->serials);
+    const int n_out = bind_rows(e, in, n_in);
     if (n_rows > e->opt.n_ubatch) {
         if (n_out > e->opt.n_ubatch)
             s = err_set(err, ERR_RANGE, "a step has logits of at most %d tokens", e->opt.n_ubatch);
@@ -862,7 +866,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
     }
     if ((s = engine_commit(e, &e->logits, (size_t)e->logits_stride * (size_t)(n_out ? n_out : 1),
                     err)) ||
-        (s = exec_run(e, plan_for(e, n_rows), n_rows, n_out, e->serials, err))) {
+        (s = exec_run(e, plan_for(e, n_rows), n_rows, n_out, err))) {
         e->n_inputs = 0;
         return s;
     }

@@ -247,6 +247,6 @@ void promise_stack(const struct tessera_engine *e, const struct placement *p, st
 
 /* Runs one plan on the rows in e->row; see exec.c. */
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
-                     const int32_t *serial, struct err *err);
+                     struct err *err);
 
 #endif

@@ -36,13 +36,6 @@ struct exec {
 
 static int set_rows(const struct exec *x, const struct op *op) { return x->e->set[op->rows].n; }
 
-/* Number in the step of row r of an op's row set. */
-static int step_row(const struct exec *x, const struct op *op, int r)
-{
-    const int32_t *row = x->e->set[op->rows].row;
-    return row ? row[r] : r;
-}
-
 static void bind_buffers(struct exec *x)
 {
     struct tessera_engine *e = x->e;
@@ -90,7 +83,7 @@ static void observe(struct exec *x, double waited)
     const struct route_params *p = &x->route_op->p.moe.route;
     uint8_t *in_ram = x->e->in_ram + p->n_expert;
     for (int r = 0; r < x->route.n_rows; r++) {
-        const int at = step_row(x, x->route_op, r);
+        const int at = dev_row_at(&x->e->set[x->route_op->rows], r);
         const int32_t *id = x->ctl.id + r * p->n_used;
         for (int k = 0; k < p->n_used; k++) in_ram[k] = x->e->in_ram[id[k]];
         obs_put(&x->e->obs, &(struct obs){
@@ -113,8 +106,7 @@ static void foresee(struct exec *x, int bank)
     if (g->kind == PREDICT_NONE || bank >= e->resid.n_banks ||
         !(scan || (g->active && g->kind == PREDICT_GATE))) return;
     float *logits = gates_run(&e->gates, bank, n, e->api, e->dev, &x->bind, &stride);
-    if (logits)
-        forecast_gate(g, e, bank, e->gates.bank[bank].route, n, logits, stride, e->gates.pick);
+    if (logits) forecast_gate(g, e, bank, n, logits, stride);
 }
 
 static void run_route(struct exec *x, const struct op *op)
@@ -503,8 +495,9 @@ static void attention_work(const struct exec *x, const struct op *op, struct pro
     const int dk = op->p.attn.dk, dv = op->p.attn.dv, stored = op->p.attn.latent ? 0 : dv;
     const uint64_t page = attn_head_bytes(x->bind.kv_type, dk, stored);
     const struct dev_row *row = x->row;
+    const struct dev_rows *set = &x->e->set[op->rows];
     for (int i = 0; i < r->n_rows; i++) {
-        const int at = step_row(x, op, i), next = step_row(x, op, i + 1 < r->n_rows ? i + 1 : i);
+        const int at = dev_row_at(set, i), next = dev_row_at(set, i + 1 < r->n_rows ? i + 1 : i);
         const int32_t *pos = x->e->set[op->kv_rows].pos;
         uint64_t seen = (uint64_t)(pos ? pos[at] : row[at].pos) + 1;
         if (op->p.attn.window > 0 && seen > (uint64_t)op->p.attn.window)
@@ -595,13 +588,14 @@ static enum status run_layers(struct exec *x, int n_rows, int n_out, struct err 
 }
 
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
-                     const int32_t *serial, struct err *err)
+                     struct err *err)
 {
-    struct exec x = {.e = e, .plan = p, .row = e->row, .serial = serial, .n_rows = n_rows};
+    struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows};
     bind_buffers(&x);
     depth_bind(e, n_rows, n_out);
     x.bind = (struct dev_bind){
-        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set, .carry = e->carry, .n_inputs = e->n_inputs,
+        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
+        .carry = e->carry, .n_inputs = e->n_inputs,
         .n_rows = n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,

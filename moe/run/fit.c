@@ -6,8 +6,9 @@
  * Otherwise weights get what is left, and the rest of the process is kept small: a micro-batch
  * whose buffers stay within BESIDE_BYTES with the process and the staging and take an eighth of the
  * budget at most, a default context whose KV cache takes a quarter at most.  What of it is not filled
- * yet is lent to the weights, and taken back page by page (engine_commit).  If not even the least placement fits, all of these shrink to
- * their least; if that is too much the model is refused, with the number that works.
+ * yet is lent to the weights, and taken back page by page (engine_commit).  If not even the least
+ * placement fits, all of these shrink to their least; if that is too much the model is refused, with
+ * the number that works.
  *
  * Pure functions of the engine's description; no memory is taken here. */
 #include "moe/run/engine_int.h"
@@ -87,7 +88,8 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t threads = 2 * (uint64_t)e->opt.n_threads;
     const uint64_t tables = (uint64_t)e->resid.n_groups * (sizeof(struct group) + 3 * sizeof(int)) +
                             (uint64_t)e->model.n_op * (sizeof(struct op) + 128);
-    const uint64_t rows = (uint64_t)e->opt.n_batch * (uint64_t)(64 + 12 * e->model.n_sets), vocab = (uint64_t)e->model.n_vocab * 16;
+    const uint64_t rows = (uint64_t)e->opt.n_batch * (uint64_t)(64 + 12 * e->model.n_sets);
+    const uint64_t vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
     const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
                          rows + vocab + stack_bytes(e) + forecast_bytes(&e->forecast);

@@ -200,9 +200,10 @@ static void guess_all(struct forecast *g, struct tessera_engine *e)
     resid_speculate(&e->resid);
 }
 
-void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, const struct op *route,
-                   int n_rows, float *logits, uint64_t stride, float *pick)
+void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, int n_rows,
+                   float *logits, uint64_t stride)
 {
+    const struct op *route = e->gates.bank[bank].route;
     const struct route_params *p = &route->p.moe.route;
     const struct elem_kernels *el = elem_kernels(e->tier);
     const float *bias = route->weight[0] < 0 ? NULL : e->weight[route->weight[0]].data;
@@ -213,7 +214,7 @@ void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, const
     memset(g->score, 0, sizeof *g->score * (size_t)g->n_experts);
     for (int r = 0; r < n_rows; r++) {
         float *l = (float *)(void *)((char *)logits + stride * (uint64_t)r);
-        const int k = predict_gate(p, el, bias, l, pick, g->n_used, g->pick, g->prob);
+        const int k = predict_gate(p, el, bias, l, e->gates.pick, g->n_used, g->pick, g->prob);
         for (int i = 0; i < k; i++)
             if (g->score[g->pick[i]] < (float)(g->n_used - i))
                 g->score[g->pick[i]] = (float)(g->n_used - i);

@@ -90,8 +90,8 @@ void forecast_routed(struct forecast *g, struct tessera_engine *e, int bank, con
                      int n);
 /* logits [n_rows] of the next bank's gate, as gates_run() gives them.  Of a pass that scans all
  * layers some of its rows: together they name what the layer will most likely want. */
-void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, const struct op *route,
-                   int n_rows, float *logits, uint64_t stride, float *pick);
+void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, int n_rows,
+                   float *logits, uint64_t stride);
 void forecast_done(struct forecast *g, struct tessera_engine *e);
 
 #endif

@@ -17,7 +17,7 @@ static bool writes(const struct op *op, int x)
 static bool is_plain(const struct op *op)
 {
     switch (op->code) {
-    case OP_RMS_NORM: return true;
+    case OP_RMS_NORM:
     case OP_PREPARE:
     case OP_ADD_BIAS:
     case OP_SCALE: return true;

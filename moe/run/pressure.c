@@ -28,8 +28,8 @@ void pressure_open(struct pressure *g, uint64_t budget, uint64_t reserve)
     g->looked = g->calm = g->moved = g->clock();
 }
 
-uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget, uint64_t used,
-                       double now)
+uint64_t pressure_decide(struct pressure *g, const struct machine_room *r, uint64_t budget,
+                         uint64_t used, double now)
 {
     if (r->available == MACHINE_NONE) return budget;
     const bool waits = r->stalled >= STALLED, low = r->available < g->reserve / 2;
@@ -78,13 +78,14 @@ static void tell(struct tessera_engine *e, uint64_t budget)
     char text[256];
     if (e->pressure.shrunk++) return;
     (void)snprintf(text, sizeof text, "memory is getting short on this machine: Tessera goes from %llu "
-                   "down to %llu MiB, and comes back when there is room: slower, the same text",
-                   (unsigned long long)(e->opt.mem_budget / MIB), (unsigned long long)(budget / MIB));
+                   "down to %llu MiB, and comes back when there is room: slower, %s",
+                   (unsigned long long)(e->opt.mem_budget / MIB), (unsigned long long)(budget / MIB),
+                   e->stack.present ? "with fewer bits per weight" : "the same text");
     engine_warn(e, text);
 }
 
 enum status pressure_step(struct tessera_engine *e, const struct tessera_input *in, int n_in,
-                        struct err *err)
+                          struct err *err)
 {
     struct pressure *g = &e->pressure;
     if (!g->on) return OK;

@@ -11,8 +11,7 @@ double promise_level_bytes(const struct tessera_engine *e, const struct placemen
     double sum = 0;
     for (int i = 0; i < p->n_units; i++) {
         const struct weight *w = &e->weights.at[e->resid.parts.part[e->unit[i].part].weight];
-        const uint64_t from = i ? e->level_end[i - 1] : STACK_HEAD;
-        sum += (double)(e->level_end[i] - from) *
+        sum += (double)(stackfile_end(&e->stack, i + 1) - stackfile_end(&e->stack, i)) *
                (w->n_mats > 1 ? (double)e->hp.n_expert_used / w->n_mats : 1);
     }
     return sum;
@@ -54,7 +53,7 @@ void promise_stack(const struct tessera_engine *e, const struct placement *p, st
     (void)snprintf(k->text, sizeof k->text, "%.*s", (int)(s->curve_text.n < 60 ? s->curve_text.n : 60),
                    s->curve_text.n ? s->curve_text.s : "");
     for (int i = 0; i < p->n_units; i++)
-        bytes[e->unit[i].part] += e->level_end[i] - (i ? e->level_end[i - 1] : STACK_HEAD);
+        bytes[e->unit[i].part] += stackfile_end(s, i + 1) - stackfile_end(s, i);
     double weights[PLAN_DEPTHS] = {0};
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];

@@ -143,11 +143,6 @@ static bool has(struct gguf_str s, const char *part)
     return false;
 }
 
-static bool is(struct gguf_str s, const char *name)
-{
-    return s.n == strlen(name) && !memcmp(s.s, name, s.n);
-}
-
 /* Dimensions without the trailing ones. */
 static int real_dims(const struct gguf_tensor *t)
 {
@@ -172,7 +167,8 @@ static bool is_matrix(const struct gguf_tensor *t)
         ".patch_merger", "a.rvq.codebook", "mm.a.code_embd"};
     const struct gguf_str s = t->name;
     if (real_dims(t) < 2 || s.n < 6 || memcmp(s.s + s.n - 6, "weight", 6)) return false;
-    if (is(s, "position_embd.weight") || is(s, "token_types.weight")) return false;
+    if (gguf_str_is(s, "position_embd.weight") || gguf_str_is(s, "token_types.weight"))
+        return false;
     for (size_t i = 0; i < sizeof stay / sizeof stay[0]; i++)
         if (has(s, stay[i])) return false;
     return true;
@@ -183,8 +179,9 @@ static enum role role_of(struct gguf_str s)
     static const struct { const char *part; enum role role; } parts[] = {
         {"attn_qkv.weight", ROLE_V}, {"attn_kv_b.weight", ROLE_V}, {"attn_v.weight", ROLE_V},
         {"attn_k.weight", ROLE_K}, {"attn_output.weight", ROLE_O}, {"ffn_down", ROLE_DOWN}};
-    if (is(s, "output.weight")) return ROLE_OUTPUT;
-    if (is(s, "token_embd.weight") || is(s, "per_layer_token_embd.weight")) return ROLE_EMBED;
+    if (gguf_str_is(s, "output.weight")) return ROLE_OUTPUT;
+    if (gguf_str_is(s, "token_embd.weight") || gguf_str_is(s, "per_layer_token_embd.weight"))
+        return ROLE_EMBED;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (has(s, parts[i].part)) return parts[i].role;
     return ROLE_OTHER;
@@ -249,8 +246,8 @@ static enum status read_model(struct chooser *c, struct err *e)
         (s = model_int(c->in, arch, "attention.head_count_kv", (uint64_t)heads, &kv_heads, e)))
         return s;
     c->heads_per_kv = kv_heads ? heads / kv_heads : 0;
-    c->large_llama = c->n_layers == 80 && ((is(arch, "llama") && heads != kv_heads) ||
-                                           is(arch, "qwen2"));
+    c->large_llama = c->n_layers == 80 && ((gguf_str_is(arch, "llama") && heads != kv_heads) ||
+                                           gguf_str_is(arch, "qwen2"));
     c->tied = true;
     for (uint64_t i = 0; i < gguf_n_tensors(c->in); i++) {
         const enum role role = role_of(gguf_tensor_at(c->in, i)->name);
@@ -347,7 +344,7 @@ static void choose(struct chooser *c, const struct gguf_tensor *t, struct recipe
 {
     const enum qtype base = c->o->recipe->base;
     *q = (struct recipe_choice){.type = (enum qtype)t->type, .kept = true};
-    if (!is_matrix(t) || (c->o->leave_output && is(t->name, "output.weight"))) return;
+    if (!is_matrix(t) || (c->o->leave_output && gguf_str_is(t->name, "output.weight"))) return;
     const bool quantised = qtype_info((uint32_t)base)->block > 1;
     int type = by_user(c, t->name, quantised);
     if (type == RECIPE_TYPE_OPEN)

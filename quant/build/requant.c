@@ -8,11 +8,6 @@
 
 enum { PIECE_WEIGHTS = 1 << 20, TASK_WEIGHTS = 1 << 15, QUANTISATION_VERSION = 2 };
 
-static bool is(struct gguf_str s, const char *name)
-{
-    return s.n == strlen(name) && !memcmp(s.s, name, s.n);
-}
-
 static bool is_float(uint32_t type)
 {
     return type == QTYPE_F32 || type == QTYPE_F16 || type == QTYPE_BF16;
@@ -122,20 +117,6 @@ static void encode_task(void *arg, int task, int worker)
     }
 }
 
-struct job {
-    const struct requant *r;
-    struct osfile *file; /* [shards] */
-    struct gguf_writer *w;
-    struct pool *pool;
-    enum cpu_tier tier;
-    char *in, *out;      /* PIECE_WEIGHTS at their widest, or one row if that is longer */
-    float *x;
-    uint64_t room;
-    bool (*progress)(void *arg, uint64_t done, uint64_t total);
-    void *arg;
-    uint64_t done;
-};
-
 static enum status importance_of(const struct requant_tensor *t, float **out, struct err *e)
 {
     const uint64_t cols = t->in->dim[0], n_mats = t->in->dim[2] * t->in->dim[3];
@@ -150,8 +131,15 @@ static enum status importance_of(const struct requant_tensor *t, float **out, st
     return OK;
 }
 
-static enum status write_rows(struct job *j, const struct requant_tensor *t, const float *w,
-                              struct err *e)
+enum status requant_went(struct requant_job *j, uint64_t bytes, struct err *e)
+{
+    j->done += bytes;
+    if (!j->progress || j->progress(j->arg, j->done, j->total)) return OK;
+    return err_set(e, ERR_CANCELLED, "interrupted");
+}
+
+static enum status write_rows(struct requant_job *j, const struct requant_tensor *t, const float *w,
+                              struct pool *pool, struct err *e)
 {
     const uint64_t cols = t->in->dim[0], rows = t->in->dim[1] * t->in->dim[2] * t->in->dim[3];
     const uint64_t step = cols < j->room ? j->room / cols : 1;
@@ -165,40 +153,54 @@ static enum status write_rows(struct job *j, const struct requant_tensor *t, con
             s = gguf_writer_data(j->w, j->in, bytes, e);
         } else if (!s) {
             const uint64_t task = cols < TASK_WEIGHTS ? TASK_WEIGHTS / cols : 1;
-            struct piece p = {t, j->tier, w, row, n, task, j->in, j->out, j->x};
-            pool_run(j->pool, encode_task, &p, (int)((n + task - 1) / task));
+            struct piece p = {t, cpu_tier_best(), w, row, n, task, j->in, j->out, j->x};
+            pool_run(pool, encode_task, &p, (int)((n + task - 1) / task));
             s = gguf_writer_data(j->w, j->out, qtype_bytes(t->type, n * cols), e);
         }
-        if (s) return s;
-        j->done += bytes;
-        if (j->progress && !j->progress(j->arg, j->done, j->r->bytes_in))
-            return err_set(e, ERR_CANCELLED, "interrupted");
+        if (s || (s = requant_went(j, bytes, e))) return s;
     }
     return OK;
 }
 
-static enum status write_tensor(struct job *j, const struct requant_tensor *t, struct err *e)
+enum status requant_write_tensor(struct requant_job *j, const struct requant_tensor *t,
+                                 struct pool *pool, struct err *e)
 {
     float *w;
     enum status s = importance_of(t, &w, e);
-    if (!s) s = write_rows(j, t, w, e);
+    if (!s) s = write_rows(j, t, w, pool, e);
     free(w);
     return s;
 }
 
-static void put_header(struct job *j, const struct requant_origin *origin)
+/* ---- the file ---- */
+
+void requant_put_keys(struct requant_job *j)
 {
-    const struct requant *r = j->r;
-    for (uint64_t i = 0; i < gguf_n_kv(r->in); i++) {
-        const struct gguf_kv *kv = gguf_kv_at(r->in, i);
+    const struct gguf *in = j->r->in;
+    for (uint64_t i = 0; i < gguf_n_kv(in); i++) {
+        const struct gguf_kv *kv = gguf_kv_at(in, i);
         /* A split set becomes one file; the rest described the old weights. */
         if (kv->key.n > 6 && !memcmp(kv->key.s, "split.", 6)) continue;
         if (kv->key.n > 17 && !memcmp(kv->key.s, "quantize.imatrix.", 17)) continue;
-        if (is(kv->key, "general.file_type") || is(kv->key, "general.quantization_version"))
+        if (gguf_str_is(kv->key, "general.file_type") ||
+            gguf_str_is(kv->key, "general.quantization_version"))
             continue;
         gguf_put_kv(j->w, kv);
     }
     gguf_put_u32(j->w, "general.quantization_version", QUANTISATION_VERSION);
+}
+
+void requant_put_tensor(struct requant_job *j, const struct requant_tensor *t)
+{
+    char name[256];
+    (void)snprintf(name, sizeof name, "%.*s", (int)t->in->name.n, t->in->name.s);
+    gguf_put_tensor(j->w, name, (uint32_t)t->type, t->in->n_dims, t->in->dim, t->bytes);
+}
+
+static void put_header(struct requant_job *j, const struct requant_origin *origin)
+{
+    const struct requant *r = j->r;
+    requant_put_keys(j);
     gguf_put_u32(j->w, "general.file_type", r->recipe->file_type);
     if (r->imatrix) {
         if (origin->imatrix_file) gguf_put_str(j->w, "quantize.imatrix.file", origin->imatrix_file);
@@ -207,15 +209,10 @@ static void put_header(struct job *j, const struct requant_origin *origin)
         gguf_put_u32(j->w, "quantize.imatrix.entries_count", (uint32_t)r->imatrix->n);
         gguf_put_u32(j->w, "quantize.imatrix.chunks_count", r->imatrix->n_chunks);
     }
-    for (uint64_t i = 0; i < r->n; i++) {
-        const struct requant_tensor *t = &r->tensor[i];
-        char name[256];
-        (void)snprintf(name, sizeof name, "%.*s", (int)t->in->name.n, t->in->name.s);
-        gguf_put_tensor(j->w, name, (uint32_t)t->type, t->in->n_dims, t->in->dim, t->bytes);
-    }
+    for (uint64_t i = 0; i < r->n; i++) requant_put_tensor(j, &r->tensor[i]);
 }
 
-static enum status open_job(struct job *j, struct err *e)
+enum status requant_open(struct requant_job *j, struct err *e)
 {
     const int n = gguf_n_shards(j->r->in);
     j->room = PIECE_WEIGHTS;
@@ -226,34 +223,38 @@ static enum status open_job(struct job *j, struct err *e)
     j->in = malloc(j->room * sizeof(float));
     j->out = malloc(j->room * sizeof(float));
     j->x = malloc(j->room * sizeof(float));
+    for (int i = 0; j->file && i < n; i++) j->file[i].fd = -1;
     if (!j->w || !j->file || !j->in || !j->out || !j->x)
         return err_set(e, ERR_MEMORY, "no memory to requantise");
-    for (int i = 0; i < n; i++) j->file[i].fd = -1;
     for (int i = 0; i < n; i++) {
-        enum status s = osfile_open(&j->file[i], gguf_path(j->r->in, i), 0, NULL, e);
+        enum status s = osfile_open(&j->file[i], gguf_path(j->r->in, i), OSFILE_BUFFERED, NULL, e);
         if (s) return s;
     }
     return OK;
 }
 
+void requant_close(struct requant_job *j)
+{
+    gguf_writer_close(j->w);
+    for (int i = 0; j->file && i < gguf_n_shards(j->r->in); i++) osfile_close(&j->file[i]);
+    free(j->file);
+    free(j->in);
+    free(j->out);
+    free(j->x);
+}
+
 enum status requant_write(const struct requant *r, const char *out,
                           const struct requant_origin *origin, struct pool *pool,
-                          bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
-                          struct err *e)
+                          requant_progress *progress, void *arg, struct err *e)
 {
-    struct job j = {.r = r, .pool = pool, .tier = cpu_tier_best(), .progress = progress, .arg = arg};
-    enum status s = open_job(&j, e);
+    struct requant_job j = {.r = r, .progress = progress, .arg = arg, .total = r->bytes_in};
+    enum status s = requant_open(&j, e);
     if (!s) {
         put_header(&j, origin);
         s = gguf_writer_begin(j.w, out, e);
     }
-    for (uint64_t i = 0; i < r->n && !s; i++) s = write_tensor(&j, &r->tensor[i], e);
+    for (uint64_t i = 0; i < r->n && !s; i++) s = requant_write_tensor(&j, &r->tensor[i], pool, e);
     if (!s) s = gguf_writer_end(j.w, e);
-    gguf_writer_close(j.w);
-    for (int i = 0; j.file && i < gguf_n_shards(r->in); i++) osfile_close(&j.file[i]);
-    free(j.file);
-    free(j.in);
-    free(j.out);
-    free(j.x);
+    requant_close(&j);
     return s;
 }

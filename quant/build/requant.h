@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 
+#include "moe/base/osfile.h"
 #include "moe/base/thread.h"
 #include "moe/load/gguf.h"
 #include "quant/build/imatrix.h"
@@ -48,10 +49,37 @@ struct requant_origin {
     const char *imatrix_file, *imatrix_dataset;
 };
 
+typedef bool requant_progress(void *arg, uint64_t done, uint64_t total);
+
 /* Writes the file; progress may be NULL and cancels by returning false. */
 enum status requant_write(const struct requant *r, const char *out,
                           const struct requant_origin *origin, struct pool *pool,
-                          bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
-                          struct err *e);
+                          requant_progress *progress, void *arg, struct err *e);
+
+/* ---- its parts, for files that hold other tensors beside the plan's (stack_build.c) ---- */
+
+struct requant_job {
+    const struct requant *r;
+    struct osfile *file;    /* [shards] the source */
+    struct gguf_writer *w;
+    char *in, *out;         /* room for so many weights at their widest: a piece, or a longer row */
+    float *x;
+    uint64_t room;
+    requant_progress *progress;
+    void *arg;
+    uint64_t done, total;   /* bytes, as progress hears of them */
+};
+
+/* With r, progress, arg and total set; close also after an error. */
+enum status requant_open(struct requant_job *j, struct err *e);
+void requant_close(struct requant_job *j);
+/* Header: the source's keys, without those that describe its weights; a tensor as planned. */
+void requant_put_keys(struct requant_job *j);
+void requant_put_tensor(struct requant_job *j, const struct requant_tensor *t);
+/* Its data, as planned. */
+enum status requant_write_tensor(struct requant_job *j, const struct requant_tensor *t,
+                                 struct pool *pool, struct err *e);
+/* So many more bytes are done; ERR_CANCELLED: says progress. */
+enum status requant_went(struct requant_job *j, uint64_t bytes, struct err *e);
 
 #endif

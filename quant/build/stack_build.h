@@ -39,7 +39,6 @@ struct stack_part {
 struct stack_build {
     struct stack_options o;
     struct requant plan;    /* of all tensors; those in part[] are stacked instead */
-    const struct imatrix *imatrix;
     struct stack_part *part; /* [n_parts] in file order */
     int n_parts;
     int *part_of;           /* [plan.n] -1 = not stacked */
@@ -54,8 +53,6 @@ struct stack_curve {
     const char *text;
 };
 
-typedef bool stack_progress(void *arg, uint64_t done, uint64_t total);
-
 /* Decides which tensors are stacked.  ERR_UNSUPPORTED when none can be.  `in` and imatrix (may be
  * NULL) are borrowed until close. */
 enum status stack_build_open(struct stack_build *b, const struct gguf *in,
@@ -64,7 +61,7 @@ enum status stack_build_open(struct stack_build *b, const struct gguf *in,
 void stack_build_close(struct stack_build *b);
 
 enum status stack_encode(struct stack_build *b, const char *out, struct pool *pool,
-                         stack_progress *progress, void *arg, struct err *e);
+                         requant_progress *progress, void *arg, struct err *e);
 
 /* The units in the order of what they are worth per byte: worth * the error that they take away.
  * order[3 n] tensor, matrix, level; returns n.  NULL when out of memory. */
@@ -72,7 +69,7 @@ int32_t *stack_order(const struct stack_build *b, int *n, int *n_floor);
 
 enum status stack_write(const struct stack_build *b, const char *out, const int32_t *order, int n,
                         int n_floor, const struct stack_curve *curve, struct pool *pool,
-                        stack_progress *progress, void *arg, struct err *e);
+                        requant_progress *progress, void *arg, struct err *e);
 
 /* Bytes of the first n units, the head included. */
 uint64_t stack_order_bytes(const struct stack_build *b, const int32_t *order, int n);

@@ -3,16 +3,12 @@
 #ifndef QUANT_BUILD_STACK_INT_H
 #define QUANT_BUILD_STACK_INT_H
 
-#include "moe/base/osfile.h"
 #include "quant/build/stack_build.h"
 
 struct stack_job {
     const struct stack_build *b;
     struct pool *pool;
-    struct osfile *file; /* [shards] the source */
-    stack_progress *progress;
-    void *arg;
-    uint64_t done, total;
+    struct requant_job io; /* source, stack file and progress */
 };
 
 /* Bytes of a base's rows, and of a level, of one matrix. */
