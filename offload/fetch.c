@@ -107,13 +107,13 @@ static bool peek(struct loader *l, struct slot *s)
 {
     const struct part *p = &l->fetch->parts->part[s->piece.part];
     const struct weight *w = &l->fetch->parts->weights->at[p->weight];
-    const struct osfile *cache = &l->fetch->cache[p->extent[0].shard];
+    const struct osfile *cache = &l->fetch->cache[p->extent.shard];
     const uint64_t row = part_row_bytes(w), n = (uint64_t)s->piece.n_rows * row;
-    const uint64_t from = p->extent[0].offset + (uint64_t)s->piece.row0 * row;
+    const uint64_t from = p->extent.offset + (uint64_t)s->piece.row0 * row;
     if (!cache->path || cache->ops->peek(cache->fd, s->read.buf, n, from) != (int64_t)n) return false;
     s->skip = 0;
     s->bytes = n;
-    s->read = (struct aio_read){.file = &l->fetch->file[p->extent[0].shard], .buf = s->read.buf,
+    s->read = (struct aio_read){.file = &l->fetch->file[p->extent.shard], .buf = s->read.buf,
                                 .offset = from, .n = n, .need = n, .done = n, .arg = s};
     return true;
 }
