@@ -443,7 +443,6 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     if (!s) {
         e->logits_stride = (uint32_t)(((uint64_t)e->model.n_vocab * sizeof(float) + 63) & ~63u);
         ledger_init(&e->ledger, e->opt.mem_budget);
-        open_tokenizer(e);
         e->process = fit_process_bytes(e);
         rates_of(&e->rates, o->machine);
         e->opt.machine = NULL; /* the caller's */
@@ -455,6 +454,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     if (!s && (e->state_bytes || e->model.n_sets > ROWS_FIRST)) e->opt.n_batch = e->opt.n_ubatch;
     if (!s) s = open_step_arrays(e, err);
     if (!s && !o->header_only) s = load(e, &e->placement, err);
+    if (!s) open_tokenizer(e); /* while weights arrive */
     if (!s && !o->header_only) second_open(e);
     if (s) {
         tessera_close(e);
