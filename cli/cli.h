@@ -125,6 +125,7 @@ struct cli_args {
     int n_sessions;           /* default 1 */
     int n_logits;             /* rows with logits per step, default 1 */
     bool header_only;         /* plan without reading the weights */
+    bool background;          /* they are read while the command goes on */
     bool quiet_open;          /* no model line on stderr (warnings and errors stay) */
     bool raw_text;            /* -f and -p - keep their last line end (llama.cpp drops one) */
 };

@@ -259,6 +259,7 @@ static int open_talk(struct talk *t, const struct chat_args *own)
 {
     struct err err;
     err_clear(&err);
+    t->a->background = !t->a->analyze;
     int rc = cli_open_engine(t->a, &t->e);
     if (rc) return rc;
     t->tok = tessera_tok(t->e);

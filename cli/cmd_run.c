@@ -165,6 +165,7 @@ static int run_prompt(struct run *r, const char *text, size_t n)
 {
     struct err err;
     err_clear(&err);
+    r->a->background = !r->a->analyze; /* it measures what is there when all has been read */
     int rc = cli_open_engine(r->a, &r->e);
     if (rc) return rc;
     if (r->a->analyze && tessera_explain(r->e, stderr, false, &err)) return cli_fail(&err);

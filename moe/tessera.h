@@ -63,6 +63,10 @@ struct tessera_options {
     bool (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_arg;
     bool header_only;     /* plan without reading weights: steps are refused */
+    /* tessera_open() returns before the weights are read.  They follow while steps run, and a step
+     * waits for those that it uses: it may fail as opening would have.  progress is not called.  Not
+     * with a stack, whose depth must be known, nor with a device. */
+    bool background;
     const struct machine *machine; /* measured speeds, for promises of time and for the device's share;
                              NULL = not known */
     const char *routes;   /* a trace of this model: promises assume such routing; NULL = what is

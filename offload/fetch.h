@@ -1,7 +1,8 @@
 /* Fetch: the only way of weights into memory.
  *
  * A few loader threads take pieces (some whole tiles of one part) from whoever owns the order,
- * read them past the page cache, pack them for the kernels and report them done.  What to read next
+ * read them past the page cache (or copy what it happens to hold), pack them for the kernels and
+ * report them done.  What to read next
  * is asked for each time a buffer is free, so that a demand overtakes everything that has not been
  * submitted, and cancelling is not handing out.
  *
@@ -45,6 +46,7 @@ struct fetch {
     const struct part_table *parts;
     struct fetch_how how;
     struct osfile *file; /* [n_files] */
+    struct osfile *cache; /* [n_files] the same through the page cache, to peek; path NULL: not open */
     int n_files;
     struct region staging;
     uint64_t buf_bytes;

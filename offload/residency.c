@@ -250,11 +250,11 @@ static enum status open_tables(struct resid *r, const struct resid_options *o, s
     r->stage = calloc((size_t)o->n_experts + 1, 1);
     r->was = calloc((size_t)o->n_experts + 1, 1);
     r->expect = calloc((size_t)o->n_experts + 1, sizeof *r->expect);
-    r->guess = calloc(AHEAD_MAX, sizeof *r->guess);
+    r->guess = calloc((size_t)(o->n_banks * o->n_experts) + 1, sizeof *r->guess);
     r->seq_at = calloc((size_t)r->sizes.n_pieces + 1, sizeof *r->seq_at);
     if (!r->want || !r->stage || !r->was || !r->expect || !r->guess || !r->seq_at ||
         !queue_open(&r->demand, r->n_groups) || !queue_open(&r->ahead, r->n_groups) ||
-        !queue_open(&r->passed, o->n_banks * o->n_experts) ||
+        !queue_open(&r->fill, r->n_groups) || !queue_open(&r->passed, o->n_banks * o->n_experts) ||
         !queue_open(&r->held, o->n_banks * o->n_experts))
         goto no_memory;
     for (int c = 0; c < r->sizes.n_classes; c++)
@@ -307,6 +307,7 @@ void resid_close(struct resid *r)
     free(r->seq_at);
     free(r->demand.item);
     free(r->ahead.item);
+    free(r->fill.item);
     free(r->passed.item);
     free(r->held.item);
     part_table_close(&r->parts);
@@ -435,20 +436,14 @@ static uint64_t kind_at(const struct resid *r, enum kind kind)
     return kind == KIND_SMALL ? 0 : r->sizes.small + (kind == KIND_TABLE ? r->sizes.dense : 0);
 }
 
-/* Opens a kind's pages and asks for its weights. */
+/* Opens a kind's pages: its weights have a place now. */
 static enum status come_home(struct resid *r, enum kind kind, uint64_t bytes, struct err *e)
 {
     enum status s = region_commit_at(&r->home, kind_at(r, kind), bytes, e);
-    if (s) return s;
-    pthread_mutex_lock(&r->fetch.lock);
-    for (int i = 0; i < r->parts.weights->n; i++) {
-        if (r->kind[i] != kind) continue;
-        struct group *g = &r->group[r->home_of[i]];
-        g->base = (char *)r->home.base + r->home_at[i];
-        load_start(r, r->home_of[i], &r->demand);
-    }
-    pthread_mutex_unlock(&r->fetch.lock);
-    return OK;
+    for (int i = 0; !s && i < r->parts.weights->n; i++)
+        if (r->kind[i] == kind)
+            r->group[r->home_of[i]].base = (char *)r->home.base + r->home_at[i];
+    return s;
 }
 
 /* ---- levels of a stack ---- */
@@ -532,12 +527,6 @@ static enum status start_fetching(struct resid *r, struct err *e)
     return OK;
 }
 
-static void stop_fetching(struct resid *r)
-{
-    fetch_stop(&r->fetch);
-    r->fetching = false;
-}
-
 static void give_back(struct resid *r, const struct placement *p)
 {
     if (r->now.tables_home && !p->tables_home) {
@@ -553,18 +542,6 @@ static void give_back(struct resid *r, const struct placement *p)
     if (p->n_units < r->now.n_units) drop_levels(r, p->n_units);
     if (!p->tables_home) r->now.tables_home = false;
     if (!p->dense_home) r->now.dense_home = false;
-}
-
-/* Fills idle slots, every layer alike: without a history any expert is as likely as any other. */
-static void fill_slots(struct resid *r)
-{
-    for (int e = 0; e < r->n_experts; e++)
-        for (int b = 0; b < r->n_banks; b++) {
-            const int gi = r->first_expert + b * r->n_experts + e;
-            struct slot_class *k = &r->cls[r->class_of[b]];
-            if (r->group[gi].state != GROUP_DISK || !k->n_idle) continue;
-            expert_start(r, gi, slot_take_idle(k, gi), AHEAD_NOT);
-        }
 }
 
 static enum status take(struct resid *r, const struct placement *p, bool first, struct err *e)
@@ -585,12 +562,7 @@ static enum status take(struct resid *r, const struct placement *p, bool first, 
     }
     for (int c = 0; !s && c < r->sizes.n_classes; c++) s = grow_class(r, c, p->n_slots[c], e);
     if (!s) s = grow_class(r, RING, p->n_ring, e);
-    if (!s) s = read_levels(r, p->n_units, e);
-    if (s || (!first && !place_experts_fit(&r->sizes, p))) return s;
-    pthread_mutex_lock(&r->fetch.lock);
-    fill_slots(r);
-    pthread_mutex_unlock(&r->fetch.lock);
-    return OK;
+    return s ? s : read_levels(r, p->n_units, e);
 }
 
 /* What there is, as a placement. */
@@ -635,6 +607,49 @@ static enum status make_do(struct resid *r, struct err *e)
     return s;
 }
 
+/* A placement that could not be made real; hopeless: no step can be run with what there is. */
+static enum status fall_short(struct resid *r, bool hopeless, struct err *e)
+{
+    struct err ignored;
+    err_clear(&ignored);
+    load_drop(r);
+    r->unfilled = false;
+    if (hopeless || make_do(r, &ignored) || !r->fetching) r->broken = *e;
+    else err_clear(&r->broken);
+    return e->code;
+}
+
+/* Gives back, takes, and asks for what is added; of a stack all but the levels counts from now on. */
+static enum status begin(struct resid *r, const struct placement *p, struct err *e)
+{
+    const bool first = !r->home.base;
+    r->all_ram = false;
+    load_drop(r);
+    if (!first) give_back(r, p);
+    enum status s = start_fetching(r, e);
+    r->load_total = r->load_done = 0;
+    if (!s) s = take(r, p, first, e);
+    if (s) return fall_short(r, first, e);
+    err_clear(&r->broken);
+    const int n_units = r->now.n_units;
+    r->now = *p;
+    r->now.n_units = n_units;
+    /* A fill that was taken back half way is still to be done. */
+    const bool refill = r->unfilled && r->fill_experts;
+    r->fill_experts = r->n_banks && (first || refill || place_experts_fit(&r->sizes, p));
+    load_fill(r);
+    return OK;
+}
+
+enum status resid_begin(struct resid *r, const struct placement *p, struct err *e)
+{
+    struct err local;
+    if (r->stack.weight >= 0) return resid_apply(r, p, NULL, NULL, e);
+    if (!e) e = &local;
+    err_clear(e);
+    return r->all_ram && p->bytes == r->now.bytes ? OK : begin(r, p, e);
+}
+
 enum status resid_apply(struct resid *r, const struct placement *p,
                         bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                         struct err *e)
@@ -647,26 +662,11 @@ enum status resid_apply(struct resid *r, const struct placement *p,
         unlimit_levels(r);
         return OK;
     }
-    r->all_ram = false;
-    load_drop(r);
-    if (!first) give_back(r, p);
-    enum status s = start_fetching(r, e), changed = OK;
-    r->load_total = r->load_done = 0;
-    if (!s) s = take(r, p, first, e);
-    if (!s) s = load_wait(r, progress, arg, e);
-    if (!s) s = changed = fetch_unchanged(&r->fetch, e);
-    if (s) {
-        load_drop(r);
-        struct err ignored;
-        err_clear(&ignored);
-        if (first || changed || make_do(r, &ignored) || !r->fetching) r->broken = *e;
-        else err_clear(&r->broken);
-        return s;
-    }
-    err_clear(&r->broken);
+    enum status s = begin(r, p, e), changed = OK;
+    if (s) return s;
+    s = load_wait(r, progress, arg, e);
+    if (!s) s = changed = load_filled(r, e);
+    if (s) return fall_short(r, first || changed, e);
     use_levels(r, p->n_units);
-    r->now = *p;
-    r->all_ram = place_resident(&r->sizes, p);
-    if (r->all_ram) stop_fetching(r);
     return OK;
 }

@@ -16,6 +16,12 @@
  * Placement and timing never change what is computed, only when: the executor asks for what its
  * step needs and gets exactly that, or an error.
  *
+ * DESIGN.  A model opens at once.  resid_begin() takes the pages and lists all that has a place in
+ * RAM and is not there, and the loaders go through the list while the executor runs: a step waits
+ * for the matrices that it uses, an expert that a router chose overtakes all the others.  Until the
+ * first step has ended only what it asks for is read, so that the first token comes early.  A stack
+ * is waited for: what a step computes follows from how many of its levels are there.
+ *
  * One thread, the executor's, makes all the calls; the loaders only report.  Allocates at open and
  * in resid_apply(), never between. */
 #ifndef OFFLOAD_RESIDENCY_H
@@ -60,6 +66,7 @@ enum group_ahead {
     AHEAD_NOT,
     AHEAD_KNOWN, /* its turn is certain, or nearly: the ring, a scan */
     AHEAD_GUESS, /* a predictor named it */
+    AHEAD_FILL,  /* it has a place; told to expert_start() only */
 };
 
 struct group {
@@ -84,6 +91,7 @@ struct slot_class {
     int32_t *owner;          /* [n_max] group, or SLOT_... */
     int32_t *idle;           /* [n_max] stack of the free ones */
     int n_max, n_slots, n_idle;
+    int top;                 /* where the next expert that overtakes a fill looks for a slot */
 };
 
 /* What happened, since open. */
@@ -124,7 +132,7 @@ struct resid {
     struct fetch fetch;
     bool fetching;
     struct fetch_how how;    /* how to start it again */
-    struct index_queue demand, ahead;
+    struct index_queue demand, ahead, fill; /* taken in this order */
     struct { int weight; const int32_t *ids; int n, next, left; char *dst; uint64_t stride; } rows;
     /* The stack's levels: one region that holds a prefix of the file's tensor as it is. */
     struct {
@@ -143,6 +151,11 @@ struct resid {
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
     uint64_t load_total, load_done;
+    bool filling;            /* what has a place is being loaded */
+    bool unfilled;           /* it was taken back half way: the next step asks again */
+    bool fill_experts;       /* experts are part of it */
+    bool hold;               /* under the lock: the first step runs, nothing is taken from fill */
+    bool stepped;            /* there was one */
 
     /* the ring: pieces in the order of use, set by the engine */
     int32_t *seq;            /* [n_seq] groups */
@@ -165,7 +178,7 @@ struct resid {
     struct index_queue passed; /* read and run in this forward pass: the first to go */
     struct index_queue held; /* the same, but more rows of the layer come */
     bool more;               /* they do */
-    int32_t *guess;          /* [n_guess] groups read ahead that policy holds pinned */
+    int32_t *guess;          /* [n_guess] groups on their way, unasked: policy holds them pinned */
     int n_guess;
     int guess_flight;        /* pieces of guesses that the drive is reading */
 };
@@ -198,6 +211,9 @@ void resid_prepare(struct resid *r, const struct resid_start *how);
 enum status resid_apply(struct resid *r, const struct placement *p,
                         bool (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                         struct err *e);
+/* The same without waiting for what it adds: steps wait for what they need.  What cannot be read is
+ * their error then.  A stack is waited for. */
+enum status resid_begin(struct resid *r, const struct placement *p, struct err *e);
 
 /* A stacked part at no more than so many of its loaded levels, until the next resid_apply(). */
 void resid_limit_levels(struct resid *r, int part, int depth);
@@ -210,9 +226,11 @@ enum status resid_step(struct resid *r, int n_rows, struct err *e);
  * was asked for is dropped and unpinned. */
 enum status resid_step_end(struct resid *r, enum status so_far, struct err *e);
 
-/* The bytes of a matrix at home, 64-byte aligned; NULL when it streams.  Of a stacked one: its struct
- * stacked, with the levels that are there; so do the other calls. */
-const void *resid_home(const struct resid *r, int weight);
+/* The bytes of a matrix at home, 64-byte aligned; NULL when it streams, or has not come yet.  Of a
+ * stacked one: its struct stacked, with the levels that are there; so do the other calls. */
+const void *resid_home(struct resid *r, int weight);
+/* Waits for it; NULL when it streams, and for tables on their way: their rows can be had. */
+enum status resid_await(struct resid *r, int weight, const void **data, struct err *e);
 
 /* Of a pass that goes through each layer in several pieces of its rows: whether more of the layer
  * come after the one that is routed next. */

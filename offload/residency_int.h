@@ -38,7 +38,7 @@ void resid_evict(struct resid *r, int group);
 void load_start(struct resid *r, int group, struct index_queue *q);
 /* The same for an expert or a piece of the ring, into a slot that it owns. */
 void expert_start(struct resid *r, int group, int slot, enum group_ahead ahead);
-/* What was read ahead is needed now. */
+/* What was read ahead, or is filled in, is needed now. */
 void load_promote(struct resid *r, int group);
 /* What was read ahead is not needed: what has not been handed out is never read, and it ends on
  * DISK as soon as nothing of it is under way. */
@@ -54,7 +54,17 @@ enum status load_wait(struct resid *r, bool (*progress)(void *arg, uint64_t done
                       void *arg, struct err *e);
 /* Not held.  Takes back whatever has been asked for and has not arrived. */
 void load_drop(struct resid *r);
+/* Guesses that have arrived are as evictable as everything else. */
+void settle_guesses(struct resid *r);
 /* Waits for a report; counts the time. */
 void load_sleep(struct resid *r);
+/* Not held.  Asks for all that has a place and is not there, in the order of first use. */
+void load_fill(struct resid *r);
+/* Not held.  What failed between steps was nobody's error: it is forgotten and asked for again. */
+void load_retry(struct resid *r);
+/* Takes back the slot of an expert that would be filled in and has not begun. */
+bool load_steal(struct resid *r, const struct slot_class *c);
+/* Not held.  Takes note of a fill that has ended. */
+enum status load_filled(struct resid *r, struct err *e);
 
 #endif

@@ -34,15 +34,40 @@ void expert_start(struct resid *r, int gi, int slot, enum group_ahead ahead)
     c->owner[slot] = gi;
     g->slot = slot;
     g->base = slot_base(c, slot);
-    g->ahead = ahead;
+    g->ahead = ahead == AHEAD_FILL ? AHEAD_NOT : ahead;
     g->guessed = 0;
-    if (is_expert(r, gi)) policy_added(r->policy, gi - r->first_expert, ahead != AHEAD_NOT);
-    load_start(r, gi, ahead ? &r->ahead : &r->demand);
+    if (is_expert(r, gi)) policy_added(r->policy, gi - r->first_expert, g->ahead != AHEAD_NOT);
+    load_start(r, gi, ahead == AHEAD_FILL ? &r->fill : ahead ? &r->ahead : &r->demand);
+}
+
+/* An expert that overtakes the others gets the topmost slot that one of them has: what is used first
+ * lies side by side, so that fewer huge pages are cleared before the first token. */
+static void take_top_slot(struct resid *r, int gi)
+{
+    struct slot_class *c = class_of_group(r, gi);
+    struct group *g = &r->group[gi];
+    for (; c->top > g->slot && !g->next_piece; c->top--) {
+        const int other = c->owner[c->top];
+        struct group *o = other < 0 ? NULL : &r->group[other];
+        if (!o || o->state != GROUP_LOADING || o->next_piece || o->pins) continue;
+        o->slot = g->slot;
+        g->slot = c->top--;
+        o->base = slot_base(c, o->slot);
+        g->base = slot_base(c, g->slot);
+        c->owner[o->slot] = other;
+        c->owner[g->slot] = gi;
+        return;
+    }
 }
 
 void load_promote(struct resid *r, int gi)
 {
-    if (queue_remove(&r->ahead, gi)) queue_push(&r->demand, gi);
+    if (!queue_remove(&r->ahead, gi)) {
+        if (!queue_remove(&r->fill, gi)) return;
+        take_top_slot(r, gi);
+    }
+    queue_push(&r->demand, gi);
+    pthread_cond_broadcast(&r->fetch.work); /* the loaders may be held back from what is filled in */
 }
 
 /* The i-th read of a group. */
@@ -109,11 +134,13 @@ bool load_next(void *arg, struct fetch_piece *p)
         *p = level_piece(r);
         return true;
     }
+    if (!q->n) q = &r->fill;
     if (!q->n) return false;
     const int gi = queue_front(q);
     struct group *g = &r->group[gi];
     /* A few guesses keep the drive busy; with more of them a demand would find no buffer. */
     if (g->ahead == AHEAD_GUESS && r->guess_flight >= GUESS_PIECES) return false;
+    if (q == &r->fill && r->hold && !g->next_piece) return false; /* one that has begun goes on */
     *p = piece_of(r, gi, g->next_piece);
     p->guess = g->ahead == AHEAD_GUESS;
     r->guess_flight += p->guess;
@@ -143,8 +170,8 @@ void load_cancel(struct resid *r, int gi)
 {
     struct group *g = &r->group[gi];
     ASSERT(g->state == GROUP_LOADING);
-    if (g->next_piece < g->n_pieces && !queue_remove(&r->ahead, gi))
-        (void)queue_remove(&r->demand, gi);
+    if (g->next_piece < g->n_pieces && !queue_remove(&r->ahead, gi) && !queue_remove(&r->demand, gi))
+        (void)queue_remove(&r->fill, gi);
     give_up(g);
     settle(r, g);
 }
@@ -257,8 +284,8 @@ void load_drop(struct resid *r)
 {
     if (!r->fetching) return;
     pthread_mutex_lock(&r->fetch.lock);
-    struct index_queue *queues[2] = {&r->demand, &r->ahead};
-    for (int i = 0; i < 2; i++)
+    struct index_queue *queues[3] = {&r->demand, &r->ahead, &r->fill};
+    for (int i = 0; i < 3; i++)
         for (; queues[i]->n; queue_pop(queues[i])) {
             give_up(&r->group[queue_front(queues[i])]);
             settle(r, &r->group[queue_front(queues[i])]);
@@ -271,5 +298,80 @@ void load_drop(struct resid *r)
     r->n_guess = 0;
     free_failed(r);
     err_clear(&r->err);
+    r->unfilled |= r->filling;
+    r->filling = false;
     pthread_mutex_unlock(&r->fetch.lock);
+}
+
+/* Every layer alike: without a history any expert is as likely as any other. */
+static void fill_slots(struct resid *r)
+{
+    for (int e = 0; e < r->n_experts; e++)
+        for (int b = 0; b < r->n_banks; b++) {
+            const int gi = r->first_expert + b * r->n_experts + e;
+            struct slot_class *k = &r->cls[r->class_of[b]];
+            if (r->group[gi].state != GROUP_DISK || !k->n_idle) continue;
+            expert_start(r, gi, slot_take_idle(k, gi), AHEAD_FILL);
+            policy_pin(r->policy, gi - r->first_expert);
+            r->guess[r->n_guess++] = gi;
+        }
+}
+
+void load_retry(struct resid *r)
+{
+    if (!r->fetching) return;
+    pthread_mutex_lock(&r->fetch.lock);
+    const bool failed = r->err.code;
+    pthread_mutex_unlock(&r->fetch.lock);
+    if (failed) load_drop(r);
+}
+
+bool load_steal(struct resid *r, const struct slot_class *c)
+{
+    for (int i = r->n_guess - 1; i >= 0; i--) {
+        const int gi = r->guess[i];
+        struct group *g = &r->group[gi];
+        if (g->state != GROUP_LOADING || g->next_piece || class_of_group(r, gi) != c) continue;
+        if (!queue_remove(&r->fill, gi)) continue;
+        r->guess[i] = r->guess[--r->n_guess];
+        r->n_loading--;
+        g->state = GROUP_DISK;
+        policy_unpin(r->policy, gi - r->first_expert);
+        load_forget(r, gi);
+        return true;
+    }
+    return false;
+}
+
+void load_fill(struct resid *r)
+{
+    pthread_mutex_lock(&r->fetch.lock);
+    for (int i = 0; i < r->parts.weights->n; i++) {
+        const int gi = r->home_of[i];
+        if (gi < 0 || r->group[gi].state != GROUP_DISK || !r->group[gi].base) continue;
+        load_start(r, gi, r->kind[i] == KIND_TABLE ? &r->fill : &r->demand);
+    }
+    if (r->fill_experts) fill_slots(r);
+    for (int c = 0; c < r->sizes.n_classes; c++) r->cls[c].top = r->cls[c].n_max - 1;
+    r->filling = true;
+    r->unfilled = false;
+    pthread_mutex_unlock(&r->fetch.lock);
+}
+
+enum status load_filled(struct resid *r, struct err *e)
+{
+    pthread_mutex_lock(&r->fetch.lock);
+    const bool done = r->filling && !r->n_loading && !r->err.code;
+    if (done) settle_guesses(r);
+    pthread_mutex_unlock(&r->fetch.lock);
+    if (!done) return OK;
+    r->filling = false;
+    const enum status s = fetch_unchanged(&r->fetch, e);
+    if (s) return s;
+    r->all_ram = place_resident(&r->sizes, &r->now);
+    if (r->all_ram) {
+        fetch_stop(&r->fetch);
+        r->fetching = false;
+    }
+    return OK;
 }

@@ -27,9 +27,27 @@ static void expect_all(struct resid *r)
     r->next_ahead = 0;
 }
 
+/* The first step after opening has the loaders to itself. */
+static void hold_fill(struct resid *r, bool on)
+{
+    if (!r->fetching) return;
+    pthread_mutex_lock(&r->fetch.lock);
+    if (r->hold && !on) pthread_cond_broadcast(&r->fetch.work);
+    r->hold = on;
+    pthread_mutex_unlock(&r->fetch.lock);
+}
+
 enum status resid_step(struct resid *r, int n_rows, struct err *e)
 {
     if (r->broken.code) return err_set(e, r->broken.code, "%s", r->broken.msg);
+    load_retry(r);
+    if (r->filling && load_filled(r, &r->broken)) {
+        if (e) *e = r->broken;
+        return r->broken.code;
+    }
+    if (r->unfilled) load_fill(r);
+    if (r->filling && !r->stepped) hold_fill(r, true);
+    r->stepped = true;
     if (r->policy) policy_step(r->policy, n_rows);
     r->streaming = n_rows >= STREAM_ROWS;
     r->n_want = r->n_open = 0;
@@ -67,6 +85,7 @@ enum status resid_step_end(struct resid *r, enum status so_far, struct err *e)
     unpin_all(r);
     if (r->policy) policy_done(r->policy);
     if (r->all_ram) return so_far;
+    hold_fill(r, false);
     if (so_far) {
         load_drop(r);
         return so_far;
@@ -86,11 +105,35 @@ static const void *view_of(const struct resid *r, int part, const char *base)
     return &r->stack.mat[part];
 }
 
-const void *resid_home(const struct resid *r, int weight)
+const void *resid_home(struct resid *r, int weight)
 {
-    const int g = r->home_of[weight];
-    if (g < 0 || r->group[g].state != GROUP_RAM) return NULL;
-    return view_of(r, r->group[g].part[0], r->group[g].base);
+    const int gi = r->home_of[weight];
+    if (gi < 0) return NULL;
+    const struct group *g = &r->group[gi];
+    if (!r->all_ram) pthread_mutex_lock(&r->fetch.lock);
+    const bool there = g->state == GROUP_RAM;
+    if (!r->all_ram) pthread_mutex_unlock(&r->fetch.lock);
+    return there ? view_of(r, g->part[0], g->base) : NULL;
+}
+
+enum status resid_await(struct resid *r, int weight, const void **data, struct err *e)
+{
+    const int gi = r->home_of[weight];
+    *data = NULL;
+    if (gi < 0) return OK;
+    struct group *g = &r->group[gi];
+    enum status s = OK;
+    pthread_mutex_lock(&r->fetch.lock);
+    if (r->kind[weight] != KIND_TABLE)
+        while (g->state == GROUP_LOADING && !r->err.code) load_sleep(r);
+    if (g->state == GROUP_RAM) {
+        *data = view_of(r, g->part[0], g->base);
+    } else if (r->err.code) {
+        if (e && !e->code) *e = r->err;
+        s = r->err.code;
+    }
+    pthread_mutex_unlock(&r->fetch.lock);
+    return s;
 }
 
 /* ---- slots ---- */
@@ -135,7 +178,7 @@ static int find_slot(struct resid *r, int gi, bool ahead)
 {
     struct slot_class *c = class_of_group(r, gi);
     if (!c->n_idle && r->streaming) (void)slot_of_passed(r, c);
-    if (!c->n_idle && !ahead) {
+    if (!c->n_idle && !ahead && !load_steal(r, c)) {
         const int32_t v = policy_victim(r->policy, (int)(c - r->cls));
         if (v >= 0) resid_evict(r, r->first_expert + v);
         else if (slot_of_passed(r, c) < 0) (void)slot_of_run(r, c);
@@ -159,7 +202,7 @@ static int window_of(const struct slot_class *c)
 
 /* What was read ahead and has arrived is as evictable as everything else; what was taken back, or
  * could not be read, gives up its slot. */
-static void settle_guesses(struct resid *r)
+void settle_guesses(struct resid *r)
 {
     int n = 0;
     for (int i = 0; i < r->n_guess; i++) {
@@ -226,7 +269,7 @@ void resid_speculate(struct resid *r)
 static void read_ahead(struct resid *r, int bank)
 {
     settle_guesses(r);
-    while (r->next_ahead < r->n_expect) {
+    while (r->next_ahead < r->n_expect && !r->err.code) {
         const int gi = r->first_expert + bank * r->n_experts + r->expect[r->next_ahead];
         struct slot_class *c = class_of_group(r, gi);
         if (r->group[gi].state == GROUP_DISK) {
@@ -245,7 +288,7 @@ static void read_ahead(struct resid *r, int bank)
 static void ask(struct resid *r)
 {
     settle_guesses(r);
-    for (; r->next_ask < r->n_want; r->next_ask++) {
+    for (; r->next_ask < r->n_want && !r->err.code; r->next_ask++) {
         const int i = r->next_ask, gi = r->want[i];
         if (r->stage[i] != (WANT_MISS | WANT_READ)) continue;
         if (r->streaming && r->n_open && r->n_open >= window_of(class_of_group(r, gi))) return;
@@ -278,7 +321,7 @@ static void want(struct resid *r, int i, int gi)
                   : in_ram || coming ? WANT_ASKED | WANT_READ : WANT_MISS | WANT_READ;
     if (!in_ram && !coming) return;
     g->pins++;
-    r->n_open += g->ahead != AHEAD_NOT;
+    r->n_open += (r->stage[i] & WANT_READ) != 0;
     g->ahead = AHEAD_NOT;
     if (coming) load_promote(r, gi);
 }

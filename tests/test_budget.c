@@ -483,14 +483,17 @@ static void test_layer_by_layer(void **state)
         o.n_logits = 16;
         o.n_batch = 128;
         const uint64_t least = smallest(&o);
-        for (int k = 0; k < 5; k++) {
+        for (int turn = 0; turn < 10; turn++) {
+            const int k = turn % 5;
+            o.background = turn >= 5;
             o.mem_budget = k == 4 ? UINT64_MAX : least + (uint64_t)(k + k * k) * MIB;
             tessera_engine *e = must_open(&o);
             tessera_session *s = session(e);
             const struct tessera_model now = tessera_model(e);
             assert_true(now.n_batch >= now.n_ubatch);
             if (k == 4 || !e->resid.now.dense_home) assert_int_equal(now.n_batch, now.n_ubatch);
-            if (k == 3 && m < 2 && !e->resid.all_ram) assert_true(now.n_batch > now.n_ubatch);
+            if (k == 3 && m < 2 && !place_resident(&e->resid.sizes, &e->resid.now))
+                assert_true(now.n_batch > now.n_ubatch);
             const struct tessera_traffic before = tessera_traffic(e);
             /* all but the last 7, then those: with logits of all of them */
             struct tessera_input in = {s, ids, N - 7, TESSERA_LOGITS_LAST};
@@ -585,9 +588,66 @@ static struct osfile_ops bad_ops(void)
 {
     struct osfile_ops ops = osfile_system;
     ops.pread = bad_pread;
+    ops.peek = NULL;
     atomic_store(&countdown, -1);
     atomic_store(&short_by, 0);
     return ops;
+}
+
+static void nothing(tessera_engine *e, int at) { (void)e, (void)at; }
+
+/* Steps begin while the weights are still on their way: the same bits, and a read that fails fails
+ * the step that needed it and nothing else. */
+static void test_background(void **state)
+{
+    (void)state;
+    struct osfile_ops ops = bad_ops();
+    struct tessera_options o = options(model("qwen3moe", GEN_Q4_K_M, false), 0);
+    struct bits b = reference(&o);
+    const uint64_t least = smallest(&o), budget[3] = {o.mem_budget, least, least + 6 * MIB};
+    struct err err;
+    o.background = true;
+    for (int k = 0; k < 9; k++) {
+        o.files = k / 3 ? &ops : NULL;
+        o.mem_budget = budget[k % 3];
+        tessera_engine *e = must_open(&o);
+        int failed = 0;
+        if (k / 3 < 2) {
+            assert_int_equal(feed(e, k ? 30 : 7, b.got, NULL, &err), OK);
+            assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+        } else {
+            tessera_session *s = session(e);
+            const int n = e->opt.n_ubatch < 30 ? e->opt.n_ubatch : 30;
+            atomic_store(&fail_with, EIO);
+            for (int tries = 0;; tries++) {
+                struct tessera_input in = {s, ids, n, TESSERA_LOGITS_ALL};
+                atomic_store(&countdown, tries < 6 ? 5 * tries : -1);
+                if (!tessera_step(e, &in, 1, &err)) break;
+                assert_int_equal(err.code, ERR_IO);
+                assert_int_equal(tessera_session_n(s), 0);
+                failed++;
+            }
+            assert_true(failed > 2);
+            for (int i = 0; i < n; i++)
+                assert_memory_equal(b.want + (size_t)i * VOCAB, tessera_logits(e, 0, i),
+                                    VOCAB * sizeof(float));
+            tessera_session_close(s);
+        }
+        /* A resize in the middle of it, and an end. */
+        atomic_store(&countdown, -1);
+        if (k / 3 == 1) {
+            assert_int_equal(tessera_resize(e, least + 3 * MIB, &err), OK);
+            assert_int_equal(feed(e, 30, b.got, nothing, &err), OK);
+            assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
+        }
+        tessera_close(e);
+    }
+    for (int k = 0; k < 3; k++) { /* closed before the first step */
+        o.mem_budget = budget[k];
+        o.files = NULL;
+        tessera_close(must_open(&o));
+    }
+    bits_free(&b);
 }
 
 /* Short reads change nothing; a failing one fails the step and nothing else. */
@@ -847,7 +907,7 @@ int main(void)
         cmocka_unit_test(test_layer_by_layer), cmocka_unit_test(test_observed),  cmocka_unit_test(test_trial),
         cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_bad_reads), cmocka_unit_test(test_bad_resize),
-        cmocka_unit_test(test_uring_denied),
+        cmocka_unit_test(test_uring_denied), cmocka_unit_test(test_background),
         cmocka_unit_test(test_cancel),    cmocka_unit_test(test_changed),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

@@ -175,6 +175,39 @@ static void test_open_direct(void **state)
     unlink(in_dir("d"));
 }
 
+/* What the page cache holds is copied, what it does not hold is neither read nor brought into it.
+ * A kernel before 6.5 always says no. */
+static void test_peek(void **state)
+{
+    (void)state;
+    enum { BYTES = 40000 };
+    struct osfile f;
+    struct err e;
+    unsigned char *data = malloc(BYTES), *back = malloc(BYTES);
+    for (int i = 0; i < BYTES; i++) data[i] = (unsigned char)(i * 31 + i / 4096);
+    save("d", data, BYTES);
+    assert_int_equal(osfile_open(&f, in_dir("d"), OSFILE_RANDOM, NULL, &e), OK);
+    const int64_t got = f.ops->peek(f.fd, back, 20001, 777);
+    print_message("page cache: %s\n", got > 0 ? "can be asked" : "cannot be asked");
+    if (got > 0) {
+        assert_int_equal(got, 20001);
+        assert_memory_equal(back, data + 777, 20001);
+        assert_int_equal(f.ops->peek(f.fd, back, BYTES, 1), -EAGAIN); /* past the end */
+        assert_int_equal(f.ops->peek(f.fd, back, 0, 0), -EAGAIN);
+    }
+    assert_int_equal(fsync(f.fd), 0);
+    f.ops->drop(f.fd, 0, BYTES);
+    for (int i = 0; i < 3; i++) { /* the first one would have brought it back */
+        const int64_t again = f.ops->peek(f.fd, back, BYTES, 0);
+        if (again == BYTES) break; /* a file system that is nothing but page cache */
+        assert_int_equal(again, -EAGAIN);
+    }
+    osfile_close(&f);
+    free(data);
+    free(back);
+    unlink(in_dir("d"));
+}
+
 static int refuses_direct(const char *path, int how)
 {
     return how == OSFILE_DIRECT ? -EINVAL : memfile_open(path, how);
@@ -374,6 +407,7 @@ int main(void)
         cmocka_unit_test(test_open),
         cmocka_unit_test(test_open_not_a_file),
         cmocka_unit_test(test_open_direct),
+        cmocka_unit_test(test_peek),
         cmocka_unit_test(test_direct_fallback),
         cmocka_unit_test(test_size_op),
         cmocka_unit_test(test_read_pieces),

@@ -19,6 +19,9 @@ struct osfile_ops {
     void (*drop)(int fd, uint64_t offset, uint64_t n);                   /* give page cache back */
     int64_t (*size)(int fd); /* bytes or -errno (-EISDIR, -EINVAL: no regular file); NULL: fstat */
     int64_t (*stamp)(int fd); /* differs when the file was written to; NULL: never */
+    /* Copies a range that the page cache holds in whole: n; else -EAGAIN, and nothing is read from
+     * the drive.  fd is not a direct one.  NULL: never. */
+    int64_t (*peek)(int fd, void *buf, size_t n, uint64_t offset);
 };
 
 enum osfile_how {

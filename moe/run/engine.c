@@ -25,9 +25,12 @@ struct tessera_options tessera_defaults(void)
 void engine_warn(void *arg, const char *text)
 {
     struct tessera_engine *e = arg;
-    if (e->n_warnings == WARNINGS_MAX) return;
-    e->warning[e->n_warnings] = strdup(text);
-    if (e->warning[e->n_warnings]) e->n_warnings++;
+    char *mine = strdup(text);
+    for (int i = 0; mine && i < WARNINGS_MAX; i++) {
+        char *none = NULL; /* loaders warn, too */
+        if (atomic_compare_exchange_strong(&e->warning[i], &none, mine)) return;
+    }
+    free(mine);
 }
 
 static uint64_t hash_bytes(uint64_t h, const void *p, size_t n)
@@ -377,6 +380,8 @@ static enum status load(struct tessera_engine *e, const struct placement *p, str
         .no_uring = e->opt.no_uring, .warn = engine_warn, .warn_arg = e,
     });
     if (fit_need(e, p) > e->opt.mem_budget - CODE_SLACK) mem_drop_code();
+    /* A device copies what is at home while it is opened. */
+    if (e->opt.background && !e->opt.device) return resid_begin(&e->resid, p, err);
     return resid_apply(&e->resid, p, e->opt.progress, e->opt.progress_arg, err);
 }
 
@@ -438,7 +443,6 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     if (!s) {
         e->logits_stride = (uint32_t)(((uint64_t)e->model.n_vocab * sizeof(float) + 63) & ~63u);
         ledger_init(&e->ledger, e->opt.mem_budget);
-        open_tokenizer(e);
         e->process = fit_process_bytes(e);
         rates_of(&e->rates, o->machine);
         e->opt.machine = NULL; /* the caller's */
@@ -450,6 +454,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     if (!s && (e->state_bytes || e->model.n_sets > ROWS_FIRST)) e->opt.n_batch = e->opt.n_ubatch;
     if (!s) s = open_step_arrays(e, err);
     if (!s && !o->header_only) s = load(e, &e->placement, err);
+    if (!s) open_tokenizer(e); /* while weights arrive */
     if (!s && !o->header_only) second_open(e);
     if (s) {
         tessera_close(e);
@@ -485,7 +490,7 @@ void tessera_close(tessera_engine *e)
     obs_close(&e->obs);
     watch_end(&e->watch);
     profile_close(e->profile);
-    for (int i = 0; i < e->n_warnings; i++) free(e->warning[i]);
+    for (int i = 0; i < WARNINGS_MAX; i++) free(e->warning[i]);
     free(e->kv_offset);
     free(e->buf);
     free(e->weight);
@@ -552,7 +557,7 @@ const struct gguf *tessera_gguf(const tessera_engine *e) { return e->file; }
 
 const char *tessera_warning(const tessera_engine *e, int i)
 {
-    return i >= 0 && i < e->n_warnings ? e->warning[i] : NULL;
+    return i >= 0 && i < WARNINGS_MAX ? e->warning[i] : NULL;
 }
 
 struct tessera_memory tessera_memory(const tessera_engine *e)
@@ -729,7 +734,9 @@ enum status engine_commit(struct tessera_engine *e, struct region *r, uint64_t b
         if (first.code) *err = first;
         return first.code;
     }
-    enum status s = resid_apply(&e->resid, &p, NULL, NULL, err);
+    /* What is on its way after opening still is: only steps wait for it. */
+    enum status s = e->resid.filling ? resid_begin(&e->resid, &p, err)
+                                     : resid_apply(&e->resid, &p, NULL, NULL, err);
     e->placement = e->resid.now;
     return s ? s : region_commit(r, bytes, err);
 }

@@ -69,8 +69,7 @@ struct tessera_engine {
     struct tok *tok;
     struct err tok_err;
     char name[128];
-    char *warning[WARNINGS_MAX];
-    int n_warnings;
+    char *_Atomic warning[WARNINGS_MAX]; /* grows while weights arrive */
     uint64_t identity;               /* hash of the header: ties sessions to their model */
 
     /* KV layout, the same in every session: timeline -> page -> slot -> head.  Line 0 is the

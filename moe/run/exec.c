@@ -8,7 +8,8 @@
  * step by step, and no result depends on it: experts run in the order in which they arrive, each
  * pair's output in a row of its own, summed in router-slot order at the end; a matrix that streams
  * is multiplied piece by piece, each output element being computed whole by one of them.  A step of more
- * rows than are computed at once goes through the model a layer at a time, in pieces of its rows. */
+ * rows than are computed at once goes through the model a layer at a time, in pieces of its rows.  After
+ * opening, a step whose weights are on their way home waits for them. */
 #include <string.h>
 
 #include "moe/base/osfile.h"
@@ -440,34 +441,50 @@ static enum status stream_embed(struct exec *x, const struct op *op, struct err 
 
 /* ---- steps ---- */
 
-/* Whether the op needs more than one submission with all that it names in RAM. */
+/* Whether something that the op names is not in RAM: it streams, or is on its way. */
+static bool is_missing(const struct exec *x, const struct op *op)
+{
+    for (int k = 0; k < OP_WEIGHTS; k++)
+        if (op->weight[k] >= 0 && !x->e->weight[op->weight[k]].data) return true;
+    return false;
+}
+
+/* Whether the op needs more than one submission. */
 static bool is_special(const struct exec *x, const struct op *op)
 {
-    switch (op->code) {
-    case OP_ROUTE:
-    case OP_DEPTH:
-    case OP_EXPERTS: return true;
-    case OP_EMBED: return !x->e->weight[op->weight[0]].data;
-    case OP_MATMUL:
-    case OP_HEAD_MATMUL:
-        for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++)
-            if (!x->e->weight[op->weight[k]].data) return true;
-        return false;
-    default: return false;
+    return op->code == OP_ROUTE || op->code == OP_DEPTH || op->code == OP_EXPERTS ||
+           is_missing(x, op);
+}
+
+/* Waits for what is on its way home. */
+static enum status bring(struct exec *x, const struct op *op, struct err *err)
+{
+    if (op->rows == ROWS_OUT && !set_rows(x, op)) return OK; /* nothing will be read */
+    for (int k = 0; k < OP_WEIGHTS; k++) {
+        const int w = op->weight[k];
+        if (w < 0 || x->e->weight[w].data) continue;
+        enum status s = resid_await(&x->e->resid, w, &x->e->weight[w].data, err);
+        if (s) return s;
     }
+    return OK;
 }
 
 static enum status run_special(struct exec *x, const struct op *op, struct err *err)
 {
+    if (is_missing(x, op) && bring(x, op, err)) return err->code;
     switch (op->code) {
     case OP_ROUTE: run_route(x, op); return OK;
     case OP_DEPTH: depth_run(x->e, op, x->n_rows); return OK;
     case OP_EXPERTS:
         if (!x->route.n_rows) return OK;
         return x->two_sides ? run_two_sides(x, op, err) : run_experts(x, op, err);
-    case OP_EMBED: return stream_embed(x, op, err);
-    default: return stream_matmul(x, op, err);
+    case OP_EMBED: if (is_missing(x, op)) return stream_embed(x, op, err); break;
+    case OP_MATMUL:
+    case OP_HEAD_MATMUL: if (is_missing(x, op)) return stream_matmul(x, op, err); break;
+    default: break;
     }
+    submit(x, op, 1);
+    return OK;
 }
 
 /* ---- timing, when it is switched on ---- */
@@ -576,7 +593,6 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows};
     bind_buffers(&x);
     depth_bind(e, n_rows, n_out);
-    for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
     x.bind = (struct dev_bind){
         .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
         .carry = e->carry, .n_inputs = e->n_inputs,
@@ -587,8 +603,9 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     };
     devtier_step(&e->devtier, n_rows);
     enum status s = resid_step(&e->resid, n_rows, err);
-    if (!s) forecast_step(&e->forecast, e, n_rows);
     if (!s) {
+        for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
+        forecast_step(&e->forecast, e, n_rows);
         s = n_rows > e->opt.n_ubatch ? run_layers(&x, n_rows, n_out, err)
                                      : run_steps(&x, 0, e->model.n_op, err);
         s = resid_step_end(&e->resid, s, err);

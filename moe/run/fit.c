@@ -106,14 +106,9 @@ static uint64_t beside(const struct tessera_engine *e)
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
 {
     const bool all = place_resident(&e->resid.sizes, p);
-    const uint64_t kv = kv_all(e, n_ctx);
     /* A stack reads levels at any resize: then what fits must not depend on what came before. */
     const uint64_t st = e->resid.all_ram && all && !e->stack.present ? 0 : staging(e);
-    /* When all is in RAM staging is there while loading only; KV pages come after, unless it is
-     * loaded by a resize. */
-    const bool opening = !e->resid.home.base;
-    const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE +
-                         (all && opening && !e->stack.present ? kv > st ? kv : st : kv + st);
+    const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE + kv_all(e, n_ctx) + st;
     return sum > START_BYTES ? sum : START_BYTES;
 }
 
@@ -200,7 +195,8 @@ int fit_batch(const struct tessera_engine *e)
     const struct resid *r = &e->resid;
     const struct placement least = place_least(&r->sizes);
     int n = e->opt.n_batch;
-    if (r->all_ram || !r->now.dense_home || !r->n_banks) return e->opt.n_ubatch;
+    if (place_resident(&r->sizes, &r->now) || !r->now.dense_home || !r->n_banks)
+        return e->opt.n_ubatch;
     for (; n > e->opt.n_ubatch; n /= 2) {
         const uint64_t carry = fit_carry(e, n, NULL);
         if (carry <= e->opt.mem_budget / 32 &&
