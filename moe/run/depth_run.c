@@ -76,6 +76,17 @@ static void fill_set(struct tessera_engine *e, const struct dev_rows *from, int 
     e->set[s].n = n;
 }
 
+/* KV_CARRY asks for the depths of this step's rows, too. */
+static void tell_depths(struct tessera_engine *e, const struct depth_params *p,
+                        const struct dev_rows *from)
+{
+    const int stay = p->rule == DEPTH_EXIT ? p->step : p->step - 1;
+    for (int r = 0; r < from->n; r++) {
+        const struct dev_row *row = &e->row[dev_row_at(from, r)];
+        e->stepped[row->session]->depth[row->pos] = (unsigned char)(stay + (e->pass[r] ? 1 : 0));
+    }
+}
+
 void depth_run(struct tessera_engine *e, const struct op *op, int n_rows)
 {
     const struct depth_params *p = &op->p.depth;
@@ -84,11 +95,9 @@ void depth_run(struct tessera_engine *e, const struct op *op, int n_rows)
     for (int r = 0; r < from->n; r++) {
         const int at = dev_row_at(from, r);
         e->pass[r] = one_row(e, op, el, at);
-        if (p->rule == DEPTH_EXIT && p->set) /* KV_CARRY asks */
-            e->stepped[e->row[at].session]->depth[e->row[at].pos] =
-                (unsigned char)(p->step + (e->pass[r] ? 1 : 0));
     }
     if (p->share > 0) keep_best(e, op, from);
+    if (p->set) tell_depths(e, p, from);
     if (p->set) fill_set(e, from, p->set, n_rows);
 }
 
