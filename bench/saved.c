@@ -1,19 +1,22 @@
-/* saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro] [--sessions]: is saved work saved time?
+/* saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro] [--sessions]: is saved work saved
+ * time?
  *
- * Writes random-weight models of published shapes into DIR (bench/gen.h; kept, some gigabytes): the
- * mixture-of-recursions 360M with 3 recursions and Ouro 1.4B with 4 loops, whose routers send every
- * token equally deep, and one of the former whose tokens differ.  Decodes with each, interleaved,
- * and prints for each mean depth: tokens per second (median of the rounds), the bytes of weights and
- * products per token that really were read and done, the speed that these predict from the deepest
- * one's, what was reached of it, and the bytes of K and V per token beside the derived ones.
+ * Writes random-weight models of published shapes into DIR (bench/gen.h; kept, some gigabytes):
+ * the mixture-of-recursions 360M with 3 recursions and Ouro 1.4B with 4 loops, whose routers send
+ * every token equally deep, and one of the former whose tokens differ.  Decodes with each,
+ * interleaved, and prints for each mean depth: tokens per second (median of the rounds), the bytes
+ * of weights and products per token that really were read and done, the speed that these predict
+ * from the deepest one's, what was reached of it, and the bytes of K and V per token beside the
+ * derived ones.
  *
  * --sessions: steps of several sessions of the recursive model instead, beside the paper's queue
- * ("continuous depth-wise batching"), in which a pass over the block takes each session's token one
- * recursion on, whichever that is, and a new token may enter while others are deep.  A step here reads
- * the block as often as its deepest token needs; a queue as often as the mean one does, but it reads
- * the layers and the head around the block more often.  The queue's reads and time are computed: from
- * the depths that the sessions' tokens really had, and from the measured time of a pass over the block
- * and of the rest with so many rows (steps whose tokens are all 3 or all 1 deep). */
+ * ("continuous depth-wise batching"), in which a pass over the block takes each session's token
+ * one recursion on, whichever that is, and a new token may enter while others are deep.  A step
+ * here reads the block as often as its deepest token needs; a queue as often as the mean one does,
+ * but it reads the layers and the head around the block more often.  The queue's reads and time
+ * are computed: from the depths that the sessions' tokens really had, and from the measured time
+ * of a pass over the block and of the rest with so many rows (steps whose tokens are all 3 or all
+ * 1 deep). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,14 +1,15 @@
 /* Row sets that depend on data: who goes deeper, where each row is on its set's timeline, and what
  * came of it.  Executor thread only; allocates nothing.
  *
- * DESIGN.  Rows of all sessions in a step that are in recursion r are one row set, so the block's weights
- * are read once for each recursion that anybody is in, whatever the number of sessions.  The paper's queue
- * (continuous depth-wise batching) also puts a new token's first pass together with another's second: it
- * reads the block as often as the mean token is deep, not the deepest of a step, but what stands around
- * the block more often.  For a single session both are the same.  With the published 360M shape it would
- * save 3 to 14 % of the reads of 2 to 16 sessions (bench/saved.c --sessions), which was not found worth
- * its price: sessions whose last token is half computed between two steps, in going back, in saving, and
- * in the promise that a step gives every session its logits. */
+ * DESIGN.  Rows of all sessions in a step that are in recursion r are one row set, so the block's
+ * weights are read once for each recursion that anybody is in, whatever the number of sessions.
+ * The paper's queue (continuous depth-wise batching) also puts a new token's first pass together
+ * with another's second: it reads the block as often as the mean token is deep, not the deepest of
+ * a step, but what stands around the block more often.  For a single session both are the same.
+ * With the published 360M shape it would save 3 to 14 % of the reads of 2 to 16 sessions
+ * (bench/saved.c --sessions), which was not found worth its price: sessions whose last token is
+ * half computed between two steps, in going back, in saving, and in the promise that a step gives
+ * every session its logits. */
 #include "moe/run/depth_run.h"
 
 #include <string.h>
