@@ -1,11 +1,22 @@
-/* saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]: is saved work saved time?
+/* saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro] [--sessions]: is saved work saved
+ * time?
  *
- * Writes random-weight models of published shapes into DIR (bench/gen.h; kept, some gigabytes): the
- * mixture-of-recursions 360M with 3 recursions and Ouro 1.4B with 4 loops, whose routers send every
- * token equally deep, and one of the former whose tokens differ.  Decodes with each, interleaved,
- * and prints for each mean depth: tokens per second (median of the rounds), the bytes of weights and
- * products per token that really were read and done, the speed that these predict from the deepest
- * one's, what was reached of it, and the bytes of K and V per token beside the derived ones. */
+ * Writes random-weight models of published shapes into DIR (bench/gen.h; kept, some gigabytes):
+ * the mixture-of-recursions 360M with 3 recursions and Ouro 1.4B with 4 loops, whose routers send
+ * every token equally deep, and one of the former whose tokens differ.  Decodes with each,
+ * interleaved, and prints for each mean depth: tokens per second (median of the rounds), the bytes
+ * of weights and products per token that really were read and done, the speed that these predict
+ * from the deepest one's, what was reached of it, and the bytes of K and V per token beside the
+ * derived ones.
+ *
+ * --sessions: steps of several sessions of the recursive model instead, beside the paper's queue
+ * ("continuous depth-wise batching"), in which a pass over the block takes each session's token
+ * one recursion on, whichever that is, and a new token may enter while others are deep.  A step
+ * here reads the block as often as its deepest token needs; a queue as often as the mean one does,
+ * but it reads the layers and the head around the block more often.  The queue's reads and time
+ * are computed: from the depths that the sessions' tokens really had, and from the measured time
+ * of a pass over the block and of the rest with so many rows (steps whose tokens are all 3 or all
+ * 1 deep). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +25,9 @@
 #include "moe/base/osfile.h"
 #include "moe/tessera.h"
 
-enum { CASES_MAX = 8, ROUNDS_MAX = 15, PROMPT = 16 };
+enum { CASES_MAX = 8, ROUNDS_MAX = 15, PROMPT = 16, SIZES = 5, SESSIONS_MAX = 16, TOKENS_MAX = 256 };
+
+static const int sizes[SIZES] = {1, 2, 4, 8, SESSIONS_MAX};
 
 struct bench_case {
     char path[256], name[40];
@@ -33,9 +46,15 @@ static int fail(const struct err *e)
     return 1;
 }
 
+static int by_size(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 /* The deepest first: the others are judged by it. */
 static int list_cases(struct bench_case *c, const char *dir, unsigned type, bool mor, bool ouro,
-                      struct err *e)
+                      bool sessions, struct err *e)
 {
     int n = 0;
     struct gen_spec g = gen_defaults();
@@ -54,7 +73,7 @@ static int list_cases(struct bench_case *c, const char *dir, unsigned type, bool
         g.tied = true;
         g.n_repeats = 3;
         g.router_sigma = k ? 0 : 0.05f;
-        for (int r = 0; r < 3; r++) g.threshold[r] = k == 0 ? 0.4f : r < k ? 0.0f : 2.0f;
+        for (int r = 0; r < 3; r++) g.threshold[r] = k == 0 && (r || !sessions) ? 0.4f : r < k || !k ? 0.0f : 2.0f;
         struct bench_case *b = &c[n++];
         *b = (struct bench_case){.layers_all = 2, .layers_rec = 10, .kv_values = 2 * 320};
         (void)snprintf(b->name, sizeof b->name, k ? "MoR-360M, depth %d" : "MoR-360M, mixed", k);
@@ -112,12 +131,6 @@ static enum status decode(struct bench_case *c, int n_tokens, int round, struct 
     return st;
 }
 
-static int by_size(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void print(struct bench_case *c, int n, int rounds)
 {
     const struct bench_case *full = NULL;
@@ -138,21 +151,149 @@ static void print(struct bench_case *c, int n, int rounds)
     }
 }
 
-static int run(struct bench_case *c, int n, int n_tokens, int rounds, struct err *e)
+/* ---- steps of several sessions ---- */
+
+/* Steps of n sessions with one token each. */
+struct batch {
+    double seconds;           /* per step */
+    double bytes;             /* of weights, per step */
+    unsigned char depth[SESSIONS_MAX][TOKENS_MAX];
+};
+
+static enum status steps(struct bench_case *c, int n, int n_tokens, struct batch *b, struct err *e)
+{
+    tessera_session *s[SESSIONS_MAX] = {NULL};
+    struct tessera_input in[SESSIONS_MAX];
+    int32_t ids[SESSIONS_MAX];
+    enum status st = OK;
+    for (int k = 0; k < n && !st; k++) {
+        ids[k] = k;
+        st = tessera_session_open(c->engine, 0, &s[k], e);
+        in[k] = (struct tessera_input){s[k], &ids[k], 1, TESSERA_LOGITS_LAST};
+    }
+    struct tessera_depth before = {0};
+    double start = 0;
+    for (int i = -1; i < n_tokens && !st; i++) { /* the first one warms up */
+        if (i == 0) {
+            before = tessera_depth(c->engine);
+            start = os_seconds();
+        }
+        st = tessera_step(c->engine, in, n, e);
+        for (int k = 0; k < n; k++) ids[k] = (int32_t)(((i + 1) * 104729 + k * 7919 + 13) % 49152);
+        for (int k = 0; k < n && i >= 0 && !st; k++) b->depth[k][i] = tessera_session_depths(s[k])[i + 1];
+    }
+    b->seconds = (os_seconds() - start) / n_tokens;
+    b->bytes = (double)(tessera_depth(c->engine).bytes - before.bytes) / n_tokens;
+    for (int k = 0; k < n; k++) tessera_session_close(s[k]);
+    return st;
+}
+
+/* At n rows, between the sizes that were measured. */
+static double at_size(const double *y, int n)
+{
+    int i = 1;
+    while (i < SIZES - 1 && sizes[i] < n) i++;
+    const double x = (double)(n - sizes[i - 1]) / (sizes[i] - sizes[i - 1]);
+    return y[i - 1] + x * (y[i] - y[i - 1]);
+}
+
+struct cost {
+    double block, rest, block_s[SIZES], rest_s[SIZES]; /* bytes; seconds by rows */
+};
+
+/* The queue over n sessions that go on for long, with these depths again and again; what stands behind
+ * the block goes on when `wait` are there.  Bytes and seconds per token. */
+static void queue(const struct batch *b, int n, int n_tokens, int wait, const struct cost *c,
+                  double *bytes, double *seconds)
+{
+    int left[SESSIONS_MAX], at[SESSIONS_MAX] = {0}, done = 0;
+    *bytes = *seconds = 0;
+    for (int k = 0; k < n; k++) left[k] = b->depth[k][0];
+    while (done < 100 * n * n_tokens) {
+        int deep = 0;
+        for (int k = 0; k < n; k++) deep += left[k] > 0;
+        const bool rest = n - deep >= wait || !deep;
+        *bytes += rest ? c->rest : c->block;
+        *seconds += at_size(rest ? c->rest_s : c->block_s, rest ? n - deep : deep);
+        for (int k = 0; k < n; k++) {
+            if ((left[k] == 0) != rest) continue;
+            if (!rest) left[k]--;
+            else left[k] = b->depth[k][at[k] = (at[k] + 1) % n_tokens], done++;
+        }
+    }
+    *bytes /= done;
+    *seconds /= done;
+}
+
+static int batches(struct bench_case *deep, struct bench_case *flat, struct bench_case *mixed,
+                   int n_tokens, int rounds, struct err *e)
+{
+    static struct batch b[SIZES][3];
+    static double t[SIZES][3][ROUNDS_MAX];
+    struct bench_case *const c[3] = {deep, flat, mixed};
+    struct cost cost;
+    for (int r = 0; r < rounds; r++)
+        for (int i = 0; i < SIZES; i++)
+            for (int k = 0; k < 3; k++) {
+                if (steps(c[k], sizes[i], n_tokens, &b[i][k], e)) return fail(e);
+                t[i][k][r] = b[i][k].seconds;
+            }
+    for (int i = 0; i < SIZES; i++) {
+        for (int k = 0; k < 3; k++) {
+            qsort(t[i][k], (size_t)rounds, sizeof t[i][k][0], by_size);
+            b[i][k].seconds = t[i][k][rounds / 2];
+        }
+        cost.block_s[i] = (b[i][0].seconds - b[i][1].seconds) / 2;
+        cost.rest_s[i] = b[i][1].seconds - cost.block_s[i];
+    }
+    cost.block = (b[0][0].bytes - b[0][1].bytes) / 2;
+    cost.rest = b[0][1].bytes - cost.block;
+    printf("A pass over the block reads %.0f MB, the rest %.0f MB.\n\n| sessions | mean depth | deepest of a "
+           "step | tokens/s | MB read per token | queue: MB | tokens/s, computed | ms of a pass | of the "
+           "rest |\n|---|---|---|---|---|---|---|---|---|\n", cost.block / 1e6, cost.rest / 1e6);
+    for (int i = 0; i < SIZES; i++) {
+        const int n = sizes[i];
+        const struct batch *m = &b[i][2];
+        double sum = 0, deepest = 0, least_b = 0, least_s = 0;
+        for (int j = 0; j < n_tokens; j++) {
+            int most = 0;
+            for (int k = 0; k < n; k++) {
+                sum += m->depth[k][j];
+                if (m->depth[k][j] > most) most = m->depth[k][j];
+            }
+            deepest += most;
+        }
+        for (int wait = 1; wait <= n; wait++) {
+            double bytes, seconds;
+            queue(m, n, n_tokens, wait, &cost, &bytes, &seconds);
+            if (wait == 1 || bytes < least_b) least_b = bytes;
+            if (wait == 1 || seconds < least_s) least_s = seconds;
+        }
+        printf("| %d | %.2f | %.2f | %.1f | %.0f | %.0f | %.1f | %.1f | %.1f |\n", n, sum / n / n_tokens,
+               deepest / n_tokens, n / m->seconds, m->bytes / n / 1e6, least_b / 1e6, 1 / least_s,
+               cost.block_s[i] * 1e3, cost.rest_s[i] * 1e3);
+    }
+    return 0;
+}
+
+static int run(struct bench_case *c, int n, int n_tokens, int rounds, bool sessions, struct err *e)
 {
     for (int i = 0; i < n; i++) {
         struct tessera_options o = tessera_defaults();
         o.model_path = c[i].path;
         o.n_ctx = 2048;
+        if (sessions) o.n_sessions = SESSIONS_MAX;
         o.exit_at = c[i].exit_at;
         if (tessera_open(&o, &c[i].engine, e)) return fail(e);
     }
-    for (int r = -1; r < rounds; r++) /* the first one warms up */
+    int rc = 0;
+    for (int r = -1; r < rounds && !sessions; r++) /* the first one warms up */
         for (int i = 0; i < n; i++)
             if (decode(&c[i], r < 0 ? 4 : n_tokens, r < 0 ? 0 : r, e)) return fail(e);
-    print(c, n, rounds);
+    if (sessions) rc = batches(&c[0], &c[2], &c[3], n_tokens, rounds, e);
+    else print(c, n, rounds);
     for (int i = 0; i < n; i++) tessera_close(c[i].engine);
-    return 0;
+    return rc;
 }
 
 int main(int argc, char **argv)
@@ -160,23 +301,26 @@ int main(int argc, char **argv)
     static struct bench_case c[CASES_MAX];
     int n_tokens = 48, rounds = 3;
     unsigned type = QTYPE_Q8_0;
-    bool mor = false, ouro = false;
+    bool mor = false, ouro = false, sessions = false;
     struct err e;
     err_clear(&e);
     for (int i = 2; i < argc; i++) {
         if (!strcmp(argv[i], "--mor")) mor = true;
         else if (!strcmp(argv[i], "--ouro")) ouro = true;
+        else if (!strcmp(argv[i], "--sessions")) sessions = true;
         else if (!strcmp(argv[i], "--tokens") && i + 1 < argc) n_tokens = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--rounds") && i + 1 < argc) rounds = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--type") && i + 1 < argc && qtype_by_name(argv[i + 1]))
             type = (unsigned)qtype_by_name(argv[++i])->id;
         else argc = 0;
     }
-    if (argc < 2 || n_tokens < 1 || rounds < 1 || rounds > ROUNDS_MAX) {
-        (void)fprintf(stderr, "usage: saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro]\n");
+    if (argc < 2 || n_tokens < 1 || (sessions && n_tokens > TOKENS_MAX) || rounds < 1 || rounds > ROUNDS_MAX) {
+        (void)fprintf(stderr, "usage: saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro] "
+                      "[--sessions]\n");
         return 2;
     }
-    if (!mor && !ouro) mor = ouro = true;
-    const int n = list_cases(c, argv[1], type, mor, ouro, &e);
-    return n < 0 ? fail(&e) : run(c, n, n_tokens, rounds, &e);
+    if (sessions) mor = true, ouro = false;
+    else if (!mor && !ouro) mor = ouro = true;
+    const int n = list_cases(c, argv[1], type, mor, ouro, sessions, &e);
+    return n < 0 ? fail(&e) : run(c, n, n_tokens, rounds, sessions, &e);
 }

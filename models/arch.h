@@ -49,7 +49,8 @@ struct recursion_params {       /* a block of layers (mor.c) */
     enum depth_score score;
     float alpha, temp;
     float threshold[RECURSIONS_MAX], capacity[RECURSIONS_MAX];
-    bool shared_kv;             /* later recursions look at K and V of the first one */
+    bool shared_kv;             /* a layer's first run leaves K and V, for all rows; later ones look */
+    bool update_kv;             /* later ones leave their own for those who look in the same recursion */
     bool gated, gate_every_step;
     bool exact;                 /* the best rows of whole texts, by capacity */
 };

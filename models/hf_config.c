@@ -546,7 +546,8 @@ static void mor_keys(struct hf_config *c)
              "but \"expert\" is not known here", type);
     c->m->wrapped = routed;
     put_text(c, "recursion.router", type);
-    if (kv && !cJSON_IsFalse(jf_get(kv, "enable"))) put_text(c, "recursion.kv", "shared");
+    if (kv && !cJSON_IsFalse(jf_get(kv, "enable")))
+        put_text(c, "recursion.kv", cJSON_IsTrue(jf_get(kv, "update_cache")) ? "shared_update" : "shared");
     if (!routed) return;
     const char *router = text_of(mor, "router_type", "linear");
     if (strcmp(router, "linear"))

@@ -105,7 +105,7 @@ static void with_exits(struct block *k, int x)
         const int set = build_row_set(b, name, 1);
         chance = exit_step(k, t, x, chance, set);
         b->rows = set;
-        build_kv_carry(b, first, n_layer, t + 1);
+        build_kv_carry(b, first, n_layer, t + 1, 0);
         x = build_select(b, "x", x);
     }
     b->rows = ROWS_OUT;

@@ -12,7 +12,8 @@
  *   threshold        [count]; absent: 0.5 of a sigmoid, else 0
  *   capacity         [count]; absent: (count - r + 1) / count
  *   kv               "per_step": each recursion has K and V of the tokens that are in it; "shared":
- *                    the first one's, of all tokens
+ *                    those of a layer's first run, of all tokens; "shared_update": in each recursion
+ *                    its tokens' own, and of the others the first recursion's
  *   gated, gate_every_step
  * Tensors rec.R.router.weight (R from 1; rec.R.aux.weight decides in its place who goes on), or
  * rec.router.weight and .bias; blk.N once for each physical layer, with norms per head of Q and K
@@ -21,7 +22,13 @@
  * Expert choice: recursion r keeps some of the rows of recursion r - 1.  By default those whose score
  * is at the threshold or above, which a token knows without the text that follows; hparams.rec.exact
  * takes the best share of a whole text instead, as in training.  Token choice: a token chooses its
- * depth once, before the block.  Every recursion's rows are a row set of their own. */
+ * depth once, before the block.  Every recursion's rows are a row set of their own.
+ *
+ * Shared K and V are those of every token, and so a recursion in which a layer runs for the first time
+ * is run with all rows, as in the released code: with "cycle" the first one, with "sequence" nearly
+ * every one, which is slower than "per_step".  What a row that has stopped is there: expert choice, its
+ * residual stream; token choice, what it came into its last recursion with.  "shared_update" needs a
+ * slot for each recursion: in the released code what the first recursion left is not lost either. */
 #include <stdio.h>
 #include <string.h>
 
@@ -149,14 +156,12 @@ static enum status get_kv(const struct gguf *g, struct hparams *h, struct err *e
     int kind;
     enum status s = one_of(g, "mor.recursion.kv", kinds, &kind, e);
     if (s) return s;
-    p->shared_kv = kind == 1;
-    if (kind == 2)
-        return err_set(e, ERR_UNSUPPORTED, "%s: key mor.recursion.kv says \"shared_update\": what a "
-                       "token sees would depend on how its prompt was cut", gguf_path(g, 0));
-    if (p->shared_kv && p->in_place && p->router != ROUTER_NONE)
-        return err_set(e, ERR_UNSUPPORTED, "%s: shared K and V (mor.recursion.kv) of layers that are "
-                       "repeated in place would be those of some tokens only: \"per_step\" is "
-                       "supported", gguf_path(g, 0));
+    p->shared_kv = kind > 0;
+    p->update_kv = kind == 2;
+    if (p->update_kv && (p->router != ROUTER_EXPERT || p->in_place))
+        return err_set(e, ERR_UNSUPPORTED, "%s: key mor.recursion.kv says \"shared_update\", which is "
+                       "defined for expert choice over a block that is repeated as a whole only",
+                       gguf_path(g, 0));
     return OK;
 }
 
@@ -172,11 +177,26 @@ static enum status hparams(const struct gguf *g, struct hparams *h, struct err *
 
 /* ---- layers ---- */
 
-/* A model being described: slot of each physical layer's K and V, when they are shared. */
+/* A model being described: slot of each physical layer's K and V, when they are shared, and where the
+ * slots of all recursions begin, when each has its own. */
 struct mor {
     struct block k;
-    int slot[LAYERS_MAX];
+    int slot[LAYERS_MAX], first_slot;
 };
+
+static int layer_of(const struct recursion_params *p, int r, int i)
+{
+    return p->in_place ? ((r - 1) * p->n_block + i) / p->n : i;
+}
+
+/* Does a layer of recursion r leave K and V that later ones look at? */
+static bool leaves_shared(const struct mor *m, int r)
+{
+    const struct recursion_params *p = &m->k.h->rec;
+    for (int i = 0; p->shared_kv && i < p->n_block; i++)
+        if (m->slot[layer_of(p, r, i)] < 0) return true;
+    return false;
+}
 
 /* Recursion r, from 1: layers (r - 1) n_block .. of the unrolled block over the rows at hand. */
 static void recursion(struct mor *m, int r, int *x)
@@ -184,10 +204,14 @@ static void recursion(struct mor *m, int r, int *x)
     struct block *k = &m->k;
     const struct recursion_params *p = &k->h->rec;
     for (int i = 0; i < p->n_block && !k->b->err->code; i++) {
-        const int u = (r - 1) * p->n_block + i, l = p->in_place ? u / p->n : i;
+        const int l = layer_of(p, r, i);
         const bool seen = p->shared_kv && m->slot[l] >= 0;
         k->use_slot = seen ? m->slot[l] + 1 : 0;
         k->reads_slot = seen;
+        if (p->update_kv) {
+            k->use_slot = 1 + m->first_slot + (r - 1) * p->n_block + i;
+            k->reads_slot = false;
+        }
         block_layer(k, p->first + l, x);
         m->slot[l] = k->slot;
     }
@@ -220,6 +244,8 @@ static void expert_choice(struct mor *m, int x)
     const struct recursion_params *p = &k->h->rec;
     b->depth_first = 0;
     b->n_depth = p->n;
+    m->first_slot = b->n_slot;
+    for (int i = 0; p->update_kv && i < p->n * p->n_block; i++) (void)block_kv_slot(k);
     for (int r = 1; r <= p->n && !b->err->code; r++) {
         static const char aux[] = "rec.%d.aux.weight";
         char name[64];
@@ -232,11 +258,9 @@ static void expert_choice(struct mor *m, int x)
             .rule = DEPTH_SCORE, .score = p->score, .set = set, .step = r, .n_steps = p->n,
             .at = p->threshold[r - 1], .share = p->exact ? p->capacity[r - 1] : 0,
         });
-        /* Shared K and V are those of every token: then all go through the first recursion. */
-        if (r > 1 || !p->shared_kv) {
-            b->rows = set;
-            in = build_select(b, "h", x);
-        }
+        b->rows = leaves_shared(m, r) ? ROWS_ALL : set;
+        if (b->rows == set || r > 1) in = build_select(b, "h", x);
+        if (p->update_kv && r > 1) build_kv_carry(b, m->first_slot, p->n_block, r, 1);
         recursion(m, r, &in);
         b->rows = set;
         build_scatter(b, "recursion", in, x, p->gated ? score : -1, 0, p->gated ? p->alpha : 1);
@@ -256,7 +280,8 @@ static void token_choice(struct mor *m, int x)
     });
     if (build_has(b, "rec.router.bias", 0) && !b->err->code)
         b->op[b->n_op - 1].weight[0] = build_vector(b, "rec.router.bias", 0, p->n);
-    int y = build_select(b, "h", x);
+    const bool all = p->shared_kv && p->in_place;
+    int y = build_select(b, "h", x), h = all ? build_select(b, "h_all", x) : 0;
     for (int r = 1; r <= p->n && !b->err->code; r++) {
         if (r > 1) {
             const int set = set_of(k, r);
@@ -264,8 +289,13 @@ static void token_choice(struct mor *m, int x)
                 .rule = DEPTH_REACH, .set = set, .step = r, .n_steps = p->n,
             });
             b->rows = set;
-            y = build_select(b, "h", y);
+            if (!all || p->gate_every_step) y = build_select(b, "h", y);
             if (p->gate_every_step) build_put(b, "gate", y, y, chosen, p->n + r - 1);
+            if (all) {
+                build_put(b, "h_all", y, h, -1, 0);
+                if (leaves_shared(m, r)) b->rows = ROWS_ALL;
+                y = build_select(b, "h", h);
+            }
         }
         recursion(m, r, &y);
         build_scatter(b, "recursion", y, x, chosen, r, 1);

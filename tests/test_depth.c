@@ -22,7 +22,7 @@
 #include "tests/rewrite.h"
 #include "tests/shared.h"
 
-enum { N_IDS = 100, VOCAB = 40, CASES = 48, N_SPLITS = 1000 };
+enum { N_IDS = 100, VOCAB = 40, CASES = 64, N_SPLITS = 1000 };
 
 static char dir[64] = "/tmp/tessera-depth-XXXXXX";
 static int32_t ids[N_IDS];
@@ -227,7 +227,7 @@ static void test_reference(void **state)
 {
     (void)state;
     double worst = 0;
-    assert_int_equal(n_variants, 41);
+    assert_int_equal(n_variants, 51);
     for (int i = 0; i < n_variants; i++) {
         struct run got, want;
         memset(&got, 0, sizeof got);
@@ -256,7 +256,7 @@ static void test_splits(void **state)
         run_all(&variant[i], N_IDS, &one);
         tessera_engine *e = must_open(&variant[i].open);
         tessera_session *s = session(e);
-        for (int k = 0; k < N_SPLITS / 34 + 1; k++, n++) {
+        for (int k = 0; k < N_SPLITS / 41 + 1; k++, n++) {
             memset(&got, 0, sizeof got);
             if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
             feed(e, s, N_IDS, 1, k ? &r : NULL, &got); /* the first one token by token */
@@ -273,10 +273,11 @@ static void test_splits(void **state)
 static void test_rollback(void **state)
 {
     (void)state;
-    static const char *const names[] = {"e-m-cycle", "t-cycle", "e-m-cycle-shared", "ouro-exit50"};
+    static const char *const names[] = {"e-m-cycle", "t-cycle", "e-m-cycle-shared", "ouro-exit50",
+                                        "e-m-cycle-update", "t-seq-shared"};
     struct rng r;
     rng_seed(&r, 8);
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const struct variant *v = find(names[i]);
         struct run one, got;
         struct err err;
@@ -302,9 +303,10 @@ static void test_rollback(void **state)
 static void test_batch_and_tiers(void **state)
 {
     (void)state;
-    static const char *const names[] = {"e-m-cycle", "t-seq", "e-cycle-shared", "ouro-exit75"};
+    static const char *const names[] = {"e-m-cycle", "t-seq", "e-cycle-shared", "ouro-exit75",
+                                        "e-m-cycle-update"};
     static const char *const tiers[] = {"ref", "avx2", "avx512"};
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         struct variant v = *find(names[i]);
         struct run one, got[3];
         struct err err;
@@ -350,8 +352,9 @@ static void test_batch_and_tiers(void **state)
 static void test_save(void **state)
 {
     (void)state;
-    static const char *const names[] = {"e-m-cycle", "t-cycle-shared", "ouro-exit50"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const names[] = {"e-m-cycle", "t-cycle-shared", "ouro-exit50",
+                                        "e-cycle-update"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const struct variant *v = find(names[i]);
         char path[128];
         struct run one, got;
@@ -460,19 +463,22 @@ static uint64_t round_page(uint64_t n)
 }
 
 /* Per step: the two private layers have every token, the two of each recursion those that are in it.
- * Shared: four layers in all. */
+ * Shared: four layers in all; with updates every layer of every recursion, all tokens. */
 static void test_kv_bytes(void **state)
 {
     (void)state;
-    for (int shared = 0; shared < 2; shared++) {
-        const struct variant *v = find(shared ? "e-m-cycle-shared" : "e-m-cycle");
+    static const struct { const char *name; uint64_t whole; } cases[] = {
+        {"e-m-cycle", 2}, {"e-m-cycle-shared", 4}, {"e-m-cycle-update", 8}, {"e-m-seq-shared", 4},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const struct variant *v = find(cases[c].name);
         struct run got;
         memset(&got, 0, sizeof got);
         tessera_engine *e = must_open(&v->open);
         tessera_session *s = session(e);
         feed(e, s, N_IDS, N_IDS, NULL, &got);
-        uint64_t want = round_page((shared ? 4 : 2) * kv_of(N_IDS));
-        for (int r = 1; r <= 3 && !shared; r++) {
+        uint64_t want = round_page(cases[c].whole * kv_of(N_IDS));
+        for (int r = 1; r <= 3 && !c; r++) {
             int n = 0;
             for (int i = 0; i < N_IDS; i++) n += got.depth[i] >= r;
             want += round_page(2 * kv_of(n));
@@ -556,7 +562,8 @@ static void test_mutations(void **state)
         {"t-m-cycle", "t-m-cycle-shared"}, {"t-m-cycle", "t-every"}, {"t-cycle", "t-seq"},
         {"ouro", "ouro-loops3"}, {"ouro", "ouro-weighted"}, {"ouro-exit50", "ouro-exit75"},
         {"nanbeige", "nanbeige-skip"}, {"n-cycle", "n-cycle-shared"},
-        {"e-m-cycle-exact", "e-m-cycle-shared-exact"},
+        {"e-m-cycle-exact", "e-m-cycle-shared-exact"}, {"e-m-cycle", "e-m-cycle-update"},
+        {"e-m-cycle-shared", "e-m-cycle-update"}, {"e-m-seq", "e-m-seq-shared"}, {"t-seq", "t-seq-shared"},
     };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
         struct run got, want;
@@ -610,7 +617,7 @@ static void test_bad_files(void **state)
         {"mor-expert", "recursion.router", 's', 0, "committee", "committee"},
         {"mor-expert", "recursion.router", 's', 0, "token", "rec.router.weight"},
         {"mor-expert", "recursion.router_func", 's', 0, "softmax", "softmax"},
-        {"mor-expert", "recursion.kv", 's', 0, "shared_update", "how its prompt was cut"},
+        {"mor-token", "recursion.kv", 's', 0, "shared_update", "for expert choice"},
         {"mor-expert", "recursion.alpha", 'f', -1, NULL, "positive"},
         {"mor-token", "recursion.gated", 'b', 0, NULL, "token router"},
         {"mor-token", "recursion.count", 'u', 3, NULL, "rec.router.weight"},

@@ -37,9 +37,9 @@ PRESETS = {
     "middle": Config(experts=64, top=8),                 # story with eight experts for each of its experts, see upcycle.py
     # Mixtures of recursions, 8 layers unrolled, and their twin at the same compute per run: the mean depth is 2 of 3, so 6 layers per
     # token against 8, and the twin sees 4.59 / 5.77 of the tokens (products per token, the head's included).
-    "mor": Config(layers=4, experts=0, top=0, ff=512, recursions=3, router="expert"),
-    "mor-token": Config(layers=4, experts=0, top=0, ff=512, recursions=3, router="token"),
-    "mor-twin": Config(layers=8, experts=0, top=0, ff=512),
+    "mor": Config(4, 128, 2, 1, experts=0, top=0, ff=256, recursions=3, router="expert"),
+    "mor-token": Config(4, 128, 2, 1, experts=0, top=0, ff=256, recursions=3, router="token"),
+    "mor-twin": Config(8, 128, 2, 1, experts=0, top=0, ff=256),
     "tiny": Config(layers=2, experts=4),                 # for trying things out
 }
 
@@ -205,9 +205,15 @@ class Router(nn.Module):
 
 def take(x, rows): return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
+def kept_first(keep, grain=64):
+    """[B,T] -> the kept rows of every sequence in order, then others up to the same number for all, a multiple of grain (see `filled`).
+    The others stand behind: no kept row attends to them. The caller gives them no weight."""
+    n = min(keep.shape[1], (int(keep.sum(1).max()) + grain - 1) // grain * grain)
+    return (~keep).byte().argsort(dim=1, stable=True)[:, :n]
+
 class Recursions(nn.Module):
     """Who goes through the shared blocks how often. While gradients are wanted, and where `exact`, expert choice takes the best share of
-    every sequence; else those whose score is at least a half, which does not look ahead. Sequences whose rows differ in number go one by one."""
+    every sequence; else those whose score is at least a half, which does not look ahead."""
     ALPHA, AUX, BALANCE, Z = 0.1, 1e-3, 0.1, 1e-3
     def __init__(s, c):
         super().__init__()
@@ -216,10 +222,8 @@ class Recursions(nn.Module):
 
     def forward(s, h, block, cos, sin):
         """h [B,T,D]; block(x, cos, sin) runs the shared layers once. Returns h, the routers' losses, depths [B,T]."""
-        if s.c.router == "expert" and (s.exact or torch.is_grad_enabled()): return s.best(h, block, cos, sin)
-        one = s.above if s.c.router == "expert" else s.chosen
-        parts = [one(h[i:i + 1], block, cos, sin) for i in range(len(h))]
-        return torch.cat([p[0] for p in parts]), sum(p[1] for p in parts) / len(parts), torch.cat([p[2] for p in parts])
+        if s.c.router == "token": return s.chosen(h, block, cos, sin)
+        return (s.best if s.exact or torch.is_grad_enabled() else s.above)(h, block, cos, sin)
 
     def step(s, h, rows, w, block, cos, sin):
         y = block(take(h, rows), cos[rows][:, None], sin[rows][:, None])
@@ -240,13 +244,14 @@ class Recursions(nn.Module):
         return h, aux, depth
 
     def above(s, h, block, cos, sin):
-        at, depth = torch.arange(h.shape[1])[None], torch.zeros(1, h.shape[1], dtype=torch.long)
+        depth, keep = torch.zeros(h.shape[:2], dtype=torch.long), True
         for router in s.rec:
-            score = router(take(h, at))[..., 0].sigmoid()
-            keep = (score >= 0.5)[0]
-            at, score = at[:, keep], score[:, keep]
-            depth[0, at[0]] += 1
-            if keep.any(): h = s.step(h, at, s.ALPHA * score, block, cos, sin)
+            score = router(h)[..., 0].sigmoid()
+            keep = (score >= 0.5) & keep
+            if not keep.any(): break
+            depth = depth + keep
+            rows = kept_first(keep)
+            h = s.step(h, rows, (s.ALPHA * score * keep).gather(1, rows), block, cos, sin)
         return h, 0.0, depth
 
     def chosen(s, h, block, cos, sin):
@@ -255,15 +260,14 @@ class Recursions(nn.Module):
         depth = p.argmax(-1) + 1
         share = F.one_hot(depth - 1, p.shape[-1]).float().mean((0, 1))
         aux = s.BALANCE * p.shape[-1] * (share * p.mean((0, 1))).sum() + s.Z * u.logsumexp(-1).pow(2).mean()
-        at, y, out = torch.arange(h.shape[1])[None], h, h
+        y, out = h, h
         for r in range(1, s.c.recursions + 1):
-            keep = depth[0, at[0]] >= r
-            at, y = at[:, keep], y[:, keep]
-            if not len(at[0]): break
-            y = block(y, cos[at][:, None], sin[at][:, None])
-            end = depth[0, at[0]] == r
-            rows = at[:, end]
-            out = out.scatter_add(1, rows[..., None].expand(-1, -1, h.shape[-1]), p[0, rows[0], r - 1][None, :, None] * y[:, end])
+            if not (depth >= r).any(): break
+            rows = kept_first(depth >= r)
+            wide = rows[..., None].expand(-1, -1, h.shape[-1])
+            z = block(take(y, rows), cos[rows][:, None], sin[rows][:, None])
+            y = y.scatter(1, wide, z)
+            out = out.scatter_add(1, wide, (p[..., r - 1] * (depth == r)).gather(1, rows)[..., None] * z)
         return out, aux, depth
 
 class TiedLoss(torch.autograd.Function):

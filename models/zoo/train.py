@@ -134,7 +134,7 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
     for step in range(step0, total):
         slots = range(step * batch, (step + 1) * batch)
         parts = [slots[i:i + micro] for i in range(0, batch, micro)]
-        loss_sum = aux_sum = 0.0; counts = None
+        loss_sum = aux_sum = 0.0; counts = None; depth = ""
         for part in parts[rank::procs]:
             z = torch.from_numpy(np.stack([stream[sched.window(k)] for k in part]).astype(np.int64)).to(device)
             loss, aux, n = net(z[:, :-1], z[:, 1:])
@@ -146,13 +146,14 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
             f = counts / counts.sum(-1, keepdim=True)
             low = float((-(f * (f + 1e-9).log()).sum(-1) / math.log(f.shape[-1])).min())
         st.note[rank, :3] = torch.tensor([loss_sum, aux_sum, low])
+        if net.depths is not None: depth = net.depths.float().mean().item()
         wait()
         rate = sched.rate(step * batch, o.warm * batch)
         update(st, net, mine, step, rate, o)
         if rank == 0:
             loss, aux, low = st.note[:, 0].sum().item(), st.note[:, 1].sum().item(), st.note[:, 2].min().item()
             done = step + 1
-            row = [done, done * batch * net.c.context, f"{loss:.4f}", f"{o.muon_lr * rate:.5f}", f"{aux:.4f}", f"{low:.3f}"]
+            row = [done, done * batch * net.c.context, f"{loss:.4f}", f"{o.muon_lr * rate:.5f}", f"{aux:.4f}", f"{low:.3f}", depth and f"{depth:.3f}"]
             if not math.isfinite(loss): raise SystemExit("the loss is not finite")
             st.note[0, 3] = os.path.exists(o.run + "/stop")
         wait()
@@ -182,6 +183,7 @@ def main():
     ap.add_argument("--tokens", type=float, help="length of the run; default: the whole stream once")
     ap.add_argument("--from", dest="first", metavar="FILE", help="first weights: upcycle.py's file or another run's last.pt")
     ap.add_argument("--schedule", help="schedule.json of another run, to see exactly its data")
+    ap.add_argument("--seed", type=int, default=1, help="of the first weights; the data's order is the stream's")
     ap.add_argument("--procs", type=int, default=2); ap.add_argument("--batch", type=int, default=8192); ap.add_argument("--micro", type=int, default=2048)
     ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=4e-3); ap.add_argument("--decay", type=float, default=0.1)
     ap.add_argument("--warm", type=int, default=60, help="steps"); ap.add_argument("--eval-every", type=int, default=200)
@@ -190,7 +192,7 @@ def main():
     os.makedirs(o.run, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda": o.procs = 1
-    torch.manual_seed(1)
+    torch.manual_seed(o.seed)
     c = M.PRESETS[o.preset]
     net = M.Model(c).to(device)
     st = State(net, o.procs, device)
@@ -207,7 +209,7 @@ def main():
     if o.tokens: sched.cut(step * batch, min(n_stream, int(o.tokens / c.context)) // batch * batch)
     print(f"{o.preset}: {len(st.master) / 1e6:.2f} M parameters, step {step} of {sched.total() // batch}, {device}", flush=True)
     if step == 0 and not os.path.exists(o.run + "/log.csv"):
-        open(o.run + "/log.csv", "w").write("step,tokens,loss,lr,router_loss,lowest_entropy,tokens_per_s,held_stories,held_dialogues,held_books\n")
+        open(o.run + "/log.csv", "w").write("step,tokens,loss,lr,router_loss,lowest_entropy,depth,tokens_per_s,held_stories,held_dialogues,held_books\n")
     if o.procs == 1: work(0, 1, o, net, st, sched, step, None, device)
     else:
         net.share_memory(); st.share()

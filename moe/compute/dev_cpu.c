@@ -606,7 +606,8 @@ static void carry_task(void *arg, int task, int worker)
         for (const int32_t last = pos / KV_PAGE; pos < c->end && pos / KV_PAGE == last; pos++) {
             if (c->depth[pos] >= step) continue;
             l.pos[l.n] = pos % KV_PAGE;
-            l.from[l.n++] = page + b->kv_offset[slot + (c->depth[pos] - 1) * n];
+            const int from = op->p.carry.from ? op->p.carry.from : c->depth[pos];
+            l.from[l.n++] = page + b->kv_offset[slot + (from - 1) * n];
         }
         char *to = page + b->kv_offset[slot + (step - 1) * n];
         for (int h = 0; h < op->p.carry.n_kv_heads && l.n; h++, to += head)

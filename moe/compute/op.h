@@ -159,8 +159,8 @@ struct op {
         /* SCATTER: of the row of in[1], which may be -1, value `column`; put: = instead of += */
         struct { float by; int column, put; } scatter;
         /* KV_CARRY: the n slots of depth d are kv_slot + (d - 1) * n on; those of depth `step` get
-         * what is missing there; heads as in attn */
-        struct { int n_kv_heads, dk, dv, n, step; } carry;
+         * what is missing there from depth `from`, 0 = each position's own; heads as in attn */
+        struct { int n_kv_heads, dk, dv, n, step, from; } carry;
         /* DELTA: heads of q, k and of v; head h of v meets that of k numbered h / (n_v / n_k), or,
          * tiled, h % n_k; the matrices begin at byte `at` of the slot's state */
         struct { int n_k, n_v, dk, dv, tiled; unsigned at; } delta;

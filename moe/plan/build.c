@@ -340,7 +340,7 @@ int build_depth(struct build *b, const char *name, int logits, int values, int w
     return x;
 }
 
-void build_kv_carry(struct build *b, int first, int n, int step)
+void build_kv_carry(struct build *b, int first, int n, int step, int from)
 {
     if (b->err->code) return;
     const struct kv_slot *s = &b->slot[first];
@@ -353,6 +353,7 @@ void build_kv_carry(struct build *b, int first, int n, int step)
     op->p.carry.dv = s->dv;
     op->p.carry.n = n;
     op->p.carry.step = step;
+    op->p.carry.from = from;
 }
 
 int build_glu(struct build *b, enum glu_act act, int gate, int up)

@@ -112,8 +112,9 @@ void build_put(struct build *b, const char *name, int in, int into, int gate, in
 int build_depth(struct build *b, const char *name, int logits, int values, int width,
                 struct depth_params p);
 /* Before the rows at hand go through layers whose slots are first + (step - 1) n .. + n - 1: positions
- * that are not in these get what they have in the slots of their own depth, first + (depth - 1) n. */
-void build_kv_carry(struct build *b, int first, int n, int step);
+ * that are not in these get what they have in the slots of step `from`, first + (from - 1) n; from 0:
+ * of their own depth. */
+void build_kv_carry(struct build *b, int first, int n, int step, int from);
 int build_glu(struct build *b, enum glu_act act, int gate, int up);
 /* Room for heads that the next ops fill piece by piece. */
 int build_heads(struct build *b, const char *name, int n_heads, int dim);

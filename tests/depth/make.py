@@ -115,11 +115,16 @@ class Net:
         v = (n @ self.w[b + "attn_v.weight"].T).reshape(-1, KV, DIM)
         return pos, f16(rotate(k, pos, self.neox)), f16(v)
 
-    def layer(self, l, x, pos, cache=None):
-        """cache None: these rows' own.  Returns the rows and the cache."""
+    def layer(self, l, x, pos, cache=None, over=None):
+        """cache None: these rows' own; over: a cache of all positions in which these rows' own are put
+        in place of what it has of them.  Returns the rows and the cache."""
         w, b = self.w, f"blk.{l}."
         n = rms(x, w[b + "attn_norm.weight"])
         cache = cache or self.keys(l, n, pos)
+        if over:
+            k, v = over[1].copy(), over[2].copy()
+            k[pos], v[pos] = cache[1], cache[2]
+            cache = over[0], k, v
         q = rotate((n @ w[b + "attn_q.weight"].T).reshape(-1, HEADS, DIM), pos, self.neox)
         seen = cache[0][None, :] <= pos[:, None]
         out = np.empty_like(q)
@@ -168,9 +173,14 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
         for i in range(B):
             u = (r - 1) * B + i
             l = first + (u // N if in_place else u % B)
-            x, c = net.layer(l, x, pos, caches.get(l) if kv == "shared" else None)
+            x, c = net.layer(l, x, pos, caches.get(l) if kv == "shared" else None,
+                             caches.get(l) if kv == "shared_update" else None)
             caches.setdefault(l, c)
         return x
+
+    def pushes_all(r):
+        """Shared: is some layer's first run here?  Then all rows go through, and are gathered afterwards."""
+        return kv != "per_step" and (r == 1 or in_place)
 
     if ends:
         h, _ = net.layer(0, h, every_row)
@@ -197,7 +207,7 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
                 far(say, theta[r - 1], "threshold")
                 keep = np.flatnonzero(say >= theta[r - 1])
             g, rows = g[keep], A[keep]
-            if kv == "shared" and (r == 1 or full_pass):
+            if pushes_all(r) or full_pass:
                 y = block(r, h, every_row)[rows]
             else:
                 y = block(r, h[rows], rows)
@@ -216,14 +226,18 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
         two = np.sort(pick, 1)[:, -2:]
         far(two[:, 1] - two[:, 0], 0, "token choice")
         depth = pick.argmax(1) + 1
-        h, y, rows = h.copy(), h.copy(), every_row
+        h, y, last, rows = h.copy(), h.copy(), h.copy(), every_row
         for r in range(1, N + 1):
             if r > 1:
                 keep = depth[rows] >= r
                 y, rows = y[keep], rows[keep]
                 if every:
                     y = p[rows, r - 2][:, None] * y
-            y = block(r, y, rows) if len(rows) else y
+            if pushes_all(r):
+                last[rows] = y  # rows that have stopped stay what they came into their last recursion with
+                y = block(r, last, every_row)[rows]
+            else:
+                y = block(r, y, rows) if len(rows) else y
             end = depth[rows] == r
             h[rows[end]] += p[rows[end], r - 1][:, None] * y[end]
     if ends:
@@ -326,13 +340,17 @@ def main(out):
         case(f"e-{s}", "mor-expert", f"sharing={sharing}", mor(w, ids, 4, 3, sharing))
         case(f"e-{s}-exact", "mor-expert", f"sharing={sharing} exact",
              mor(w, ids, 4, 3, sharing, exact=True))
+        case(f"e-{s}-shared", "mor-expert", f"sharing={sharing} kv=shared",
+             mor(w, ids, 4, 3, sharing, kv="shared"))
+        shared = mor(w, ids, 4, 3, sharing, kv="shared", exact=True)
+        case(f"e-{s}-shared-exact", "mor-expert", f"sharing={sharing} kv=shared exact", shared)
+        full = mor(w, ids, 4, 3, sharing, kv="shared", exact=True, full_pass=True)
+        assert np.abs(full[0] - shared[0]).max() < 1e-9  # gather first == full pass
         if sharing.endswith("cycle"):
-            case(f"e-{s}-shared", "mor-expert", f"sharing={sharing} kv=shared",
-                 mor(w, ids, 4, 3, sharing, kv="shared"))
-            shared = mor(w, ids, 4, 3, sharing, kv="shared", exact=True)
-            case(f"e-{s}-shared-exact", "mor-expert", f"sharing={sharing} kv=shared exact", shared)
-            full = mor(w, ids, 4, 3, sharing, kv="shared", exact=True, full_pass=True)
-            assert np.abs(full[0] - shared[0]).max() < 1e-9  # gather first == full pass
+            for exact in (False, True):
+                case(f"e-{s}-update" + exact * "-exact", "mor-expert",
+                     f"sharing={sharing} kv=shared_update" + exact * " exact",
+                     mor(w, ids, 4, 3, sharing, kv="shared_update", exact=exact))
         case(f"n-{s}", "mor-none", f"sharing={sharing} router=none",
              mor(w, ids, 4, 3, sharing, "none"))
         case(f"n-{s}-shared", "mor-none", f"sharing={sharing} router=none kv=shared",
@@ -351,9 +369,8 @@ def main(out):
     for sharing in ("middle_cycle", "cycle", "middle_sequence", "sequence"):
         s = sharing.replace("middle_", "m-").replace("sequence", "seq")
         case(f"t-{s}", "mor-token", f"sharing={sharing}", mor(w, ids, 4, 4, sharing, "token"))
-        if sharing.endswith("cycle"):
-            case(f"t-{s}-shared", "mor-token", f"sharing={sharing} kv=shared",
-                 mor(w, ids, 4, 4, sharing, "token", kv="shared"))
+        case(f"t-{s}-shared", "mor-token", f"sharing={sharing} kv=shared",
+             mor(w, ids, 4, 4, sharing, "token", kv="shared"))
     case("t-sigmoid", "mor-token", "router_func=sigmoid",
          mor(w, ids, 4, 4, router="token", func="sigmoid"))
     case("t-every", "mor-token", "gate_every_step=true alpha=3",
