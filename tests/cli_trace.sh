@@ -132,9 +132,17 @@ t replay "$T" --selective --margin 2
 expect 0
 ok "no uploads" "$(grep -c '^admitted' "$DIR/out")" = 1
 printf 'ram_read_n_gb_s 10\ndisk_random_gb_s 1\n' >"$DIR/machine"
+t replay "$T" --machine "$DIR/machine" --slots curve --pins 5
+expect 0
+ok "no speeds" "$(grep -c '^modelled tokens/s' "$DIR/out")" = 1
+ok "a curve of 16 sizes" "$(grep -m1 -c '1%.* 80%$' "$DIR/out")" = 1
+ok "not five pins" "$(grep '^layer' "$DIR/out" | cut -c11- | wc -w)" = 5
+t replay "$T" --json --pins 3
+expect 0
+ok "no pins in JSON" "$(grep -c '"pins": \[\[[0-9]*, [0-9]*, [0-9]*\], ' "$DIR/out")" = 1
 t replay "$T" --machine "$DIR/machine"
 expect 0
-ok "no modelled times" "$(grep -c '^modelled' "$DIR/out")" = 1
+ok "no modelled times" "$(grep -c '^modelled ms' "$DIR/out")" = 1
 
 t replay
 refuse 2 'something is missing'
