@@ -16,7 +16,7 @@ enum { SIZES = 16 };
 
 struct replay_args {
     const char *slots, *policy, *predictor, *machine;
-    int ahead, exact;
+    int ahead, pins;
     float half_life, margin;
     bool selective;
 };
@@ -45,6 +45,9 @@ struct size {
     double share; /* of the bank, or 0 */
     int slots;
 };
+
+/* What --slots curve stands for. */
+static const char curve[] = "1%,2%,3%,4%,5%,7%,10%,15%,20%,25%,30%,40%,50%,60%,70%,80%";
 
 struct job {
     struct cli_args *a;
@@ -302,6 +305,10 @@ static double on_misses_2k(const struct replay_result *r)
     return ratio(r->missed_named_twice, r->missed);
 }
 static double ms(const struct replay_result *r) { return 1e3 * r->seconds / (double)r->tokens; }
+static double speed(const struct replay_result *r)
+{
+    return r->seconds > 0 ? (double)r->tokens / r->seconds : 0;
+}
 static double stall(const struct replay_result *r) { return 1e3 * r->stall / (double)r->tokens; }
 
 struct table {
@@ -320,7 +327,7 @@ static void print_tables(const struct job *j, const struct film *f, const struct
         {"hit ratio, %", hit_ratio, 0}, {"read, MiB/token", moved, 0},
         {"admitted, MiB/token", uploads, 1}, {"read ahead, useful", useful, 2},
         {"read ahead, wasted", wasted, 2}, {"modelled ms/token", ms, 3},
-        {"of that waiting", stall, 3}};
+        {"of that waiting", stall, 3}, {"modelled tokens/s", speed, 3}};
     for (size_t k = 0; k < sizeof tables / sizeof *tables; k++) {
         if ((tables[k].when == 1 && !j->own.selective) || (tables[k].when == 3 && !(j->disk > 0)))
             continue;
@@ -397,6 +404,62 @@ static void print_recorded(struct job *j, const struct film *f, const char *path
     j->first = false;
 }
 
+/* The experts used most, the whole trace counted: one line per layer, most used first. */
+struct pin {
+    int64_t uses;
+    int32_t item;
+};
+
+static int by_uses(const void *a, const void *b)
+{
+    const struct pin *x = a, *y = b;
+    if (x->uses != y->uses) return x->uses < y->uses ? 1 : -1;
+    return (x->item > y->item) - (x->item < y->item);
+}
+
+static enum status print_pins(struct job *j, const struct film *f, const char *path, struct err *e)
+{
+    const struct trace *t = f->t;
+    const int n = t->n_layers * t->n_experts, n_pins = j->own.pins < n ? j->own.pins : n;
+    int64_t all = 0, pinned = 0;
+    uint64_t bytes = 0;
+    char b[24];
+    struct pin *pin = calloc((size_t)n, sizeof *pin);
+    if (!pin) return err_set(e, ERR_MEMORY, "no memory for a list of experts");
+    for (int32_t x = 0; x < n; x++) pin[x].item = x;
+    for (uint32_t u = 0; u < f->v.first[f->v.n_events]; u++) {
+        pin[f->v.item[u]].uses += f->v.count[u];
+        all += f->v.count[u];
+    }
+    qsort(pin, (size_t)n, sizeof *pin, by_uses);
+    for (int i = 0; i < n_pins; i++) {
+        pinned += pin[i].uses;
+        bytes += t->expert_bytes[pin[i].item / t->n_experts];
+    }
+    if (j->a->json) {
+        printf("%s\n {\"trace\": ", j->first ? "[" : ",");
+        escape_json(stdout, path, strlen(path));
+        printf(", \"pins\": [");
+        for (int i = 0; i < n_pins; i++)
+            printf("%s[%d, %d, %" PRId64 "]", i ? ", " : "", t->layer[pin[i].item / t->n_experts],
+                   pin[i].item % t->n_experts, pin[i].uses);
+        printf("], \"pinned_uses\": %" PRId64 ", \"uses\": %" PRId64 "}", pinned, all);
+        j->first = false;
+        free(pin);
+        return OK;
+    }
+    printf("\nthe %d experts used most: %.1f %% of all uses (%.1f %% if all were used alike), %s\n",
+           n_pins, ratio(pinned, all), 100.0 * n_pins / n, cli_bytes(bytes, b));
+    for (int l = 0; l < t->n_layers; l++) {
+        printf("layer %-4d", t->layer[l]);
+        for (int i = 0; i < n_pins; i++)
+            if (pin[i].item / t->n_experts == l) printf(" %d", pin[i].item % t->n_experts);
+        printf("\n");
+    }
+    free(pin);
+    return OK;
+}
+
 static enum status replay_trace(struct job *j, const char *path, struct err *e)
 {
     struct trace *t;
@@ -429,6 +492,7 @@ static enum status replay_trace(struct job *j, const char *path, struct err *e)
         print_recorded(j, &f, path);
         print_tables(j, &f, tab);
     }
+    if (!s && j->own.pins) s = print_pins(j, &f, path, e);
     if (tab) film_free(&f);
     free(tab);
     trace_free(t);
@@ -440,6 +504,7 @@ static enum status replay_trace(struct job *j, const char *path, struct err *e)
 /* "1%,5%,300" */
 static int parse_sizes(struct job *j, const char *text)
 {
+    if (!strcmp(text, "curve")) text = curve;
     for (const char *p = text; *p;) {
         char word[24];
         const size_t n = strcspn(p, ",");
@@ -512,8 +577,8 @@ int cmd_replay(int argc, char **argv)
     struct job j = {.own = {.slots = "1%,5%,10%,20%,40%", .policy = "all", .predictor = "previous",
                             .ahead = -1, .half_life = 8, .margin = 1}, .first = true};
     static const struct cli_flag flags[] = {
-        {"--slots", "LIST", "shares of all experts, or numbers of them (default 1%,5%,10%,20%,40%)",
-         CLI_STR, offsetof(struct replay_args, slots), 0, 0},
+        {"--slots", "LIST", "shares of all experts, or numbers of them (default 1%,5%,10%,20%,40%), or "
+         "curve: 16 shares from 1% to 80%", CLI_STR, offsetof(struct replay_args, slots), 0, 0},
         {"--policy", "LIST", "lru lfu lrfu static plec min, separated by commas (default all)",
          CLI_STR, offsetof(struct replay_args, policy), 0, 0},
         {"--predictor", "WHICH", "previous (default), frequency, oracle, none, or a file that "
@@ -527,6 +592,8 @@ int cmd_replay(int argc, char **argv)
          offsetof(struct replay_args, selective), 0, 0},
         {"--margin", "X", "with --selective: lrfu wants 2^X times the victim's heat (default 1)",
          CLI_F32, offsetof(struct replay_args, margin), 0, 64},
+        {"--pins", "N", "list the N experts that are used most, by layer", CLI_INT,
+         offsetof(struct replay_args, pins), 1, 1 << 20},
         {"--machine", "FILE", "model times with the speeds in this machine file", CLI_STR,
          offsetof(struct replay_args, machine), 0, 0},
         {0}};

@@ -1,8 +1,10 @@
-/* tessera trace: records which experts a model chooses for a text, or fits a predictor to records
- * (routing/fit/).  The engine shows every route while the step runs (tessera_observe), so the length
- * of a text is bounded by memory alone. */
+/* tessera trace: records which experts a model chooses for a text, writes records for other programs,
+ * or fits a predictor to them (routing/fit/).  The engine shows every route while the step runs
+ * (tessera_observe): a record that is kept is bounded by memory alone, one that is only exported
+ * (--export without -o) by nothing. */
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,17 +12,28 @@
 #include "moe/load/gguf.h"
 #include "moe/load/tok.h"
 #include "moe/load/trace.h"
+#include "moe/load/trace_export.h"
 #include "moe/run/obs.h"
 #include "moe/run/sampler.h"
 #include "routing/fit/fit_path.h"
 
 struct trace_args {
-    const char *ids;
+    const char *ids, *export;
+    struct cli_list activations; /* TENSOR=FILE */
     int decode, passes;
-    bool one_by_one, special, train;
+    bool one_by_one, special, train, norms;
     float temp;
     int64_t seed;
 };
+
+/* Activations that go to a file of their own. */
+struct tap {
+    char tensor[128];
+    struct npy file;
+    bool seen;
+};
+
+enum { TAPS = 16 };
 
 struct recorder {
     tessera_engine *e;
@@ -28,7 +41,13 @@ struct recorder {
     struct trace *t;
     int32_t index[TRACE_LAYERS];   /* of a model's layer among those with experts, -1 = none */
     int32_t first_row, first_pos;  /* of the step being run */
-    int32_t n_steps, n_sessions;
+    int32_t n_rows, n_steps, n_sessions;
+    struct trace_export export;
+    bool exporting, keeping;       /* rows go to a file at once; stay for the end */
+    struct tap tap[TAPS];
+    int n_taps;
+    float *norm;                   /* [n_ubatch] of the rows that the last norm has read; or NULL */
+    struct err watch_err;
     struct sampler sampler;
     int32_t *ids;                  /* [n] the text */
     int n, bos;                    /* bos: tokens at its start that every window begins with */
@@ -37,7 +56,7 @@ struct recorder {
 /* ---- the model's experts ---- */
 
 /* Sums the bytes of "blk.N.*_exps.weight" by layer; ERR_MISSING for a model without experts. */
-static enum status describe(struct recorder *r, struct err *err)
+static enum status describe(struct recorder *r, bool norms, struct err *err)
 {
     const struct gguf *g = tessera_gguf(r->e);
     const struct tessera_model m = tessera_model(r->e);
@@ -58,7 +77,8 @@ static enum status describe(struct recorder *r, struct err *err)
         return err_set(err, ERR_MISSING, "this model has no experts: there are no routes to record");
     /* Where experts were says nothing when all of them are in memory. */
     const bool pool = tessera_traffic(r->e).token_disk_expected > 0;
-    const unsigned with = TRACE_WITH_WEIGHTS | (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0);
+    const unsigned with = TRACE_WITH_WEIGHTS | (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
+                          (norms ? TRACE_WITH_NORMS : 0);
     enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, with, &r->t, err);
     if (s) return s;
     for (int l = 0; l < TRACE_LAYERS; l++) {
@@ -92,6 +112,75 @@ static void see(void *arg, const struct obs *o)
         r->t->wait[(size_t)row * (size_t)r->t->n_layers + (size_t)r->index[o->layer]] = o->wait_us;
 }
 
+/* Rows that a norm has read just now are what the router behind it belongs to. */
+static void see_norm(struct recorder *r, const struct tessera_watched *w)
+{
+    int layer;
+    if (!w->n_matrices) {
+        for (int i = 0; i < w->n_rows; i++) {
+            double sum = 0;
+            for (int k = 0; k < w->n_cols; k++) sum += (double)w->row[i][k] * (double)w->row[i][k];
+            r->norm[i] = (float)sqrt(sum);
+        }
+        return;
+    }
+    if (sscanf(w->tensor, "blk.%d.ffn_gate_inp.", &layer) != 1 || layer < 0 ||
+        layer >= TRACE_LAYERS || r->index[layer] < 0 || !strstr(w->tensor, ".ffn_gate_inp.weight"))
+        return;
+    for (int i = 0; i < w->n_rows && r->first_row + i < r->t->n_rows; i++)
+        r->t->norm[(size_t)(r->first_row + i) * (size_t)r->t->n_layers +
+                   (size_t)r->index[layer]] = r->norm[i];
+}
+
+static void watch(void *arg, const struct tessera_watched *w)
+{
+    struct recorder *r = arg;
+    if (r->norm) see_norm(r, w);
+    for (int k = 0; k < r->n_taps && !r->watch_err.code; k++) {
+        if (strcmp(r->tap[k].tensor, w->tensor) != 0) continue;
+        r->tap[k].seen = true;
+        if (w->n_matrices > 1) {
+            err_set(&r->watch_err, ERR_RANGE, "--activations: every matrix of %s meets rows of its "
+                    "own; name a tensor of one matrix", w->tensor);
+            return;
+        }
+        for (int i = 0; i < w->n_rows && !r->watch_err.code; i++)
+            (void)npy_row(&r->tap[k].file, w->row[i], w->n_cols, &r->watch_err);
+    }
+}
+
+/* Opens what is asked for beside routes. */
+static enum status open_taps(struct recorder *r, const struct trace_args *own, struct err *err)
+{
+    enum status s = OK;
+    if (own->norms && !(r->norm = calloc((size_t)tessera_model(r->e).n_ubatch, sizeof *r->norm)))
+        return err_set(err, ERR_MEMORY, "no memory for norms");
+    for (int i = 0; i < own->activations.n && !s; i++) {
+        const char *p = own->activations.at[i], *eq = strchr(p, '=');
+        struct tap *t = &r->tap[r->n_taps];
+        (void)snprintf(t->tensor, sizeof t->tensor, "%.*s", (int)(eq - p), p);
+        if (!gguf_find_tensor(tessera_gguf(r->e), t->tensor))
+            return err_set(err, ERR_RANGE, "--activations: the model has no tensor %s: `tessera "
+                           "info` lists them", t->tensor);
+        if (!(s = npy_open(&t->file, eq + 1, err))) r->n_taps++;
+    }
+    if (!s && (r->norm || r->n_taps)) s = tessera_watch(r->e, watch, r, err);
+    return s;
+}
+
+static enum status close_taps(struct recorder *r, enum status s, struct err *err)
+{
+    for (int k = 0; k < r->n_taps; k++) {
+        if (!s && !r->tap[k].seen)
+            s = err_set(err, ERR_RANGE, "--activations: nothing is multiplied with %s",
+                        r->tap[k].tensor);
+        if (s) npy_abort(&r->tap[k].file);
+        else s = npy_close(&r->tap[k].file, err);
+    }
+    r->n_taps = 0;
+    return s;
+}
+
 /* One forward pass, recorded; logits of its last row to *logits. */
 static enum status step(struct recorder *r, const int32_t *ids, int n, const float **logits,
                         struct err *err)
@@ -112,7 +201,16 @@ static enum status step(struct recorder *r, const int32_t *ids, int n, const flo
     const struct tessera_input in = {.session = r->session, .ids = ids, .n = n,
                                      .logits = TESSERA_LOGITS_ALL};
     s = tessera_step(r->e, &in, 1, err);
+    if (!s && r->watch_err.code) {
+        *err = r->watch_err;
+        s = err->code;
+    }
     r->n_steps++;
+    r->n_rows += n;
+    if (!s && r->exporting && !r->keeping) {
+        s = trace_export_rows(&r->export, t, err);
+        trace_clear(t);
+    }
     if (!s) *logits = tessera_logits(r->e, 0, n - 1);
     return s;
 }
@@ -187,8 +285,21 @@ static enum status read_text(struct recorder *r, const struct cli_args *a,
 static void report(const struct recorder *r, const char *path)
 {
     fprintf(stderr, "%s: %" PRId32 " tokens in %" PRId32 " steps, %d layers, %d of %d experts\n",
-            path, r->t->n_rows, r->n_steps, r->t->n_layers, r->t->n_used, r->t->n_experts);
+            path, r->n_rows, r->n_steps, r->t->n_layers, r->t->n_used, r->t->n_experts);
     cli_print_ahead(r->e, 15);
+}
+
+/* Writes what was asked for; the export has the rows already unless they were kept. */
+static enum status write_files(struct recorder *r, const struct cli_args *a, enum status s,
+                               struct err *err)
+{
+    s = close_taps(r, s, err);
+    if (!s && r->keeping) s = trace_write(r->t, a->output, err);
+    if (r->exporting && !s && r->keeping) s = trace_export_rows(&r->export, r->t, err);
+    if (!r->exporting) return s;
+    if (s) trace_export_abort(&r->export);
+    else s = trace_export_close(&r->export, err);
+    return s;
 }
 
 static int record(const struct cli_args *a, const struct trace_args *own)
@@ -205,23 +316,64 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     struct tessera_sampling set = tessera_sampling_defaults();
     set.temp = own->temp;
     set.seed = (uint64_t)own->seed;
-    enum status s = describe(r, &err);
+    enum status s = describe(r, own->norms, &err);
+    r->keeping = a->output != NULL;
     if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
     if (!s) s = read_text(r, a, own, &err);
+    if (!s) s = open_taps(r, own, &err);
+    if (!s && own->export) {
+        s = trace_export_open(&r->export, own->export, trace_form_of(own->export), r->t, &err);
+        r->exporting = !s;
+    }
     cli_interrupt_target(r->e);
     tessera_observe(r->e, see, r);
     if (!s) s = record_text(r, own, tessera_model(r->e).n_ubatch, &err);
     tessera_observe(r->e, NULL, NULL);
     cli_interrupt_target(NULL);
-    if (!s) s = trace_write(r->t, a->output, &err);
-    if (!s) report(r, a->output);
+    s = write_files(r, a, s, &err);
+    if (!s) report(r, a->output ? a->output : own->export);
     rc = s ? cli_fail(&err) : CLI_OK;
     sampler_close(&r->sampler);
     cli_close_engine(r->e);
     trace_free(r->t);
+    free(r->norm);
     free(r->ids);
     free(r);
     return rc;
+}
+
+/* ---- exporting ---- */
+
+/* A file's rows on their way to another; opened when the first ones say what fields there are. */
+struct passing {
+    struct trace_export export;
+    const char *path;
+    bool open;
+};
+
+static enum status pass_rows(void *arg, const struct trace *block, struct err *e)
+{
+    struct passing *p = arg;
+    enum status s = OK;
+    if (!p->open) s = trace_export_open(&p->export, p->path, trace_form_of(p->path), block, e);
+    if (s) return s;
+    p->open = true;
+    if (cli_interrupted()) return err_set(e, ERR_CANCELLED, "interrupted");
+    return trace_export_rows(&p->export, block, e);
+}
+
+/* A trace of either form to a file for other programs. */
+static int export(const struct cli_args *a, const struct trace_args *own)
+{
+    struct passing p = {.path = own->export};
+    struct err err;
+    err_clear(&err);
+    cli_catch_interrupts();
+    enum status s = trace_stream(a->pos[0], NULL, pass_rows, &p, &err);
+    if (s && p.open) trace_export_abort(&p.export);
+    else if (!s) s = trace_export_close(&p.export, &err);
+    if (!s) fprintf(stderr, "%s: %" PRIu64 " records\n", own->export, p.export.n);
+    return s ? cli_fail(&err) : CLI_OK;
 }
 
 /* ---- fitting ---- */
@@ -259,9 +411,34 @@ static int train(const struct cli_args *a, const struct trace_args *own)
 
 /* ---- the command line ---- */
 
+static int check_files(const struct trace_args *own)
+{
+    if (own->export && trace_form_of(own->export) == TRACE_FORMS)
+        return cli_usage("trace", "--export %s: its name should end in .csv, .jsonl or .npy",
+                         own->export);
+    if (own->activations.n > TAPS)
+        return cli_usage("trace", "--activations of at most %d tensors", TAPS);
+    for (int i = 0; i < own->activations.n; i++) {
+        const char *p = own->activations.at[i], *eq = strchr(p, '=');
+        if (!eq || eq == p || eq - p > 127 || !eq[1])
+            return cli_usage("trace", "--activations wants TENSOR=FILE.npy, not '%s'", p);
+    }
+    return CLI_GO_ON;
+}
+
 static int check(const struct cli_args *a, const struct trace_args *own)
 {
-    if (!a->output) return cli_usage("trace", "-o FILE is missing: where the record goes");
+    const int rc = check_files(own);
+    if (rc != CLI_GO_ON) return rc;
+    if (own->export && a->n_pos && !own->train) {
+        if (a->n_pos > 1) return cli_usage("trace", "--export of one trace at a time");
+        if (a->output || own->norms || own->activations.n)
+            return cli_usage("trace", "--export of a trace that is there takes no -o, --norms or "
+                                      "--activations");
+        return a->model ? cli_usage("trace", "--export reads '%s', no model", a->pos[0]) : CLI_GO_ON;
+    }
+    if (!a->output && !own->export)
+        return cli_usage("trace", "-o FILE is missing: where the record goes");
     if (own->train) {
         if (!a->n_pos) return cli_usage("trace", "--train wants the traces to learn from");
         return a->model ? cli_usage("trace", "--train reads traces, no model") : CLI_GO_ON;
@@ -288,6 +465,13 @@ int cmd_trace(int argc, char **argv)
         {"--ids", "1,2,3", "the text as token ids", CLI_STR, offsetof(struct trace_args, ids), 0, 0},
         {"--special", NULL, "read <|im_end|> and the like in the text as special tokens", CLI_TRUE,
          offsetof(struct trace_args, special), 0, 0},
+        {"--export", "FILE", "for other programs: .csv, .jsonl or .npy by its name; of a recording "
+         "(with or without -o), or of a TRACE", CLI_STR, offsetof(struct trace_args, export), 0, 0},
+        {"--norms", NULL, "record the length of the hidden state before every router, too", CLI_TRUE,
+         offsetof(struct trace_args, norms), 0, 0},
+        {"--activations", "TENSOR=FILE.npy", "what that tensor is multiplied with, or what that norm "
+         "reads, a row per token (may be given several times)", CLI_LIST,
+         offsetof(struct trace_args, activations), 0, 0},
         {"--train", NULL, "fit a predictor to the traces named and write it to -o", CLI_TRUE,
          offsetof(struct trace_args, train), 0, 0},
         {"--passes", "N", "over the traces when fitting (default 8)", CLI_INT,
@@ -305,5 +489,6 @@ int cmd_trace(int argc, char **argv)
     if (rc == CLI_GO_ON) rc = check(&a, &own);
     if (rc != CLI_GO_ON) return rc;
     a.n_logits = own.one_by_one ? 1 : a.ubatch; /* all rows, see step() */
+    if (own.export && a.n_pos) return export(&a, &own);
     return own.train ? train(&a, &own) : record(&a, &own);
 }

@@ -10,7 +10,7 @@ void collect(void *arg, const struct tessera_watched *w)
     const uint64_t cols = (uint64_t)w->n_cols;
     if (strncmp(w->tensor, "blk.", 4) && !(c->output && !strcmp(w->tensor, "output.weight")))
         return;
-    if (c->err.code) return;
+    if (c->err.code || !w->n_matrices) return;
     struct imatrix_entry *x =
         imatrix_want(&c->m, w->tensor, (uint64_t)w->n_matrices, cols, &c->err);
     if (!x) return;

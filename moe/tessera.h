@@ -261,17 +261,17 @@ const float *tessera_logits(const tessera_engine *e, int i_in, int32_t row);
 
 /* ---- watching ---- */
 
-/* Rows of activations that meet a matrix of a tensor. */
+/* Rows of activations that meet a matrix of a tensor, or hidden states that a norm reads. */
 struct tessera_watched {
     const char *tensor;     /* as in the file */
-    int matrix, n_matrices; /* which one of it: expert, or head */
+    int matrix, n_matrices; /* which one of it: expert, or head; a norm has no matrices */
     int n_cols, n_rows;
     const float *const *row; /* [n_rows][n_cols] in f32, before any quantisation */
 };
 typedef void tessera_watch_fn(void *arg, const struct tessera_watched *w);
 
 /* From now on fn sees, during steps and on their thread, every product of a weight matrix with
- * activations; everything is borrowed for the call.  Slower and larger than a plain step; results
+ * activations and what every norm of whole rows reads; everything is borrowed for the call.  Slower and larger than a plain step; results
  * are the same bits.  fn NULL ends it.  ERR_BUDGET, ERR_MEMORY: nobody watches then. */
 enum status tessera_watch(tessera_engine *e, tessera_watch_fn *fn, void *arg, struct err *err);
 

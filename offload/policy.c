@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HALF_LIFE = 8, ARITY = 4, ITEMS_MAX = 1 << 24 };
+enum { HALF_LIFE = 8, ITEMS_MAX = 1 << 24, LOST = -2 };
 
 static const struct {
     const char *name;
@@ -61,8 +61,13 @@ static void carve_all(struct policy *p, struct carve *c, const struct policy_opt
     p->pins = carve(c, n, sizeof *p->pins);
     p->flags = carve(c, n, sizeof *p->flags);
     p->slot_class = carve(c, n_layers, sizeof *p->slot_class);
-    p->n_heap = carve(c, n_layers, sizeof *p->n_heap);
-    p->heap = carve(c, n, sizeof *p->heap);
+    p->n_bag = carve(c, n_layers, sizeof *p->n_bag);
+    p->bag = carve(c, n, sizeof *p->bag);
+    p->bag_key = carve(c, n, sizeof *p->bag_key);
+    p->first = carve(c, n_layers, sizeof *p->first);
+    p->first_key = carve(c, n_layers, sizeof *p->first_key);
+    p->lost = carve(c, n_layers, sizeof *p->lost);
+    p->stirred = carve(c, n_layers, sizeof *p->stirred);
     p->n_guess = carve(c, n_layers, sizeof *p->n_guess);
     p->guess = carve(c, n, sizeof *p->guess);
     if (o->kind == POLICY_MIN)
@@ -112,12 +117,18 @@ enum status policy_open(const struct policy_options *o, struct policy **out, str
     p->margin = o->margin;
     p->selective = o->selective;
     p->layer = -1;
+    p->one_class = true;
     p->future = o->future;
     for (int x = 0; x < o->n_layers * o->n_experts; x++) {
         p->at[x] = -1;
         p->key[x] = KEY_FIRST;
     }
-    if (o->slot_class) memcpy(p->slot_class, o->slot_class, (size_t)o->n_layers);
+    for (int l = 0; l < o->n_layers; l++) {
+        p->first[l] = -1;
+        p->first_key[l] = INFINITY;
+        if (o->slot_class) p->slot_class[l] = o->slot_class[l];
+        p->one_class = p->one_class && p->slot_class[l] == p->slot_class[0];
+    }
     if (p->rule->open) p->rule->open(p, o);
     *out = p;
     return OK;
@@ -125,67 +136,106 @@ enum status policy_open(const struct policy_options *o, struct policy **out, str
 
 void policy_close(struct policy *p) { free(p); }
 
-/* ---- the heap of a layer ---- */
+/* ---- the bag of a layer ---- */
 
-static bool before(const struct policy *p, int32_t a, int32_t b)
+static bool before(double a, int32_t item_a, double b, int32_t item_b)
 {
-    return p->key[a] < p->key[b] || (!(p->key[b] < p->key[a]) && a < b);
+    return a < b || (a <= b && item_a < item_b);
 }
 
-static void put(struct policy *p, int32_t *heap, int i, int32_t item)
+static void lose_first(struct policy *p, int layer)
 {
-    heap[i] = item;
+    p->first[layer] = LOST;
+    p->lost[p->n_lost++] = layer;
+}
+
+/* INFINITY of none.  Four chains, so that one comparison need not wait for the one before. */
+static double least_of(const double *x, int n)
+{
+    double a = INFINITY, b = a, c = a, d = a;
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        a = x[i] < a ? x[i] : a;
+        b = x[i + 1] < b ? x[i + 1] : b;
+        c = x[i + 2] < c ? x[i + 2] : c;
+        d = x[i + 3] < d ? x[i + 3] : d;
+    }
+    for (; i < n; i++) a = x[i] < a ? x[i] : a;
+    a = b < a ? b : a;
+    c = d < c ? d : c;
+    return c < a ? c : a;
+}
+
+/* Looks for the first item of a layer's bag again. */
+static void find_first(struct policy *p, int layer)
+{
+    const size_t at = (size_t)layer * (size_t)p->n_experts;
+    const double *key = p->bag_key + at;
+    const int32_t *item = p->bag + at;
+    const int n = p->n_bag[layer];
+    const double least = least_of(key, n);
+    int32_t best = -1;
+    for (int i = 0; i < n; i++)
+        if (key[i] <= least && (best < 0 || item[i] < best)) best = item[i];
+    p->first[layer] = best;
+    p->first_key[layer] = least;
+}
+
+/* Is item, whose key has changed or which is new, the first one now? */
+static void maybe_first(struct policy *p, int layer, int32_t item)
+{
+    const int32_t first = p->first[layer];
+    if (first == LOST) return; /* it will be looked for */
+    if (first >= 0 && !before(p->key[item], item, p->first_key[layer], first)) return;
+    p->first[layer] = item;
+    p->first_key[layer] = p->key[item];
+}
+
+static void bag_put(struct policy *p, int layer, int32_t item)
+{
+    const int i = p->n_bag[layer]++;
+    const size_t at = (size_t)layer * (size_t)p->n_experts + (size_t)i;
+    p->bag[at] = item;
+    p->bag_key[at] = p->key[item];
     p->at[item] = i;
+    maybe_first(p, layer, item);
 }
 
-static void sift(struct policy *p, int layer, int i, int32_t item)
+static void bag_take(struct policy *p, int layer, int32_t item)
 {
-    int32_t *heap = p->heap + (size_t)layer * (size_t)p->n_experts;
-    const int n = p->n_heap[layer];
-    while (i > 0 && before(p, item, heap[(i - 1) / ARITY])) {
-        put(p, heap, i, heap[(i - 1) / ARITY]);
-        i = (i - 1) / ARITY;
-    }
-    for (;;) {
-        int best = i;
-        int32_t least = item;
-        for (int k = ARITY * i + 1; k <= ARITY * i + ARITY && k < n; k++) {
-            if (!before(p, heap[k], least)) continue;
-            best = k;
-            least = heap[k];
-        }
-        if (best == i) break;
-        put(p, heap, i, least);
-        i = best;
-    }
-    put(p, heap, i, item);
-}
-
-static void heap_remove(struct policy *p, int32_t item)
-{
-    const int layer = policy_layer_of(p, item), at = p->at[item];
-    int32_t *heap = p->heap + (size_t)layer * (size_t)p->n_experts;
-    int32_t last = heap[--p->n_heap[layer]];
+    int32_t *bag = p->bag + (size_t)layer * (size_t)p->n_experts;
+    double *key = p->bag_key + (size_t)layer * (size_t)p->n_experts;
+    const int at = p->at[item], last = --p->n_bag[layer];
+    bag[at] = bag[last];
+    key[at] = key[last];
+    p->at[bag[at]] = at;
     p->at[item] = -1;
-    if (last != item) sift(p, layer, at, last);
+    if (p->first[layer] == item) lose_first(p, layer);
 }
 
-/* Puts the item in its heap or takes it out, as its state says. */
-static void settle(struct policy *p, int32_t item)
+/* Puts the item in its layer's bag or takes it out, as its state says. */
+static void settle_in(struct policy *p, int layer, int32_t item)
 {
     const bool in = p->at[item] >= 0;
     const bool should = (p->flags[item] & (ITEM_RESIDENT | ITEM_NOW)) == ITEM_RESIDENT &&
                         !p->pins[item];
     if (in == should) return;
-    const int layer = policy_layer_of(p, item);
-    if (should) sift(p, layer, p->n_heap[layer]++, item);
-    else heap_remove(p, item);
+    if (should) bag_put(p, layer, item);
+    else bag_take(p, layer, item);
 }
+
+static void settle(struct policy *p, int32_t item) { settle_in(p, policy_layer_of(p, item), item); }
 
 void policy_set_key(struct policy *p, int32_t item, double key)
 {
+    const double old = p->key[item];
     p->key[item] = key;
-    if (p->at[item] >= 0) sift(p, policy_layer_of(p, item), p->at[item], item);
+    if (p->at[item] < 0) return;
+    const int layer = policy_layer_of(p, item);
+    p->bag_key[(size_t)layer * (size_t)p->n_experts + (size_t)p->at[item]] = key;
+    if (p->first[layer] != item) maybe_first(p, layer, item);
+    else if (key > old) lose_first(p, layer);
+    else p->first_key[layer] = key;
 }
 
 /* ---- what happens ---- */
@@ -223,7 +273,7 @@ void policy_route(struct policy *p, int layer, const int32_t *expert, const int3
         ASSERT(expert[i] >= 0 && expert[i] < p->n_experts && !(p->flags[x] & ITEM_NOW));
         p->now[i] = x;
         p->flags[x] |= ITEM_NOW;
-        settle(p, x);
+        settle_in(p, layer, x);
         if (p->rule->used) p->rule->used(p, x, count ? count[i] : 1);
         p->flags[x] &= (uint8_t)~ITEM_GUESS;
     }
@@ -233,8 +283,10 @@ void policy_done(struct policy *p)
 {
     if (!p->under_way) return;
     p->under_way = false;
-    const int32_t first = p->layer * p->n_experts;
-    for (int32_t x = first; x < first + p->n_experts; x++) {
+    /* Without a guess since its last turn nothing of the layer can have been guessed wrongly. */
+    const int32_t first = p->layer * p->n_experts, n = p->stirred[p->layer] ? p->n_experts : 0;
+    p->stirred[p->layer] = 0;
+    for (int32_t x = first; x < first + n; x++) {
         if ((p->flags[x] & (ITEM_RESIDENT | ITEM_NOW)) != ITEM_RESIDENT) continue;
         if (!(p->flags[x] & ITEM_GUESS)) {
             if (p->rule->passed) p->rule->passed(p, x);
@@ -245,7 +297,7 @@ void policy_done(struct policy *p)
     }
     for (int i = 0; i < p->n_now; i++) {
         p->flags[p->now[i]] &= (uint8_t)~ITEM_NOW;
-        settle(p, p->now[i]);
+        settle_in(p, p->layer, p->now[i]);
     }
 }
 
@@ -255,6 +307,7 @@ void policy_added(struct policy *p, int32_t item, bool speculative)
     p->flags[item] |= ITEM_RESIDENT;
     if (speculative && !(p->flags[item] & ITEM_NOW)) {
         p->flags[item] |= ITEM_GUESS;
+        p->stirred[policy_layer_of(p, item)] = 1;
         if (p->rule->added) p->rule->added(p, item);
     }
     settle(p, item);
@@ -299,6 +352,7 @@ void policy_predict(struct policy *p, int layer, const int32_t *expert, const fl
         if (!(q > 0)) break;
         if (p->prob[x] > 0) continue; /* named twice */
         p->prob[x] = q;
+        p->stirred[layer] = 1;
         guess[p->n_guess[layer]++] = x;
         if (p->rule->predicted) p->rule->predicted(p, x);
     }
@@ -312,20 +366,36 @@ int policy_distance(const struct policy *p, int layer)
     return d > 0 ? d : d + p->n_layers;
 }
 
-int32_t policy_victim(const struct policy *p, int slot_class)
+/* Of all layers the one whose first item goes first, -1 = all bags are empty: the smallest key, on
+ * ties the farthest turn, which is that of the layer at hand, then of those before it. */
+static int first_layer(const struct policy *p)
 {
-    int32_t best = -1;
-    int best_distance = 0;
-    for (int l = 0; l < p->n_layers; l++) {
-        if (!p->n_heap[l] || (slot_class >= 0 && p->slot_class[l] != slot_class)) continue;
-        const int32_t x = p->heap[(size_t)l * (size_t)p->n_experts];
-        const int d = policy_distance(p, l);
-        if (best >= 0 && (p->key[best] < p->key[x] ||
-                          (!(p->key[x] < p->key[best]) && best_distance > d))) continue;
-        best = x;
-        best_distance = d;
+    const int n = p->n_layers;
+    const double *key = p->first_key;
+    const double least = least_of(key, n);
+    for (int l = p->layer; l >= 0; l--)
+        if (key[l] <= least && p->n_bag[l]) return l;
+    for (int l = n - 1; l > p->layer; l--)
+        if (key[l] <= least && p->n_bag[l]) return l;
+    return -1;
+}
+
+int32_t policy_victim(struct policy *p, int slot_class)
+{
+    while (p->n_lost) find_first(p, p->lost[--p->n_lost]);
+    if (slot_class < 0 || (p->one_class && slot_class == p->slot_class[0])) {
+        const int l = first_layer(p);
+        return l < 0 ? -1 : p->first[l];
     }
-    return best;
+    int best = -1;
+    for (int l = 0; l < p->n_layers; l++) {
+        if (!p->n_bag[l] || p->slot_class[l] != slot_class) continue;
+        if (best >= 0 && (p->first_key[best] < p->first_key[l] ||
+                          (p->first_key[best] <= p->first_key[l] &&
+                           policy_distance(p, best) > policy_distance(p, l)))) continue;
+        best = l;
+    }
+    return best < 0 ? -1 : p->first[best];
 }
 
 bool policy_admits(const struct policy *p, int32_t item, int32_t victim)
@@ -333,7 +403,7 @@ bool policy_admits(const struct policy *p, int32_t item, int32_t victim)
     return !p->selective || !p->rule->admits || p->rule->admits(p, item, victim);
 }
 
-int32_t policy_prefetch(const struct policy *p, const int *free_slots, int32_t *victim)
+int32_t policy_prefetch(struct policy *p, const int *free_slots, int32_t *victim)
 {
     for (int d = 1; d <= p->n_layers; d++) {
         const int l = (p->layer + d) % p->n_layers, cls = p->slot_class[l];

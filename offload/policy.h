@@ -18,7 +18,7 @@
  *
  * An item is one expert of one layer: item = layer * n_experts + expert, where layer counts the
  * layers with experts only.  A victim is never pinned, and never one that policy_route() named
- * until policy_done(): such items are not even in the heap.
+ * until policy_done(): such items are not even looked at.
  *
  * Ties go to the layer that is farthest from its next turn, then to the lower item.
  *
@@ -106,12 +106,12 @@ void policy_predict(struct policy *p, int layer, const int32_t *expert, const fl
 /* ---- what to do ---- */
 
 /* The item to evict from a slot of this class (-1 = any class); -1 when every one is in use. */
-int32_t policy_victim(const struct policy *p, int slot_class);
+int32_t policy_victim(struct policy *p, int slot_class);
 /* Whether an item that was just missed should take the place of victim. */
 bool policy_admits(const struct policy *p, int32_t item, int32_t victim);
 /* The next item to read ahead, -1 when nothing is worth it.  free_slots [256] by class, NULL = none
  * are free: *victim is -1 when the item takes a free one, otherwise whom to evict for it.  The same
  * answer comes until the item is added or its layer has had its turn. */
-int32_t policy_prefetch(const struct policy *p, const int *free_slots, int32_t *victim);
+int32_t policy_prefetch(struct policy *p, const int *free_slots, int32_t *victim);
 
 #endif

@@ -2,12 +2,14 @@
  *
  * DESIGN.  Every item has a key; the smallest one goes first.  A family (policy_score.c,
  * policy_plec.c, policy_min.c) is a rule that sets keys when something happens; keys do not change
- * between events, so no ageing pass is needed.  The rest is common: one 4-ary min-heap per layer
- * with exactly the items that may be evicted (resident, not pinned, not of the event under way), and
- * for each item its place in it.  So a victim is the best of n_layers tops, compared by (key,
- * distance of the layer from its next turn, item), which is how ties go to the layer that has just
- * run although that changes at every event; nothing is deleted lazily, and the heaps, being as
- * large as the layers, never grow. */
+ * between events, so no ageing pass is needed.  The rest is common: per layer an unordered bag of
+ * exactly the items that may be evicted (resident, not pinned, not of the event under way), their
+ * keys side by side, and the first of them, which is looked for again only when a victim is wanted
+ * and it has left or risen since.  So using an item costs a few stores, and a victim a pass over the
+ * layers' firsts and over one or two bags: no branch depends on keys, which is what made a heap
+ * slower at every size up to some hundred experts per layer.  Victims are compared by (key, distance
+ * of the layer from its next turn, item): ties go to the layer that has just run although that
+ * changes at every event. */
 #ifndef OFFLOAD_POLICY_INT_H
 #define OFFLOAD_POLICY_INT_H
 
@@ -47,14 +49,21 @@ struct policy {
     double *key;
     double *score;          /* what the family remembers: decayed log2 count, uses, frequency */
     float *prob;            /* of use at the next turn; 0 = not predicted */
-    int32_t *at;            /* place in the heap of its layer, -1 = not in it */
+    int32_t *at;            /* place in the bag of its layer, -1 = not in it */
     uint16_t *pins;
     uint8_t *flags;         /* ITEM_* */
 
     /* per layer */
     uint8_t *slot_class;    /* [n_layers] */
-    int *n_heap;            /* [n_layers] */
-    int32_t *heap;          /* [n_layers][n_experts] items */
+    bool one_class;         /* all layers are of the same */
+    int *n_bag;             /* [n_layers] */
+    int32_t *bag;           /* [n_layers][n_experts] items */
+    double *bag_key;        /* the same shape: their keys */
+    int32_t *first;         /* [n_layers] the bag's first item; -1 = it is empty */
+    double *first_key;      /* [n_layers] INFINITY = the bag is empty; of lost ones anything */
+    int *lost;              /* [n_lost] layers whose first has to be looked for */
+    int n_lost;
+    uint8_t *stirred;       /* [n_layers] guessed at since its last turn */
     int *n_guess;           /* [n_layers] */
     int32_t *guess;         /* [n_layers][n_experts] items, best first */
 
@@ -81,7 +90,7 @@ static inline bool policy_is_due(const struct policy *p, int32_t item)
     return p->flags[item] & ITEM_GUESS;
 }
 
-/* Changes a key and restores the heap. */
+/* Changes a key. */
 void policy_set_key(struct policy *p, int32_t item, double key);
 /* Turns of layers until this layer's next one: 1 .. n_layers. */
 int policy_distance(const struct policy *p, int layer);

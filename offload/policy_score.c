@@ -14,8 +14,6 @@
 
 #include "offload/policy_int.h"
 
-#define LN2 0.69314718055994530942
-
 /* ---- least recently used ---- */
 
 static void lru_used(struct policy *p, int32_t item, int count)
@@ -62,7 +60,7 @@ static void lrfu_used(struct policy *p, int32_t item, int count)
         a += log2((double)count / p->rows * (1 - exp2(-p->rows / p->half_life)) / (1 - q));
     }
     const double s = p->score[item], hi = s > a ? s : a, lo = s > a ? a : s;
-    p->score[item] = hi + log1p(exp2(lo - hi)) / LN2;
+    p->score[item] = hi + log2(1 + exp2(lo - hi));
     policy_set_key(p, item, p->score[item]);
 }
 

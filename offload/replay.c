@@ -128,7 +128,8 @@ static void run_piece(struct replay *s, int32_t event, uint32_t from, uint32_t t
     const uint64_t one = r->expert_bytes[layer];
     const uint32_t n = r->first[event + 1] - r->first[event];
     double arrived = s->now, work = 0, last = 0;
-    for (uint32_t u = from; u < to; u++) s->expert[u - from] = r->item[u] % r->n_experts;
+    const int32_t first = layer * r->n_experts;
+    for (uint32_t u = from; u < to; u++) s->expert[u - from] = r->item[u] - first;
     policy_route(s->p, layer, s->expert, r->count + from, (int)(to - from));
     for (uint32_t u = from; u < to; u++) {
         const int32_t x = r->item[u];
@@ -140,7 +141,7 @@ static void run_piece(struct replay *s, int32_t event, uint32_t from, uint32_t t
             s->out->hits += hit;
             s->out->hit_bytes += hit ? one : 0;
             s->out->compulsory += !(s->state[x] & SEEN);
-            judge(s, layer, n, x % r->n_experts, hit);
+            judge(s, layer, n, x - first, hit);
         }
         if (s->state[x] & AHEAD) { /* it is there, or on its way */
             s->out->useful++;

@@ -18,6 +18,12 @@ void route_token_choice(const struct route_params *p, const struct elem_kernels 
                         const float *bias, const float *scale, float *logits, float *pick,
                         int32_t *id, float *w);
 
+/* The same with the experts given instead of chosen, for oracles: id [n_used] holds different ones in any
+ * order and is put in the order in which the router would have them; the weights are what it gives
+ * them. */
+void route_given(const struct route_params *p, const struct elem_kernels *el, const float *bias,
+                 const float *scale, float *logits, float *pick, int32_t *id, float *w);
+
 /* The same routes the other way round, expert-major.  id: [n_rows * n_used].  Out: the used experts
  * rising in expert[], their pairs (row * n_used + slot, rising) in pair[first[a] .. first[a+1]).
  * count: [n_expert] scratch.  Returns the number of used experts. */

@@ -51,14 +51,17 @@ static void keep_groups(const struct route_params *p, float *pick)
     }
 }
 
-void route_token_choice(const struct route_params *p, const struct elem_kernels *el,
-                        const float *bias, const float *scale, float *x, float *pick, int32_t *id,
-                        float *w)
+/* Scores of all experts to x, and what they are compared by to pick. */
+static void compare_by(const struct route_params *p, const struct elem_kernels *el,
+                       const float *bias, float *x, float *pick)
 {
     scores(p, el, x);
     for (int i = 0; i < p->n_expert; i++) pick[i] = bias ? x[i] + bias[i] : x[i];
-    if (p->n_group > 1 && p->n_group_used < p->n_group) keep_groups(p, pick);
-    best(pick, p->n_expert, p->n_used, id);
+}
+
+static void weigh(const struct route_params *p, const struct elem_kernels *el, const float *scale,
+                  const float *x, const int32_t *id, float *w)
+{
     float sum = 0;
     for (int s = 0; s < p->n_used; s++) w[s] = x[id[s]];
     if (p->score == ROUTE_SOFTMAX_CHOSEN) el->softmax(p->n_used, w);
@@ -69,6 +72,31 @@ void route_token_choice(const struct route_params *p, const struct elem_kernels 
         if (p->scale != 1.0f) w[s] *= p->scale;
         if (scale) w[s] *= scale[id[s]];
     }
+}
+
+void route_token_choice(const struct route_params *p, const struct elem_kernels *el,
+                        const float *bias, const float *scale, float *x, float *pick, int32_t *id,
+                        float *w)
+{
+    compare_by(p, el, bias, x, pick);
+    if (p->n_group > 1 && p->n_group_used < p->n_group) keep_groups(p, pick);
+    best(pick, p->n_expert, p->n_used, id);
+    weigh(p, el, scale, x, id, w);
+}
+
+void route_given(const struct route_params *p, const struct elem_kernels *el, const float *bias,
+                 const float *scale, float *x, float *pick, int32_t *id, float *w)
+{
+    compare_by(p, el, bias, x, pick);
+    for (int i = 1; i < p->n_used; i++) {
+        const int32_t one = id[i];
+        int at = i;
+        for (; at > 0 && (beats(pick[one], pick[id[at - 1]]) ||
+                          (!beats(pick[id[at - 1]], pick[one]) && one < id[at - 1])); at--)
+            id[at] = id[at - 1];
+        id[at] = one;
+    }
+    weigh(p, el, scale, x, id, w);
 }
 
 int route_group(const int32_t *id, int n_rows, int n_used, int n_expert, int32_t *count,

@@ -43,6 +43,49 @@ t trace -m "$DIR/dense.gguf" --ids 1 -o "$DIR/x"
 refuse 1 'no experts'
 ok "something was left behind" ! -e "$DIR/x"
 
+# ---- for other programs ----
+for f in csv jsonl npy; do
+    t trace "$T" --export "$DIR/x.$f"
+    expect 0 '68 records'
+    t trace -m "$M" -p 'the cat and the hat' --decode 20 --norms --export "$DIR/y.$f" \
+        --activations "blk.1.ffn_norm.weight=$DIR/norm.npy"
+    expect 0 'tokens in 21 steps'
+done
+t trace "$DIR/long-trace.gguf" --export "$DIR/long.csv"
+expect 0
+ok "lines of the long one" "$(lines "$DIR/long.csv")" -gt 10000
+PY=${PYTHON:-python3}
+if "$PY" -c 'import numpy, pandas' 2>/dev/null; then
+    ok "NumPy and pandas read something else" "$(cd "$DIR" && "$PY" -c "
+import numpy as np, pandas as pd
+a = pd.read_csv('x.csv'); b = pd.read_json('x.jsonl', lines=True); c = pd.DataFrame(np.load('x.npy'))
+y = pd.read_csv('y.csv'); n = np.load('norm.npy')
+assert a.shape == c.shape and list(a.columns) == list(c.columns) and len(a) == len(b)
+assert (a.expert_1 == c.expert_1).all() and ([x[1] for x in b.experts] == a.expert_1).all()
+assert (a.weight_0.astype('f4') == c.weight_0).all()
+assert np.allclose(np.linalg.norm(n, axis=1), y.norm[y.layer == 1])
+print(int(a.step.iloc[-1]) == 20)")" = True
+else
+    echo "cli_trace: no numpy and pandas for $PY: what they read of exports is not tested"
+fi
+t trace "$T" --export "$DIR/x.txt"
+refuse 2 '.csv, .jsonl or .npy'
+t trace "$T" "$T" --export "$DIR/x2.csv"
+refuse 2 'one trace at a time'
+t trace "$T" --export "$DIR/x2.csv" --norms
+refuse 2 'takes no'
+t trace -m "$M" -p x --export "$DIR/x2.csv" --activations nothing
+refuse 2 'TENSOR=FILE.npy'
+t trace -m "$M" -p x --export "$DIR/x2.csv" --activations "blk.9.x=$DIR/x2.npy"
+refuse 1 'no tensor blk.9.x'
+t trace -m "$M" -p x --export "$DIR/x2.csv" --activations "blk.0.ffn_up_exps.weight=$DIR/x2.npy"
+refuse 1 'rows of its own'
+head -c 1500 "$T" >"$DIR/short.gguf"
+t trace "$DIR/short.gguf" --export "$DIR/x3.csv"
+refuse 1 'short.gguf'
+ok "something was left behind" ! -e "$DIR/x3.csv"
+ok "something was left behind" ! -e "$DIR/x3.csv.part"
+
 # In a budget that not all experts fit, where they were and how long they were waited for is recorded.
 "$GEN" "$DIR/wide.gguf" --tiny --embd 512 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab 2>/dev/null
 t trace -m "$DIR/wide.gguf" -p 'a hat' --decode 12 -c 64 --mem 1M -o "$DIR/x"
@@ -89,9 +132,17 @@ t replay "$T" --selective --margin 2
 expect 0
 ok "no uploads" "$(grep -c '^admitted' "$DIR/out")" = 1
 printf 'ram_read_n_gb_s 10\ndisk_random_gb_s 1\n' >"$DIR/machine"
+t replay "$T" --machine "$DIR/machine" --slots curve --pins 5
+expect 0
+ok "no speeds" "$(grep -c '^modelled tokens/s' "$DIR/out")" = 1
+ok "a curve of 16 sizes" "$(grep -m1 -c '1%.* 80%$' "$DIR/out")" = 1
+ok "not five pins" "$(grep '^layer' "$DIR/out" | cut -c11- | wc -w)" = 5
+t replay "$T" --json --pins 3
+expect 0
+ok "no pins in JSON" "$(grep -c '"pins": \[\[[0-9]*, [0-9]*, [0-9]*\], ' "$DIR/out")" = 1
 t replay "$T" --machine "$DIR/machine"
 expect 0
-ok "no modelled times" "$(grep -c '^modelled' "$DIR/out")" = 1
+ok "no modelled times" "$(grep -c '^modelled ms' "$DIR/out")" = 1
 
 t replay
 refuse 2 'something is missing'

@@ -66,6 +66,7 @@ static void add(void *arg, const struct tessera_watched *w)
     struct err e;
     err_clear(&e);
     if (strncmp(w->tensor, "blk.", 4) && strcmp(w->tensor, "output.weight") != 0) return;
+    if (!w->n_matrices) return; /* a norm */
     struct imatrix_entry *x =
         imatrix_want(m, w->tensor, (uint64_t)w->n_matrices, (uint64_t)w->n_cols, &e);
     if (!x) fail_msg("%s", e.msg);

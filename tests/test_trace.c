@@ -12,6 +12,7 @@
 #include "moe/base/rng.h"
 #include "moe/load/gguf.h"
 #include "moe/load/trace.h"
+#include "moe/load/trace_export.h"
 #include "tests/engine.h"
 #include "tests/memfile.h"
 #include "tests/shared.h"
@@ -53,6 +54,7 @@ static struct trace *make_trace(int layers, int experts, int used, unsigned with
                 if (t->tier) t->tier[at] = (uint8_t)rng_below(&g, 3);
             }
             if (t->wait) t->wait[r * layers + l] = (uint32_t)rng_u64(&g);
+            if (t->norm) t->norm[r * layers + l] = (float)rng_below(&g, 1 << 20) / 3;
         }
     }
     t->n_vocab = 1000;
@@ -87,9 +89,11 @@ static void assert_same(const struct trace *a, const struct trace *b)
     assert_int_equal(!a->weight, !b->weight);
     assert_int_equal(!a->tier, !b->tier);
     assert_int_equal(!a->wait, !b->wait);
+    assert_int_equal(!a->norm, !b->norm);
     if (a->weight) assert_memory_equal(a->weight, b->weight, 4 * n); /* 1/1024ths are exact in F16 */
     if (a->tier) assert_memory_equal(a->tier, b->tier, n);
     if (a->wait) assert_memory_equal(a->wait, b->wait, 4 * rows * (size_t)a->n_layers);
+    if (a->norm) assert_memory_equal(a->norm, b->norm, 4 * rows * (size_t)a->n_layers);
 }
 
 static void test_round_trip(void **state)
@@ -98,7 +102,7 @@ static void test_round_trip(void **state)
     const int shapes[][4] = {{1, 1, 1, 1}, {3, 8, 2, 40}, {2, 255, 6, 30}, {2, 256, 6, 30},
                              {4, 300, 3, 9000}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        for (unsigned with = 0; with < 8; with++) {
+        for (unsigned with = 0; with < 16; with++) {
             struct trace *t = make_trace(shapes[i][0], shapes[i][1], shapes[i][2], with, shapes[i][3]);
             struct trace *u;
             struct err e;
@@ -347,6 +351,114 @@ static void test_real_csv(void **state)
     }
 }
 
+/* ---- in blocks, and out ---- */
+
+struct blocks {
+    const struct trace *whole;
+    int32_t at;
+    int n;
+};
+
+static enum status take_block(void *arg, const struct trace *block, struct err *e)
+{
+    (void)e;
+    struct blocks *b = arg;
+    const int l = block->n_layers;
+    for (int32_t r = 0; r < block->n_rows; r++, b->at++) {
+        assert_int_equal(block->step[r], b->whole->step[b->at]);
+        assert_memory_equal(trace_experts(block, r, 0), trace_experts(b->whole, b->at, 0),
+                            (size_t)(l * block->n_used) * sizeof(uint16_t));
+        assert_memory_equal(block->norm + r * l, b->whole->norm + b->at * l, (size_t)l * 4);
+    }
+    return ++b->n == 3 ? ERR_CANCELLED : OK;
+}
+
+/* Blocks are the whole file in order, and what ends them is what fn returned. */
+static void test_stream(void **state)
+{
+    (void)state;
+    struct err e;
+    struct trace *t = make_trace(64, 128, 100, TRACE_WITH_WEIGHTS | TRACE_WITH_NORMS, 250);
+    struct blocks b = {.whole = t};
+    err_clear(&e);
+    assert_int_equal(trace_write(t, in_dir("s"), NULL), OK);
+    assert_int_equal(trace_stream(in_dir("s"), NULL, take_block, &b, &e), OK);
+    assert_int_equal(b.at, 250);
+    assert_int_equal(b.n, 2);
+    b = (struct blocks){.whole = t, .n = 2};
+    assert_int_equal(trace_stream(in_dir("s"), NULL, take_block, &b, &e), ERR_CANCELLED);
+    trace_free(t);
+}
+
+static char *slurp(const char *path, size_t *n)
+{
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    char *p = malloc(1 << 20);
+    assert_non_null(p);
+    *n = fread(p, 1, (1 << 20) - 1, f);
+    p[*n] = 0;
+    assert_int_equal(fclose(f), 0);
+    return p;
+}
+
+static void export_to(const struct trace *t, const char *path)
+{
+    struct trace_export x;
+    struct err e;
+    if (trace_export_open(&x, path, trace_form_of(path), t, &e) ||
+        trace_export_rows(&x, t, &e) || trace_export_close(&x, &e)) fail_msg("%s", e.msg);
+    assert_int_equal(x.n, t->n_rows * t->n_layers);
+}
+
+/* Every form holds every value: text is read back number by number, binary byte by byte. */
+static void test_export(void **state)
+{
+    (void)state;
+    size_t n;
+    struct trace *t = make_trace(3, 300, 4, 15, 20);
+    export_to(t, in_dir("x.csv"));
+    char *text = slurp(in_dir("x.csv"), &n), *at = strchr(text, '\n') + 1;
+    assert_memory_equal(text, "step,session,position,token,layer,expert_0,expert_1,", 52);
+    for (int i = 0; i < 60; i++) {
+        double v[19];
+        for (int k = 0; k < 19; k++, at++) v[k] = strtod(at, &at);
+        assert_true(v[0] == t->step[i / 3] && v[3] == t->token[i / 3] && v[4] == i % 3 + 3);
+        const uint16_t x = trace_experts(t, i / 3, i % 3)[2];
+        assert_true(v[7] == (x == TRACE_NONE ? -1 : x));
+        assert_true((float)v[9] == t->weight[i * 4] && v[16] == t->tier[i * 4 + 3]);
+        assert_true(v[17] == t->wait[i] && (float)v[18] == t->norm[i]);
+        assert_int_equal(at[-1], '\n');
+    }
+    assert_true(at == text + n);
+    free(text);
+    export_to(t, in_dir("x.npy"));
+    text = slurp(in_dir("x.npy"), &n);
+    const size_t head = 10 + (unsigned char)text[8] + 256u * (unsigned char)text[9];
+    assert_int_equal(head % 64, 0);
+    assert_int_equal(text[head - 1], '\n');
+    assert_non_null(strstr(text + 10, "'shape':(60,)}"));
+    assert_int_equal(n - head, 60 * (9 * 4 + 4 * 4 + 4 + 8));
+    for (int i = 0; i < 60; i++) {
+        const char *r = text + head + i * 64;
+        int32_t token;
+        memcpy(&token, r + 12, 4);
+        assert_int_equal(token, t->token[i / 3]);
+        assert_memory_equal(r + 36, t->weight + i * 4, 16);
+        assert_memory_equal(r + 60, t->norm + i, 4);
+    }
+    free(text);
+    export_to(t, in_dir("x.jsonl"));
+    text = slurp(in_dir("x.jsonl"), &n);
+    int lines = 0;
+    for (size_t i = 0; i < n; i++) lines += text[i] == '\n';
+    assert_int_equal(lines, 60);
+    free(text);
+    assert_int_equal(trace_form_of("x.json"), TRACE_FORMS);
+    assert_int_equal(trace_form_of(".csv"), TRACE_FORMS);
+    trace_free(t);
+}
+
 static int make_dir(void **state)
 {
     (void)state;
@@ -366,6 +478,7 @@ int main(void)
         cmocka_unit_test(test_damage),     cmocka_unit_test(test_nonsense),
         cmocka_unit_test(test_events),     cmocka_unit_test(test_csv),
         cmocka_unit_test(test_csv_refused), cmocka_unit_test(test_real_csv),
+        cmocka_unit_test(test_stream), cmocka_unit_test(test_export),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

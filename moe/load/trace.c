@@ -8,8 +8,9 @@
 #include "moe/load/gguf.h"
 
 static const char TYPE[] = "tessera.trace";
-enum { T_F16 = 1, T_I8 = 24, T_I16 = 25, T_I32 = 26 }; /* GGUF's tensor types */
+enum { T_F32, T_F16, T_I8 = 24, T_I16 = 25, T_I32 = 26 }; /* GGUF's tensor types */
 enum { BLOCK = 1 << 14 };                              /* values converted at a time */
+enum { STREAM = 1 << 20 };                             /* routed slots of a block of rows */
 
 /* ---- in memory ---- */
 
@@ -35,8 +36,10 @@ enum status trace_new(int n_layers, int n_experts, int n_used, unsigned with, st
     t->weight = with & TRACE_WITH_WEIGHTS ? malloc(1) : NULL;
     t->tier = with & TRACE_WITH_TIERS ? malloc(1) : NULL;
     t->wait = with & TRACE_WITH_WAITS ? malloc(1) : NULL;
+    t->norm = with & TRACE_WITH_NORMS ? malloc(1) : NULL;
     if (!t->layer || !t->expert_bytes || (with & TRACE_WITH_WEIGHTS && !t->weight) ||
-        (with & TRACE_WITH_TIERS && !t->tier) || (with & TRACE_WITH_WAITS && !t->wait)) {
+        (with & TRACE_WITH_TIERS && !t->tier) || (with & TRACE_WITH_WAITS && !t->wait) ||
+        (with & TRACE_WITH_NORMS && !t->norm)) {
         trace_free(t);
         return err_set(e, ERR_MEMORY, "no memory for a trace");
     }
@@ -58,6 +61,7 @@ void trace_free(struct trace *t)
     free(t->weight);
     free(t->tier);
     free(t->wait);
+    free(t->norm);
     free(t);
 }
 
@@ -84,7 +88,8 @@ enum status trace_append(struct trace *t, int32_t n, struct err *e)
             !grow(&t->expert, rows * per_row, sizeof *t->expert) ||
             (t->weight && !grow(&t->weight, rows * per_row, sizeof *t->weight)) ||
             (t->tier && !grow(&t->tier, rows * per_row, sizeof *t->tier)) ||
-            (t->wait && !grow(&t->wait, rows * (size_t)t->n_layers, sizeof *t->wait)))
+            (t->wait && !grow(&t->wait, rows * (size_t)t->n_layers, sizeof *t->wait)) ||
+            (t->norm && !grow(&t->norm, rows * (size_t)t->n_layers, sizeof *t->norm)))
             return err_set(e, ERR_MEMORY, "no memory for a trace of %d tokens", need);
         t->cap = cap;
     }
@@ -99,9 +104,14 @@ enum status trace_append(struct trace *t, int32_t n, struct err *e)
     if (t->wait)
         memset(t->wait + at * (size_t)t->n_layers, 0,
                some * (size_t)t->n_layers * sizeof *t->wait);
+    if (t->norm)
+        memset(t->norm + at * (size_t)t->n_layers, 0,
+               some * (size_t)t->n_layers * sizeof *t->norm);
     t->n_rows = need;
     return OK;
 }
+
+void trace_clear(struct trace *t) { t->n_rows = 0; }
 
 /* A session's rows of one step follow each other. */
 int32_t trace_step_end(const struct trace *t, int32_t row, bool *prompt)
@@ -244,7 +254,7 @@ enum status trace_write(const struct trace *t, const char *path, struct err *e)
     if (!w) return err_set(e, ERR_MEMORY, "no memory to write %s", path);
     const uint64_t rows = (uint64_t)t->n_rows, layers = (uint64_t)t->n_layers;
     const uint64_t dim[3] = {(uint64_t)t->n_used, layers, rows}, per = dim[0] * dim[1] * rows;
-    const uint64_t wait_dim[2] = {layers, rows};
+    const uint64_t layer_dim[2] = {layers, rows};
     const uint64_t expert_bytes = t->n_experts <= 255 ? 1 : 2;
     const struct { const char *name; const int32_t *data; } words[] = {
         {"steps", t->step}, {"sessions", t->session}, {"positions", t->pos}, {"tokens", t->token}};
@@ -264,13 +274,15 @@ enum status trace_write(const struct trace *t, const char *path, struct err *e)
     gguf_put_tensor(w, "experts", expert_bytes == 1 ? T_I8 : T_I16, 3, dim, per * expert_bytes);
     if (t->weight) gguf_put_tensor(w, "weights", T_F16, 3, dim, per * 2);
     if (t->tier) gguf_put_tensor(w, "tiers", T_I8, 3, dim, per);
-    if (t->wait) gguf_put_tensor(w, "waits", T_I32, 2, wait_dim, layers * rows * 4);
+    if (t->wait) gguf_put_tensor(w, "waits", T_I32, 2, layer_dim, layers * rows * 4);
+    if (t->norm) gguf_put_tensor(w, "norms", T_F32, 2, layer_dim, layers * rows * 4);
     enum status s = gguf_writer_begin(w, path, e);
     for (int i = 0; i < N_WORDS && !s; i++) s = put_words(w, words[i].data, (size_t)rows, e);
     if (!s) s = put_experts(t, w, e);
     if (!s && t->weight) s = put_weights(t, w, e);
     if (!s && t->tier) s = gguf_writer_data(w, t->tier, per, e);
     if (!s && t->wait) s = put_words(w, t->wait, (size_t)(layers * rows), e);
+    if (!s && t->norm) s = put_words(w, t->norm, (size_t)(layers * rows), e);
     if (!s) s = gguf_writer_end(w, e);
     gguf_writer_close(w);
     return s;
@@ -283,6 +295,7 @@ struct reader {
     const struct gguf *g;
     struct osfile file;
     struct trace *t;
+    int32_t step; /* of the row before those in t, -1 = none */
     struct err *e;
 };
 
@@ -313,15 +326,16 @@ static const struct gguf_tensor *tensor(struct reader *r, const char *name, uint
     return NULL;
 }
 
-/* Reads n little-endian values of `size` bytes in blocks; put(arg, i, value) stores them. */
-static enum status values(struct reader *r, const struct gguf_tensor *x, uint64_t n, int size,
-                          void (*put)(struct trace *t, uint64_t i, uint32_t v))
+/* Reads n little-endian values of `size` bytes from number `from` on, in blocks; put(t, i, value)
+ * stores them, i from 0. */
+static enum status values(struct reader *r, const struct gguf_tensor *x, uint64_t from, uint64_t n,
+                          int size, void (*put)(struct trace *t, uint64_t i, uint32_t v))
 {
     uint8_t block[4 * BLOCK];
     for (uint64_t i = 0; i < n;) {
         const uint64_t m = n - i < BLOCK ? n - i : BLOCK;
         enum status s = osfile_read(&r->file, block, (size_t)m * (size_t)size,
-                                    x->offset + i * (uint64_t)size, r->e);
+                                    x->offset + (from + i) * (uint64_t)size, r->e);
         if (s) return s;
         for (uint64_t k = 0; k < m; k++, i++) {
             uint32_t v = 0;
@@ -346,13 +360,18 @@ static void put_weight(struct trace *t, uint64_t i, uint32_t v)
 }
 static void put_tier(struct trace *t, uint64_t i, uint32_t v) { t->tier[i] = (uint8_t)v; }
 static void put_wait(struct trace *t, uint64_t i, uint32_t v) { t->wait[i] = v; }
+static void put_norm(struct trace *t, uint64_t i, uint32_t v)
+{
+    memcpy(&t->norm[i], &v, sizeof v);
+}
 
 /* ids, steps and positions must be what the rest of the tree takes for granted. */
 static enum status check_rows(struct reader *r)
 {
     const struct trace *t = r->t;
     for (int32_t i = 0; i < t->n_rows; i++) {
-        if (t->step[i] < 0 || (i && t->step[i] < t->step[i - 1])) return bad(r, "steps go back");
+        if (t->step[i] < 0 || t->step[i] < r->step) return bad(r, "steps go back");
+        r->step = t->step[i];
         if (t->session[i] < 0 || t->pos[i] < 0) return bad(r, "a session or position is negative");
         if (t->token[i] < -1 || (t->n_vocab && t->token[i] >= t->n_vocab))
             return bad(r, "a token is outside the vocabulary");
@@ -365,13 +384,16 @@ static enum status check_rows(struct reader *r)
             return bad(r, "a weight is no number");
         if (t->tier && t->tier[i] > TRACE_DEVICE) return bad(r, "an unknown tier");
     }
+    for (size_t i = 0; t->norm && i < (size_t)t->n_rows * (size_t)t->n_layers; i++)
+        if (!(t->norm[i] >= 0)) return bad(r, "a norm is no length");
     return OK;
 }
 
-static enum status read_rows(struct reader *r, const uint64_t dim[3])
+/* Rows from .. from + n - 1 of the file, which t has room for and nothing else. */
+static enum status read_rows(struct reader *r, const uint64_t dim[3], uint64_t from, uint64_t n)
 {
     struct trace *t = r->t;
-    const uint64_t rows = dim[2], per = dim[0] * dim[1] * rows, wait_dim[2] = {dim[1], rows};
+    const uint64_t rows = dim[2], per = dim[0] * dim[1], layer_dim[2] = {dim[1], rows};
     const bool narrow = t->n_experts <= 255;
     const struct {
         const char *name;
@@ -382,23 +404,27 @@ static enum status read_rows(struct reader *r, const uint64_t dim[3])
     enum status s = OK;
     for (size_t i = 0; i < sizeof words / sizeof *words && !s; i++) {
         if (!(x = tensor(r, words[i].name, T_I32, 1, &rows, 4))) return r->e->code;
-        s = values(r, x, rows, 4, words[i].put);
+        s = values(r, x, from, n, 4, words[i].put);
     }
     if (s) return s;
     if (!(x = tensor(r, "experts", narrow ? T_I8 : T_I16, 3, dim, narrow ? 1 : 2)))
         return r->e->code;
-    if ((s = values(r, x, per, narrow ? 1 : 2, put_expert))) return s;
+    if ((s = values(r, x, from * per, n * per, narrow ? 1 : 2, put_expert))) return s;
     if (t->weight) {
         if (!(x = tensor(r, "weights", T_F16, 3, dim, 2))) return r->e->code;
-        if ((s = values(r, x, per, 2, put_weight))) return s;
+        if ((s = values(r, x, from * per, n * per, 2, put_weight))) return s;
     }
     if (t->tier) {
         if (!(x = tensor(r, "tiers", T_I8, 3, dim, 1))) return r->e->code;
-        if ((s = values(r, x, per, 1, put_tier))) return s;
+        if ((s = values(r, x, from * per, n * per, 1, put_tier))) return s;
     }
     if (t->wait) {
-        if (!(x = tensor(r, "waits", T_I32, 2, wait_dim, 4))) return r->e->code;
-        if ((s = values(r, x, dim[1] * rows, 4, put_wait))) return s;
+        if (!(x = tensor(r, "waits", T_I32, 2, layer_dim, 4))) return r->e->code;
+        if ((s = values(r, x, from * dim[1], n * dim[1], 4, put_wait))) return s;
+    }
+    if (t->norm) {
+        if (!(x = tensor(r, "norms", T_F32, 2, layer_dim, 4))) return r->e->code;
+        if ((s = values(r, x, from * dim[1], n * dim[1], 4, put_norm))) return s;
     }
     return check_rows(r);
 }
@@ -430,7 +456,8 @@ static enum status read_layers(struct reader *r)
     return OK;
 }
 
-static enum status read_container(struct reader *r)
+/* What the container holds, into an empty trace; dim: of its experts. */
+static enum status read_head(struct reader *r, uint64_t dim[3])
 {
     struct gguf_str type;
     uint64_t layers, experts, used, vocab, hash;
@@ -449,21 +476,40 @@ static enum status read_container(struct reader *r)
         return bad(r, "too many layers, experts or tokens");
     const struct gguf_tensor *x = gguf_find_tensor(r->g, "experts");
     const uint64_t rows = x && x->n_dims == 3 ? x->dim[2] : 0;
-    const uint64_t dim[3] = {used, layers, rows};
+    dim[0] = used;
+    dim[1] = layers;
+    dim[2] = rows;
     if (!rows || rows > INT32_MAX / 2) return bad(r, "it has no rows");
     /* Before anything is allocated: are those bytes there at all? */
     if (!tensor(r, "experts", experts <= 255 ? T_I8 : T_I16, 3, dim, experts <= 255 ? 1 : 2))
         return r->e->code;
     unsigned with = (gguf_find_tensor(r->g, "weights") ? TRACE_WITH_WEIGHTS : 0) |
                     (gguf_find_tensor(r->g, "tiers") ? TRACE_WITH_TIERS : 0) |
-                    (gguf_find_tensor(r->g, "waits") ? TRACE_WITH_WAITS : 0);
+                    (gguf_find_tensor(r->g, "waits") ? TRACE_WITH_WAITS : 0) |
+                    (gguf_find_tensor(r->g, "norms") ? TRACE_WITH_NORMS : 0);
     if ((s = trace_new((int)layers, (int)experts, (int)used, with, &r->t, r->e))) return s;
     r->t->n_vocab = (int)vocab;
     r->t->model_hash = hash;
     copy_str(r->g, "tessera.model.name", r->t->name, sizeof r->t->name);
     copy_str(r->g, "tessera.trace.model_arch", r->t->arch, sizeof r->t->arch);
-    if ((s = read_layers(r)) || (s = trace_append(r->t, (int32_t)rows, r->e))) return s;
-    return read_rows(r, dim);
+    return read_layers(r);
+}
+
+/* All rows at once, or in blocks to fn. */
+static enum status read_container(struct reader *r, trace_block_fn *fn, void *arg)
+{
+    uint64_t dim[3];
+    enum status s = read_head(r, dim);
+    if (s) return s;
+    uint64_t most = fn ? STREAM / (dim[0] * dim[1]) : dim[2];
+    if (!most) most = 1;
+    for (uint64_t at = 0, n; at < dim[2] && !s; at += n) {
+        n = dim[2] - at < most ? dim[2] - at : most;
+        trace_clear(r->t);
+        if ((s = trace_append(r->t, (int32_t)n, r->e)) || (s = read_rows(r, dim, at, n))) return s;
+        if (fn) s = fn(arg, r->t, r->e);
+    }
+    return s;
 }
 
 static enum status read_text(struct reader *r)
@@ -476,6 +522,28 @@ static enum status read_text(struct reader *r)
     return s;
 }
 
+/* Reads a file of either form to r->t; in blocks to fn, unless that is NULL. */
+static enum status read_file(struct reader *r, const struct osfile_ops *ops, trace_block_fn *fn,
+                             void *arg)
+{
+    struct gguf *g = NULL;
+    char head[4] = {0};
+    enum status s = osfile_open(&r->file, r->path, 0, ops, r->e);
+    if (s) return s;
+    if (r->file.size >= sizeof head) s = osfile_read(&r->file, head, sizeof head, 0, r->e);
+    if (!s && memcmp(head, "# ro", sizeof head)) {
+        s = gguf_open(r->path, ops, &g, r->e);
+        r->g = g;
+        if (!s) s = read_container(r, fn, arg);
+        gguf_close(g);
+    } else if (!s) {
+        s = read_text(r);
+        if (!s && fn) s = fn(arg, r->t, r->e);
+    }
+    osfile_close(&r->file);
+    return s;
+}
+
 enum status trace_read(const char *path, const struct osfile_ops *ops, struct trace **out,
                        struct err *e)
 {
@@ -484,23 +552,19 @@ enum status trace_read(const char *path, const struct osfile_ops *ops, struct tr
         err_clear(&local);
         e = &local;
     }
-    struct reader r = {.path = path, .e = e};
-    struct gguf *g = NULL;
-    char head[4] = {0};
+    struct reader r = {.path = path, .step = -1, .e = e};
+    enum status s = read_file(&r, ops, NULL, NULL);
     *out = NULL;
-    enum status s = osfile_open(&r.file, path, 0, ops, e);
-    if (s) return s;
-    if (r.file.size >= sizeof head) s = osfile_read(&r.file, head, sizeof head, 0, e);
-    if (!s && memcmp(head, "# ro", sizeof head)) {
-        s = gguf_open(path, ops, &g, e);
-        r.g = g;
-        if (!s) s = read_container(&r);
-        gguf_close(g);
-    } else if (!s) {
-        s = read_text(&r);
-    }
-    osfile_close(&r.file);
     if (s) trace_free(r.t);
     else *out = r.t;
+    return s;
+}
+
+enum status trace_stream(const char *path, const struct osfile_ops *ops, trace_block_fn *fn,
+                         void *arg, struct err *e)
+{
+    struct reader r = {.path = path, .step = -1, .e = e};
+    enum status s = read_file(&r, ops, fn, arg);
+    trace_free(r.t);
     return s;
 }

@@ -12,8 +12,8 @@
  * File: keys tessera.trace.{n_layers,n_experts,n_used,n_vocab,model_arch,layers,expert_bytes},
  * tessera.model.{hash,name}; tensors, all with n_rows as last dimension: steps, sessions,
  * positions, tokens (I32), experts [n_used][n_layers] (I8, or I16 above 255 experts; all ones =
- * not routed), weights (F16, same shape), and optionally tiers (I8, same shape) and waits (I32,
- * microseconds, [n_layers]).
+ * not routed), weights (F16, same shape), and optionally tiers (I8, same shape), waits (I32,
+ * microseconds, [n_layers]) and norms (F32, [n_layers]).
  *
  * Owns its arrays.  Everything that a file says is checked before it is believed. */
 #ifndef MOE_LOAD_TRACE_H
@@ -45,9 +45,11 @@ struct trace {
     float *weight;            /* the same shape, NULL = not known */
     uint8_t *tier;            /* the same shape: enum trace_tier at routing time; NULL = not known */
     uint32_t *wait;           /* [n_rows][n_layers] microseconds that the layer waited; or NULL */
+    float *norm;              /* [n_rows][n_layers] length of the hidden state that the router's norm
+                                 reads; or NULL */
 };
 
-enum { TRACE_WITH_WEIGHTS = 1, TRACE_WITH_TIERS = 2, TRACE_WITH_WAITS = 4 };
+enum { TRACE_WITH_WEIGHTS = 1, TRACE_WITH_TIERS = 2, TRACE_WITH_WAITS = 4, TRACE_WITH_NORMS = 8 };
 
 /* An empty trace.  ERR_RANGE for shapes outside the limits, ERR_MEMORY. */
 enum status trace_new(int n_layers, int n_experts, int n_used, unsigned with, struct trace **out,
@@ -56,6 +58,8 @@ void trace_free(struct trace *t);
 
 /* Appends rows that have not been routed yet (experts TRACE_NONE, weights 0).  ERR_MEMORY. */
 enum status trace_append(struct trace *t, int32_t n, struct err *e);
+/* Forgets all rows, keeping the memory. */
+void trace_clear(struct trace *t);
 
 static inline uint16_t *trace_experts(const struct trace *t, int32_t row, int layer)
 {
@@ -91,6 +95,12 @@ enum status trace_write(const struct trace *t, const char *path, struct err *e);
 /* Either form.  ERR_IO, ERR_MEMORY; ERR_FORMAT, ERR_MISSING or ERR_SHAPE with file and place. */
 enum status trace_read(const char *path, const struct osfile_ops *ops, struct trace **out,
                        struct err *e);
+
+/* The same a block of rows at a time, in order, in memory that does not grow with the file (the CSV
+ * form apart): fn sees a trace that holds just those rows.  What fn returns ends it unless OK. */
+typedef enum status trace_block_fn(void *arg, const struct trace *block, struct err *e);
+enum status trace_stream(const char *path, const struct osfile_ops *ops, trace_block_fn *fn,
+                         void *arg, struct err *e);
 
 /* The CSV form from memory (trace_csv.c); path for messages. */
 enum status trace_read_csv(const char *path, const char *text, uint64_t n, struct trace **out,

@@ -787,7 +787,7 @@ static enum status bind_states(struct tessera_engine *e, const struct tessera_in
     return OK;
 }
 
-static const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
+const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
 {
     for (int i = 0; i < e->n_plans; i++)
         if (e->plan[i].n_rows >= n_rows) return &e->plan[i];

@@ -245,6 +245,9 @@ void promise(struct tessera_engine *e, const struct placement *p, struct plan_ti
 double promise_level_bytes(const struct tessera_engine *e, const struct placement *p);
 void promise_stack(const struct tessera_engine *e, const struct placement *p, struct plan_stack *k);
 
+/* The plan for a step of so many rows. */
+const struct plan *plan_for(const struct tessera_engine *e, int n_rows);
+
 /* Runs one plan on the rows in e->row; see exec.c. */
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
                      struct err *err);

@@ -14,6 +14,7 @@
 
 #include "moe/base/osfile.h"
 #include "moe/run/depth_run.h"
+#include "moe/run/exec_part.h"
 #include "quant/codec.h"
 #include "quant/stack.h"
 #include "routing/route.h"
@@ -32,6 +33,8 @@ struct exec {
     int n_rows;
     int row0, out0;               /* where the piece begins in the step */
     bool in_pieces;
+    const struct exec_part *part; /* NULL: a whole pass */
+    const struct op *put;         /* of a part: K and V that attention puts row by row */
 };
 
 static int set_rows(const struct exec *x, const struct op *op) { return x->e->set[op->rows].n; }
@@ -72,7 +75,10 @@ static void route_task(void *arg, int task, int worker)
     float pick[ROUTE_EXPERTS];
     for (int r = task * ROUTE_ROWS; r < end; r++) {
         float *l = (float *)(void *)(logits->base + (size_t)logits->stride * (size_t)r);
-        route_token_choice(p, el, bias, scale, l, pick, x->ctl.id + r * p->n_used,
+        if (x->part && x->part->expert)
+            memcpy(x->ctl.id + r * p->n_used, x->part->expert + r * p->n_used,
+                   sizeof *x->ctl.id * (size_t)p->n_used);
+        (x->part && x->part->expert ? route_given : route_token_choice)(p, el, bias, scale, l, pick, x->ctl.id + r * p->n_used,
                            x->ctl.w + r * p->n_used);
     }
 }
@@ -81,6 +87,12 @@ static void route_task(void *arg, int task, int worker)
 static void observe(struct exec *x, double waited)
 {
     const struct route_params *p = &x->route_op->p.moe.route;
+    if (x->part) {
+        if (x->part->chosen)
+            memcpy(x->part->chosen, x->ctl.id,
+                   sizeof *x->ctl.id * (size_t)(x->route.n_rows * p->n_used));
+        return;
+    }
     uint8_t *in_ram = x->e->in_ram + p->n_expert;
     for (int r = 0; r < x->route.n_rows; r++) {
         const int at = dev_row_at(&x->e->set[x->route_op->rows], r);
@@ -439,6 +451,45 @@ static enum status stream_embed(struct exec *x, const struct op *op, struct err 
     return OK;
 }
 
+/* ---- parts of a pass ---- */
+
+/* K and V of a part's rows wait for attention: what they lie in may be something else by then. */
+static void keep_kv(struct exec *x, const struct op *op)
+{
+    const struct exec_part *p = x->part;
+    size_t at = 0;
+    for (int k = 0; k < 2; k++) {
+        const struct dev_buf *b = &x->e->buf[op->in[k]];
+        for (int r = 0; r < x->n_rows; r++, at += (size_t)b->width)
+            memcpy(p->keep + at, b->base + (uint64_t)b->stride * (uint64_t)r,
+                   sizeof(float) * (size_t)b->width);
+    }
+    x->put = op;
+}
+
+/* Rows that stand for the same place of a timeline: each puts its K and V there and looks at them, one
+ * after the other. */
+static void run_branches(struct exec *x, const struct op *op)
+{
+    struct tessera_engine *e = x->e;
+    const struct op *const ops[2] = {x->put, op};
+    const int n = x->n_rows, at[4] = {x->put->in[0], x->put->in[1], op->in[0], op->out[0]};
+    struct dev_buf whole[4];
+    for (int k = 0; k < 4; k++) whole[k] = e->buf[at[k]];
+    const size_t dk = (size_t)whole[0].width, dv = (size_t)whole[1].width;
+    e->set[ROWS_ALL].n = e->set[ROWS_OUT].n = 1;
+    for (int r = 0; r < n; r++) {
+        e->buf[at[0]].base = (char *)(x->part->keep + (size_t)r * dk);
+        e->buf[at[1]].base = (char *)(x->part->keep + (size_t)n * dk + (size_t)r * dv);
+        submit(x, ops[0], 1);
+        for (int k = 2; k < 4; k++)
+            e->buf[at[k]].base = whole[k].base + (uint64_t)whole[k].stride * (uint64_t)r;
+        submit(x, ops[1], 1);
+        for (int k = 0; k < 4; k++) e->buf[at[k]] = whole[k];
+    }
+    e->set[ROWS_ALL].n = e->set[ROWS_OUT].n = n;
+}
+
 /* ---- steps ---- */
 
 /* Whether something that the op names is not in RAM: it streams, or is on its way. */
@@ -452,8 +503,14 @@ static bool is_missing(const struct exec *x, const struct op *op)
 /* Whether the op needs more than one submission. */
 static bool is_special(const struct exec *x, const struct op *op)
 {
-    return op->code == OP_ROUTE || op->code == OP_DEPTH || op->code == OP_EXPERTS ||
-           is_missing(x, op);
+    switch (op->code) {
+    case OP_ROUTE:
+    case OP_DEPTH:
+    case OP_EXPERTS: return true;
+    case OP_KV_PUT:
+    case OP_ATTENTION: return x->part || is_missing(x, op);
+    default: return is_missing(x, op);
+    }
 }
 
 /* Waits for what is on its way home. */
@@ -475,6 +532,12 @@ static enum status run_special(struct exec *x, const struct op *op, struct err *
     switch (op->code) {
     case OP_ROUTE: run_route(x, op); return OK;
     case OP_DEPTH: depth_run(x->e, op, x->n_rows); return OK;
+    case OP_KV_PUT:
+    case OP_ATTENTION:
+        if (!x->part) break;
+        if (op->code == OP_KV_PUT) keep_kv(x, op);
+        else run_branches(x, op);
+        return OK;
     case OP_EXPERTS:
         if (!x->route.n_rows) return OK;
         return x->two_sides ? run_two_sides(x, op, err) : run_experts(x, op, err);
@@ -587,24 +650,36 @@ static enum status run_layers(struct exec *x, int n_rows, int n_out, struct err 
     return OK;
 }
 
+static void bind_step(struct exec *x, int n_out)
+{
+    struct tessera_engine *e = x->e;
+    bind_buffers(x);
+    depth_bind(e, x->n_rows, n_out);
+    x->bind = (struct dev_bind){
+        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
+        .carry = e->carry, .n_inputs = e->n_inputs,
+        .n_rows = x->n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
+        .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
+        .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
+        .n_sessions = e->state_bytes ? e->n_inputs : 0, .route = &x->route,
+    };
+}
+
+/* After the step has begun: what is on its way may arrive until then. */
+static void bind_weights(struct tessera_engine *e)
+{
+    for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
+}
+
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
                      struct err *err)
 {
     struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows};
-    bind_buffers(&x);
-    depth_bind(e, n_rows, n_out);
-    x.bind = (struct dev_bind){
-        .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
-        .carry = e->carry, .n_inputs = e->n_inputs,
-        .n_rows = n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
-        .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
-        .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
-        .n_sessions = e->state_bytes ? e->n_inputs : 0, .route = &x.route,
-    };
+    bind_step(&x, n_out);
     devtier_step(&e->devtier, n_rows);
     enum status s = resid_step(&e->resid, n_rows, err);
     if (!s) {
-        for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
+        bind_weights(e);
         forecast_step(&e->forecast, e, n_rows);
         s = n_rows > e->opt.n_ubatch ? run_layers(&x, n_rows, n_out, err)
                                      : run_steps(&x, 0, e->model.n_op, err);
@@ -614,4 +689,56 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     forecast_done(&e->forecast, e);
     e->n_steps++;
     return OK;
+}
+
+/* The row table of a part: n times the same token. */
+static enum status bind_part(struct tessera_engine *e, const struct exec_part *p, struct err *err)
+{
+    tessera_session *s = p->session;
+    if (!e->resid.all_ram)
+        return err_set(err, ERR_BUDGET, "the model is not in memory as a whole any more: others need "
+                       "it; use --mem");
+    enum status st = session_unspill(s, err);
+    if (!st) st = engine_commit(e, &s->line[0].kv, session_bytes(s, 0, s->n + 1), err);
+    if (!st) st = engine_commit(e, &e->logits, (size_t)e->logits_stride * (size_t)p->n, err);
+    if (st) return st;
+    e->kv_base[0] = s->line[0].kv.base;
+    e->kv_n[0] = s->n;
+    e->stepped[0] = s;
+    e->input[0] = (struct step_input){p->n, -1, TESSERA_LOGITS_NONE};
+    e->n_inputs = 1;
+    for (int r = 0; r < p->n; r++) {
+        e->row[r] = (struct dev_row){p->id, s->n, 0};
+        e->serials[r] = s->serial;
+        e->out_row[r] = r;
+    }
+    return OK;
+}
+
+static void copy_rows(const struct exec_part *p, const struct dev_buf *b, const float *in, float *out)
+{
+    const size_t bytes = sizeof(float) * (size_t)p->width;
+    for (int r = 0; r < p->n; r++) {
+        char *row = b->base + (uint64_t)b->stride * (uint64_t)r;
+        if (in) memcpy(row, in + (size_t)r * (size_t)p->width, bytes);
+        else memcpy(out + (size_t)r * (size_t)p->width, row, bytes);
+    }
+}
+
+enum status exec_part(struct tessera_engine *e, const struct exec_part *p, struct err *err)
+{
+    enum status s = bind_part(e, p, err);
+    if (s) return s;
+    struct exec x = {.e = e, .plan = plan_for(e, p->n), .row = e->row, .serial = e->serials,
+                     .n_rows = p->n, .part = p};
+    bind_step(&x, p->n);
+    s = resid_step(&e->resid, p->n, err);
+    if (!s) bind_weights(e);
+    if (!s) s = run_steps(&x, 0, p->head, err);
+    if (!s && p->in_buf >= 0) copy_rows(p, &e->buf[p->in_buf], p->in, NULL);
+    if (!s) s = run_steps(&x, p->from, p->to, err);
+    if (!s && p->out_buf >= 0) copy_rows(p, &e->buf[p->out_buf], NULL, p->out);
+    s = resid_step_end(&e->resid, s, err);
+    e->n_inputs = 0; /* there are no logits of a step */
+    return s;
 }

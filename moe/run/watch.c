@@ -126,6 +126,10 @@ static void call(struct tessera_engine *e, int weight, int m, int n_mats, int n_
 void watch_op(struct tessera_engine *e, const struct op *op, int n_rows)
 {
     if (is_prepare(op)) copy_rows(e, op, n_rows);
+    if (op->code == OP_RMS_NORM && op->weight[0] >= 0) {
+        for (int r = 0; r < n_rows; r++) e->watch.row[r] = row_of(e, op->in[0], r);
+        call(e, op->weight[0], 0, 0, n_rows);
+    }
     if (op->code == OP_MATMUL) {
         for (int r = 0; r < n_rows; r++) e->watch.row[r] = row_of(e, op->in[0], r);
         for (int k = 0; k < OP_IO && op->weight[k] >= 0; k++)

@@ -1,0 +1,229 @@
+/* See branch.h.
+ *
+ * DESIGN.  A cut between two ops is clean when one buffer alone is written before it, changed after
+ * the head (embedding, rotary tables) and read behind it: the hidden state.  Cuts are looked for after
+ * additions into it and between layers, so no architecture has to say anything.  A run computes the
+ * head, which depends on token and position only, puts the caller's rows where the hidden state lies,
+ * and runs the part's ops. */
+#include "moe/run/branch.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/run/engine_int.h"
+#include "moe/run/exec_part.h"
+
+/* ---- the parts ---- */
+
+/* Where a buffer is written and read; -1 = nowhere. */
+struct span {
+    int first_write, last_write, last_read;
+};
+
+/* Ops that change what is in their output name it as an output alone. */
+static bool in_place(enum op_code code)
+{
+    return code == OP_ADD || code == OP_ADD_BIAS || code == OP_SCALE || code == OP_GATE ||
+           code == OP_MUL || code == OP_SOFTCAP || code == OP_SCATTER;
+}
+
+static struct span *spans_of(const struct build *m)
+{
+    struct span *s = malloc(sizeof *s * (size_t)m->n_buf);
+    for (int b = 0; s && b < m->n_buf; b++) s[b] = (struct span){-1, -1, -1};
+    for (int i = 0; s && i < m->n_op; i++) {
+        const struct op *op = &m->op[i];
+        for (int k = 0; k < OP_IO; k++) {
+            if (op->in[k] >= 0) s[op->in[k]].last_read = i;
+            if (op->out[k] < 0) continue;
+            struct span *b = &s[op->out[k]];
+            if (b->first_write < 0) b->first_write = i;
+            b->last_write = i;
+            if (in_place(op->code)) b->last_read = i;
+        }
+    }
+    return s;
+}
+
+/* The one buffer that crosses the cut before op `at`; -1 = there are several, or none. */
+static int crosses(const struct build *m, const struct span *s, int head, int at)
+{
+    int found = -1;
+    for (int b = 1; b < m->n_buf; b++) {
+        if (s[b].first_write < 0 || s[b].first_write >= at || s[b].last_write < head ||
+            s[b].last_read < at) continue;
+        if (found >= 0) return -1;
+        found = b;
+    }
+    return found;
+}
+
+static bool is_cut(const struct build *m, const struct span *s, int head, int i)
+{
+    return m->op[i - 1].layer != m->op[i].layer ||
+           (m->op[i - 1].code == OP_ADD && crosses(m, s, head, i) == m->op[i - 1].out[0]);
+}
+
+static enum status no_parts(const struct tessera_engine *e, const char *why, struct err *err)
+{
+    return err_set(err, ERR_UNSUPPORTED, "%s: %s; there is no oracle for such models", e->arch->name,
+                   why);
+}
+
+/* Says what ops from .. to - 1 are. */
+static enum status describe(const struct tessera_engine *e, struct branch_part *p, struct err *err)
+{
+    const struct build *m = &e->model;
+    bool attends = false, feeds = false;
+    p->layer = m->op[p->from].layer;
+    for (int i = p->from; i < p->to; i++) {
+        const struct op *op = &m->op[i];
+        if (op->code == OP_ATTENTION) {
+            bool own = false;
+            for (int k = p->from; k < i; k++)
+                own = own || (m->op[k].code == OP_KV_PUT && m->op[k].kv_slot == op->kv_slot);
+            if (!own) return no_parts(e, "layers look at each other's K and V", err);
+            attends = true;
+        }
+        if (op->code == OP_ROUTE) {
+            p->n_expert = op->p.moe.route.n_expert;
+            p->n_used = op->p.moe.route.n_used;
+        }
+        feeds = feeds || op->code == OP_EXPERTS || op->code == OP_GLU;
+    }
+    p->kind = p->layer < 0 ? BRANCH_FIXED : attends && feeds ? BRANCH_LAYER
+            : attends ? BRANCH_ATTENTION : BRANCH_FEED_FORWARD;
+    return OK;
+}
+
+static enum status find_parts(struct branches *b, const struct span *spans, struct err *err)
+{
+    const struct tessera_engine *e = b->e;
+    const struct build *m = &e->model;
+    int end = m->n_op;
+    while (b->head < m->n_op && m->op[b->head].layer < 0) b->head++;
+    while (end > b->head && m->op[end - 1].layer < 0) end--;
+    for (int from = b->head, to; from < end; from = to) {
+        struct branch_part *p = &b->part[b->n_parts++];
+        for (to = from + 1; to < end && !is_cut(m, spans, b->head, to);) to++;
+        *p = (struct branch_part){.from = from, .to = to, .in = crosses(m, spans, b->head, from),
+                                  .out = crosses(m, spans, b->head, to)};
+        if (from == b->head) /* nothing has changed it yet */
+            for (int i = 0; i < from; i++)
+                if (m->op[i].code == OP_EMBED && p->in < 0) p->in = m->op[i].out[0];
+        if (p->in < 0 || p->out < 0)
+            return no_parts(e, "its layers hand on more than a hidden state", err);
+        if (describe(e, p, err)) return err->code;
+    }
+    b->last_in = b->n_parts ? b->part[b->n_parts - 1].out : -1;
+    return b->n_parts ? OK : no_parts(e, "it has no layers", err);
+}
+
+enum status branches_open(tessera_engine *e, struct branches *b, struct err *err)
+{
+    memset(b, 0, sizeof *b);
+    b->e = e;
+    if (e->state_bytes) return no_parts(e, "it has recurrent layers", err);
+    if (e->model.n_sets > ROWS_FIRST) return no_parts(e, "rows leave its layers early", err);
+    if (!e->resid.all_ram || e->opt.header_only)
+        return err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger "
+                       "--mem");
+    if (devtier_on(&e->devtier))
+        return err_set(err, ERR_UNSUPPORTED, "an oracle runs on the CPU alone: leave -dev out");
+    struct span *spans = spans_of(&e->model);
+    b->part = calloc((size_t)e->model.n_op + 1, sizeof *b->part);
+    if (!b->part || !spans) {
+        free(spans);
+        branches_close(b);
+        return err_set(err, ERR_MEMORY, "no memory for the parts of a model");
+    }
+    b->n_embd = e->hp.n_embd;
+    b->n_vocab = e->model.n_vocab;
+    b->most = e->opt.n_ubatch < e->opt.n_logits ? e->opt.n_ubatch : e->opt.n_logits;
+    enum status s = find_parts(b, spans, err);
+    free(spans);
+    int width = 1;
+    for (int i = 0; i < e->model.n_op && !s; i++) {
+        const struct op *op = &e->model.op[i];
+        if (op->code != OP_KV_PUT) continue;
+        const int w = e->model.buf[op->in[0]].width + e->model.buf[op->in[1]].width;
+        width = w > width ? w : width;
+    }
+    if (!s && !(b->keep = calloc((size_t)b->most, sizeof *b->keep * (size_t)width)))
+        s = err_set(err, ERR_MEMORY, "no memory for the parts of a model");
+    if (s) branches_close(b);
+    return s;
+}
+
+void branches_close(struct branches *b)
+{
+    free(b->part);
+    free(b->keep);
+    b->part = NULL;
+    b->keep = NULL;
+}
+
+/* ---- running ---- */
+
+enum status branches_token(struct branches *b, tessera_session *s, int32_t id, float *x,
+                           struct err *err)
+{
+    if (id < 0 || id >= b->n_vocab)
+        return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary", id);
+    if (s->n >= s->n_ctx) return err_set(err, ERR_FULL, "the context is full");
+    b->session = s;
+    b->id = id;
+    return exec_part(b->e, &(struct exec_part){
+        .session = s, .id = id, .head = b->head, .from = b->head, .to = b->head, .n = 1,
+        .in_buf = -1, .out_buf = b->part[0].in, .width = b->n_embd, .out = x}, err);
+}
+
+enum status branches_run(struct branches *b, int part, int n, const float *in, float *out,
+                         const int32_t *expert, int32_t *chosen, struct err *err)
+{
+    const struct branch_part *p = &b->part[part];
+    enum status s = OK;
+    for (int at = 0, m; at < n && !s; at += m) {
+        m = n - at < b->most ? n - at : b->most;
+        const size_t x = (size_t)at * (size_t)b->n_embd, k = (size_t)at * (size_t)p->n_used;
+        s = exec_part(b->e, &(struct exec_part){
+            .session = b->session, .id = b->id, .head = b->head, .from = p->from, .to = p->to,
+            .n = m, .in_buf = p->in, .out_buf = p->out, .width = b->n_embd, .in = in + x,
+            .out = out + x, .keep = b->keep, .expert = expert ? expert + k : NULL,
+            .chosen = chosen ? chosen + k : NULL}, err);
+    }
+    b->rows_run += (uint64_t)n;
+    return s;
+}
+
+static double loss_of(const float *logit, int n, int32_t target)
+{
+    float most = logit[0];
+    double sum = 0;
+    for (int i = 1; i < n; i++) most = logit[i] > most ? logit[i] : most;
+    for (int i = 0; i < n; i++) sum += (double)expf(logit[i] - most);
+    return log(sum) - (double)(logit[target] - most);
+}
+
+enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
+                          struct err *err)
+{
+    const struct build *m = &b->e->model;
+    const int from = b->part[b->n_parts - 1].to;
+    enum status s = OK;
+    if (target < 0 || target >= b->n_vocab)
+        return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary", target);
+    for (int at = 0, k; at < n && !s; at += k) {
+        k = n - at < b->most ? n - at : b->most;
+        s = exec_part(b->e, &(struct exec_part){
+            .session = b->session, .id = b->id, .head = b->head, .from = from, .to = m->n_op,
+            .n = k, .in_buf = b->last_in, .out_buf = -1, .width = b->n_embd,
+            .in = in + (size_t)at * (size_t)b->n_embd}, err);
+        for (int r = 0; r < k && !s; r++)
+            loss[at + r] = loss_of((const float *)(const void *)(
+                (const char *)b->e->logits.base + (size_t)b->e->logits_stride * (size_t)r),
+                b->n_vocab, target);
+    }
+    return s;
+}

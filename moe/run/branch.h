@@ -1,0 +1,59 @@
+/* Branches: parts of the pass run on hidden states of the caller's, for the token that would come next
+ * on a timeline.  What an oracle is made of (routing/oracle.h): many ways through the layers for one
+ * token, each layer computed once for all that share their way up to it.
+ *
+ * The pass is a chain of parts that hand on one hidden state per row and nothing else: attention, then
+ * feed-forward, of each layer.  All rows of a run stand for the same token at the same place: each sees
+ * the session's timeline and itself, none sees another.  The timeline is left as it is (frozen): what
+ * lies behind its end is scratch until a step comes.  Results are the bits that a step gives.
+ *
+ * Models that all fit in memory, without a second device, recurrent layers, row sets or layers that
+ * look at each other's K and V; everything else is ERR_UNSUPPORTED.  Executor thread only. */
+#ifndef MOE_RUN_BRANCH_H
+#define MOE_RUN_BRANCH_H
+
+#include "moe/tessera.h"
+
+enum branch_kind {
+    BRANCH_ATTENTION, BRANCH_FEED_FORWARD,
+    BRANCH_LAYER, /* both, where they cannot be told apart */
+    BRANCH_FIXED  /* belongs to no layer: never left out */
+};
+
+struct branch_part {
+    enum branch_kind kind;
+    int layer;               /* -1 of BRANCH_FIXED */
+    int n_expert, n_used;    /* of its router; 0 = it has none */
+    int from, to;            /* ops */
+    int in, out;             /* buffers of the hidden state before and behind it */
+};
+
+struct branches {
+    tessera_engine *e;
+    struct branch_part *part; /* [n_parts] in order */
+    int n_parts, head, n_embd, n_vocab, most; /* ops before the first part; rows per run */
+    int last_in;             /* buffer that the output norm reads */
+    float *keep;             /* [most][] K and V of a run's rows */
+    tessera_session *session;
+    int32_t id;
+    uint64_t rows_run;       /* rows times parts, since it was opened */
+};
+
+/* ERR_UNSUPPORTED, ERR_BUDGET, ERR_MEMORY. */
+enum status branches_open(tessera_engine *e, struct branches *b, struct err *err);
+void branches_close(struct branches *b);
+
+/* What follows is about token id behind the end of the session's timeline; x [n_embd] becomes its
+ * embedding.  Anew after every step. */
+enum status branches_token(struct branches *b, tessera_session *s, int32_t id, float *x,
+                           struct err *err);
+/* Runs a part on n >= 1 rows.  in, out: [n][n_embd], may be the same.  expert [n][n_used]: takes these
+ * instead of the router's choice, in any order, with the weights that the router gives them; NULL: the
+ * router chooses.  chosen [n][n_used] learns what was taken, best first; may be NULL. */
+enum status branches_run(struct branches *b, int part, int n, const float *in, float *out,
+                         const int32_t *expert, int32_t *chosen, struct err *err);
+/* Minus the log of the probability of token `target` behind each row that has come through all parts. */
+enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
+                          struct err *err);
+
+#endif
