@@ -55,6 +55,13 @@ struct recursion_params {       /* a block of layers (mor.c) */
     bool exact;                 /* the best rows of whole texts, by capacity */
 };
 
+/* Text that is denoised (masked diffusion), not continued. */
+struct denoise_params {
+    int sees;                   /* of attention: op.h's SEES_BEFORE, SEES_ALL, or a block's positions */
+    bool shift;                 /* what is hidden at i is read from the logits at i - 1 */
+    int32_t mask;               /* the token that hides others; -1 = no key names it */
+};
+
 /* What the keys of a file say, in the terms that these architectures share (models/keys.c). */
 struct hparams {
     int n_layer, n_embd, n_vocab, n_ctx_train;
@@ -83,6 +90,7 @@ struct hparams {
     struct gemma_params gemma;
     struct loop_params loop;
     struct recursion_params rec;
+    struct denoise_params denoise;
 };
 
 struct arch {
@@ -210,6 +218,11 @@ void block_end(struct block *k, int x);
 int block_norm(struct block *k, const char *stem, int l, int x);
 int block_gated_unit(struct block *k, int l, int n, const char *suffix, int n_ff);
 int block_experts(struct block *k, int l, int n, int logits);
+
+/* A model that sees both sides: attention.causal must not say otherwise, diffusion.shift_logits,
+ * tokenizer.ggml.mask_token_id. */
+enum status hparams_denoise(const struct gguf *g, const char *arch, struct hparams *h,
+                            struct err *e);
 
 /* The whole stack, h->loop.n_run times (models/loop.c). */
 enum status hparams_loop(const struct gguf *g, const char *arch, struct hparams *h, struct err *e);

@@ -278,6 +278,7 @@ enum status hparams_common(const struct gguf *g, const char *arch, struct hparam
     memset(h, 0, sizeof *h);
     h->rope.scale = h->rope.magnitude = h->route.scale = 1;
     h->embed_scale = h->residual_scale = h->logit_scale = 1;
+    h->denoise.mask = -1;
     enum status s;
     if ((s = hparams_int(g, arch, "block_count", -1, &h->n_layer, e)) ||
         (s = hparams_int(g, arch, "embedding_length", -1, &h->n_embd, e)) ||
@@ -354,6 +355,27 @@ enum status hparams_nextn(const struct gguf *g, const char *arch, struct hparams
         return err_set(e, ERR_RANGE, "%s: key %s.nextn_predict_layers says %d of %d layers",
                        gguf_path(g, 0), arch, h->n_nextn, h->n_layer);
     h->n_layer -= h->n_nextn;
+    return OK;
+}
+
+enum status hparams_denoise(const struct gguf *g, const char *arch, struct hparams *h,
+                            struct err *e)
+{
+    bool causal;
+    uint64_t mask;
+    enum status s;
+    if ((s = hparams_bool(g, arch, "attention.causal", false, &causal, e)) ||
+        (s = gguf_get_bool_or(g, "diffusion.shift_logits", true, &h->denoise.shift, e)) ||
+        (s = gguf_get_u64_or(g, "tokenizer.ggml.mask_token_id", UINT64_MAX, &mask, e)))
+        return s;
+    if (causal)
+        return err_set(e, ERR_UNSUPPORTED, "%s: key %s.attention.causal is true: %s sees both sides",
+                       gguf_path(g, 0), arch, arch);
+    if (mask != UINT64_MAX && mask >= (uint64_t)h->n_vocab)
+        return err_set(e, ERR_RANGE, "%s: key tokenizer.ggml.mask_token_id says %llu; the vocabulary "
+                       "has %d tokens", gguf_path(g, 0), (unsigned long long)mask, h->n_vocab);
+    h->denoise.sees = SEES_ALL;
+    h->denoise.mask = mask == UINT64_MAX ? -1 : (int32_t)mask;
     return OK;
 }
 

@@ -104,6 +104,10 @@ struct tessera_model {
     const char *cpu;                    /* instruction tier in use */
     const char *type_label;             /* most common weight type by bytes, "Q8_0" */
     uint64_t hash;                      /* of the header: what side files are tied to */
+    bool sees_both;                     /* attention looks ahead: text is denoised, not continued */
+    int block;                          /* of so many positions, to whose end it looks; 0 = to the end */
+    int32_t mask;                       /* the token that hides others; -1 = none is named */
+    bool shifted;                       /* what is hidden at i is read from the logits at i - 1 */
 };
 struct tessera_model tessera_model(const tessera_engine *e);
 const struct tok *tessera_tok(const tessera_engine *e);   /* NULL: none; why: see below */
@@ -241,17 +245,27 @@ enum status tessera_session_load(tessera_session *s, const char *path, struct er
 
 /* ---- step ---- */
 
-enum tessera_logits_of { TESSERA_LOGITS_NONE, TESSERA_LOGITS_LAST, TESSERA_LOGITS_ALL };
+enum tessera_logits_of {
+    TESSERA_LOGITS_NONE, TESSERA_LOGITS_LAST, TESSERA_LOGITS_ALL, TESSERA_LOGITS_SOME
+};
 
 struct tessera_input {
     tessera_session *session;   /* each session at most once per step */
     const int32_t *ids;         /* [n] tokens appended to its timeline */
     int32_t n;                  /* >= 1 */
     enum tessera_logits_of logits;
+    const unsigned char *some;  /* [n] rows with logits are not 0; LOGITS_SOME only */
+    /* Models that see both sides: the tokens take the place of those from position `at` on, none of
+     * them new.  K and V behind them stay as they are.  When such a step fails the timeline ends
+     * at `at`: what was behind it is half written. */
+    bool rewrite;
+    int32_t at;
 };
 
 /* One forward pass over all inputs together; the sum of n is at most n_batch, and rows with
- * logits are at most n_ubatch.  ERR_RANGE for a
+ * logits are at most n_ubatch.  In models that see both sides (tessera_model.sees_both) a row's
+ * attention sees the whole timeline, this step's tokens included and none of later steps: what such a
+ * model means by a text is the step that has all of it.  ERR_RANGE for a
  * token id outside the vocabulary, ERR_FULL when a context would overflow (nothing is done). */
 enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int n_in,
                          struct err *err);

@@ -28,8 +28,8 @@
 #include "moe/compute/op.h"
 #include "quant/mm.h"
 
-enum { DEV_ABI = 2 };
-#define DEV_BUILD "tessera 0.1.0, devices 2" /* what a plugin must have been built with */
+enum { DEV_ABI = 3 };
+#define DEV_BUILD "tessera 0.1.0, devices 3" /* what a plugin must have been built with */
 
 /* A buffer of a plan as the device sees it. */
 struct dev_buf {
@@ -109,6 +109,15 @@ struct dev_segment {
     char *to;
 };
 
+/* The last position that a row at `pos` sees of a timeline of `end`. */
+static inline int32_t dev_last_seen(int sees, int32_t pos, int32_t end)
+{
+    if (sees == SEES_BEFORE) return pos;
+    if (sees == SEES_ALL) return end - 1;
+    const int32_t next = (pos / sees + 1) * sees;
+    return (next < end ? next : end) - 1;
+}
+
 struct dev_bind {
     const struct dev_buf *buf;        /* by buffer index */
     const struct dev_weight *weight;  /* by weight index */
@@ -120,6 +129,7 @@ struct dev_bind {
     enum kv_type kv_type;
     const struct dev_carry *carry;    /* [n_inputs] per session; NULL without KV_CARRY steps */
     int n_inputs;                     /* sessions in the step */
+    const int32_t *end;               /* [n_inputs] positions of each, those of this step included */
     const struct dev_segment *segment; /* [n_segments], those of a session one after another */
     const int *segment_of;            /* [n_sessions + 1] first segment of each session */
     int n_sessions;                   /* sessions with segments; 0 without recurrent slots */

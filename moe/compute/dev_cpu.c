@@ -518,15 +518,16 @@ static void attn_task(void *arg, int task, int worker)
         const struct dev_rows *line = &b->set[op->kv_rows];
         const int step_row = dev_row_at(&b->set[op->rows], r0 + r);
         const int pos = kv_pos(b, op->kv_rows, step_row);
-        const int window = op->p.attn.window;
+        const int window = op->p.attn.window, sees = op->p.attn.sees;
+        const int session = b->row[step_row].session;
         rows[r] = (struct attn_row){
             .q = frow(b, op->in[0], r0 + r) + at * op->p.attn.dim,
             .out = frow(b, op->out[0], r0 + r) + at * op->p.attn.dim_v,
-            .kv = line->kv_base[b->row[step_row].session] + b->kv_offset[op->kv_slot] +
+            .kv = line->kv_base[session] + b->kv_offset[op->kv_slot] +
                   (size_t)h * head,
             .page_stride = line->kv_page_bytes,
             .first = window > 0 && pos >= window ? pos - window + 1 : 0,
-            .last = pos,
+            .last = sees ? dev_last_seen(sees, pos, b->end[session]) : pos,
             .sink = op->weight[0] < 0 ? NULL
                                       : (const float *)b->weight[op->weight[0]].data + at,
         };

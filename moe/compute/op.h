@@ -60,6 +60,10 @@ enum op_lane { LANE_CPU, LANE_DEVICE, LANE_COPY, LANE_DISK, LANE_N };
  * belong to a set, too: its rows, and no others, have a place on the slot's timeline. */
 enum { ROWS_ALL, ROWS_OUT, ROWS_FIRST, ROWS_MAX = 16 };
 
+/* What a row's attention sees of its timeline: itself and what is before it; everything; or, n > 0,
+ * everything up to the end of its block of n positions. */
+enum { SEES_BEFORE = 0, SEES_ALL = -1 };
+
 /* Router rule (routing/route.h). */
 enum route_score {
     ROUTE_SOFTMAX,
@@ -148,6 +152,7 @@ struct op {
         struct copy_heads copy;                 /* COPY_HEADS */
         struct {
             int n_q_heads, n_kv_heads, dim, dim_v, dk, dv, latent, window;
+            int sees;   /* how far ahead, see SEES_BEFORE */
             float scale;
         } attn;
         struct { struct route_params route; int n_ff; enum glu_act act; } moe; /* ROUTE, EXPERTS */

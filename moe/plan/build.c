@@ -284,6 +284,9 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
     struct op *op = new_op(b, OP_ATTENTION, "attention");
     op->kv_slot = kv_slot;
     op->kv_rows = s->rows;
+    if (b->sees && (window || s->rows != ROWS_ALL))
+        err_set(b->err, ERR_UNSUPPORTED, "attention that looks ahead, with a window or on the rows of "
+                "set %s", b->set[s->rows].name);
     if (window && s->rows != ROWS_ALL)
         err_set(b->err, ERR_UNSUPPORTED, "a sliding window over the rows of set %s",
                 b->set[s->rows].name);
@@ -296,6 +299,7 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
     op->p.attn.latent = s->latent;
     op->p.attn.scale = scale;
     op->p.attn.window = window;
+    op->p.attn.sees = b->sees;
     op->weight[0] = sinks;
     op->in[0] = touch(b, q);
     op->out[0] = touch(b, x);

@@ -55,6 +55,7 @@ struct build {
     /* Depth: a row's is depth_first and one for each set that it is in; n_depth 0 = no such thing. */
     int depth_first, n_depth;
     bool approximate;  /* rows that stop early leave K and V that stand for later ones */
+    int sees;          /* of attention (op.h), the same in all layers */
     int at_layer;
     int n_vocab;
     struct err *err;

@@ -500,6 +500,9 @@ static void attention_work(const struct exec *x, const struct op *op, struct pro
         const int at = dev_row_at(set, i), next = dev_row_at(set, i + 1 < r->n_rows ? i + 1 : i);
         const int32_t *pos = x->e->set[op->kv_rows].pos;
         uint64_t seen = (uint64_t)(pos ? pos[at] : row[at].pos) + 1;
+        if (op->p.attn.sees)
+            seen = (uint64_t)dev_last_seen(op->p.attn.sees, row[at].pos,
+                                           x->bind.end[row[at].session]) + 1;
         if (op->p.attn.window > 0 && seen > (uint64_t)op->p.attn.window)
             seen = (uint64_t)op->p.attn.window;
         r->kv_macs += seen * (uint64_t)op->p.attn.n_q_heads * (uint64_t)(dk + dv);
@@ -595,7 +598,7 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     depth_bind(e, n_rows, n_out);
     x.bind = (struct dev_bind){
         .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
-        .carry = e->carry, .n_inputs = e->n_inputs,
+        .carry = e->carry, .n_inputs = e->n_inputs, .end = e->end,
         .n_rows = n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
