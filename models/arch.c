@@ -30,6 +30,7 @@
     X(mor)                                                                                         \
     X(nanbeige)                                                                                    \
     X(ouro)                                                                                        \
+    X(ecdlm)                                                                                       \
     X(dream)                                                                                       \
     X(llada)                                                                                       \
     X(lladamoe)                                                                                    \

@@ -91,6 +91,7 @@ struct hparams {
     struct loop_params loop;
     struct recursion_params rec;
     struct denoise_params denoise;
+    const struct gguf_kv *choice_scale; /* of gates, by how many experts took a row; NULL = none */
 };
 
 struct arch {
@@ -117,6 +118,9 @@ enum status hparams_f32(const struct gguf *g, const char *arch, const char *key,
                         float *out, struct err *e);
 enum status hparams_bool(const struct gguf *g, const char *arch, const char *key, bool dflt,
                          bool *out, struct err *e);
+/* A text: its index in names, which NULL ends; absent: 0. */
+enum status hparams_one_of(const struct gguf *g, const char *arch, const char *key,
+                           const char *const *names, int *out, struct err *e);
 /* The same where the key holds one number for all layers or one for each. */
 enum status hparams_of_layer(const struct gguf *g, const char *arch, const char *key, int layer,
                              int dflt, int *out, struct err *e);
@@ -223,6 +227,9 @@ int block_experts(struct block *k, int l, int n, int logits);
  * tokenizer.ggml.mask_token_id. */
 enum status hparams_denoise(const struct gguf *g, const char *arch, struct hparams *h,
                             struct err *e);
+
+/* expert_routing, expert_choice.*: experts that choose their rows; after hparams_denoise. */
+enum status hparams_choice(const struct gguf *g, const char *arch, struct hparams *h, struct err *e);
 
 /* The whole stack, h->loop.n_run times (models/loop.c). */
 enum status hparams_loop(const struct gguf *g, const char *arch, struct hparams *h, struct err *e);

@@ -76,17 +76,19 @@ static inline int dev_row_in(const struct dev_rows *set, int at)
     return set->where ? set->where[at] : at;
 }
 
-/* Routed work, both ways: row r's slot s is pair r*n_used + s; expert-major order lists, for every
+/* Routed work, both ways: row r's slot s is pair r*n_used + s, and a row has n_of[r] of its n_used
+ * slots (all where n_of is NULL); expert-major order lists, for every
  * expert that is used, its pairs.  Experts may be computed in several submissions, begin .. end - 1
  * of the list each, none twice; the last one sums up (and may name no more experts: begin == end). */
 struct dev_route {
     int n_rows, n_used, n_active;   /* n_active: experts with at least one pair */
-    int n_pairs;                    /* that scratch is laid out for */
+    int n_pairs, n_slots;           /* that scratch is laid out for: pairs, and slots of all rows */
     int begin, end;
     bool sum;                       /* every pair has its row now: out = sum over a row's slots */
     char *pair_out;                 /* where down's rows go, in the order of pair[], as far apart as
                                        in scratch; NULL: into scratch, where sum looks for them */
     const float *w;                 /* [n_rows][n_used] */
+    const int32_t *n_of;            /* [n_rows], or NULL */
     const int32_t *expert;          /* [n_active] expert ids */
     const int32_t *first;           /* [n_active + 1] into pair[] */
     const int32_t *pair;            /* [n_rows * n_used] */
@@ -180,8 +182,9 @@ static inline uint64_t dev_state_bytes(const struct kv_slot *s, uint64_t *matric
     return (*matrices + (uint64_t)s->n_heads * matrix + 63) & ~(uint64_t)63;
 }
 
-/* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs. */
-uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind);
+/* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs of rows with n_slots slots. */
+uint64_t dev_experts_scratch(int n_pairs, int n_slots, int n_embd, int n_ff,
+                             enum act_kind down_kind);
 
 /* Bytes from row to row of pair_out. */
 static inline uint64_t dev_experts_out_stride(int n_embd)

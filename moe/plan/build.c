@@ -375,7 +375,7 @@ int build_experts(struct build *b, int in, int logits, const struct build_moe *m
 {
     const struct route_params p = m->route;
     int route = new_buf(b, "route", BUF_ROUTE, p.n_expert);
-    struct op *op = new_op(b, OP_ROUTE, "ffn_route");
+    struct op *op = new_op(b, p.choice.k_max ? OP_CHOOSE : OP_ROUTE, "ffn_route");
     op->p.moe.route = p;
     op->weight[0] = m->choose_bias;
     op->weight[1] = m->scale;
@@ -391,8 +391,7 @@ int build_experts(struct build *b, int in, int logits, const struct build_moe *m
     op = new_op(b, OP_EXPERTS, "ffn_experts");
     if (b->err->code) return 0;
     struct buf *r = &b->buf[route], *s = &b->buf[scratch];
-    r->n_used = s->n_used = p.n_used;
-    r->n_expert = s->n_expert = p.n_expert;
+    r->route = s->route = p;
     s->n_ff = op->p.moe.n_ff = weight_of(b, m->gate)->n_rows;
     s->down = act_of(b, m->down);
     op->p.moe.route = p;

@@ -28,7 +28,8 @@ struct buf {
     enum act_kind act;   /* BUF_ACT */
     int width;
     int n_heads;         /* BUF_ACT: this many rows of width elements; 0 = one */
-    int n_used, n_expert, n_ff; /* BUF_ROUTE, BUF_SCRATCH */
+    struct route_params route;  /* BUF_ROUTE, BUF_SCRATCH */
+    int n_ff;                   /* BUF_SCRATCH */
     enum act_kind down;         /* BUF_SCRATCH */
     int first, last;     /* ops that touch it */
     int prepared[3];     /* BUF_F32: its BUF_ACT per activation format, 0 = not yet */

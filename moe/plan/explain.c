@@ -45,7 +45,8 @@ static void put_buf(const struct plan *p, int i, char *out, size_t cap)
     case BUF_F32:
     case BUF_ACT:
     case BUF_LOGITS: (void)snprintf(out, cap, "%s[%d]", f->name, f->width); return;
-    case BUF_ROUTE: (void)snprintf(out, cap, "%s[%d of %d]", f->name, f->n_used, f->n_expert); return;
+    case BUF_ROUTE: (void)snprintf(out, cap, "%s[%d of %d]", f->name, f->route.n_used,
+                                   f->route.n_expert); return;
     case BUF_SCRATCH: (void)snprintf(out, cap, "%s", f->name); return;
     }
 }

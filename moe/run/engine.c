@@ -75,6 +75,11 @@ static int bank_of(const struct resid_bank *bank, int n, const struct op *op)
     return i;
 }
 
+static bool is_router(const struct op *op)
+{
+    return op->code == OP_ROUTE || op->code == OP_CHOOSE;
+}
+
 /* Numbers the layers with experts and lists what they and the other steps use, in order. */
 static enum status open_residency(struct tessera_engine *e, struct err *err)
 {
@@ -97,7 +102,7 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
             const int b = bank_of(bank, o.n_banks, op);
             if (b == o.n_banks) memcpy(bank[o.n_banks++].weight, op->weight, sizeof bank->weight);
             e->op_bank[i] = b;
-            for (int k = i; k > 0 && m->op[k].code != OP_ROUTE; k--) e->op_bank[k - 1] = b;
+            for (int k = i; k > 0 && !is_router(&m->op[k]); k--) e->op_bank[k - 1] = b;
         } else if (op->code == OP_EMBED && e->weights.at[op->weight[0]].layout == WEIGHT_ROWS) {
             lookup[o.n_lookup++] = op->weight[0];
         } else if (op->code == OP_MATMUL || op->code == OP_HEAD_MATMUL) {
@@ -317,6 +322,20 @@ static enum status open_sets(struct tessera_engine *e, struct err *err)
     return OK;
 }
 
+/* What the gates of rows that so many experts have taken are multiplied by. */
+static enum status open_choice(struct tessera_engine *e, struct err *err)
+{
+    const struct gguf_kv *kv = e->hp.choice_scale;
+    if (!e->hp.route.choice.k_max) return OK;
+    e->capacity = calloc((size_t)e->opt.n_batch, sizeof *e->capacity);
+    e->choice_scale = kv ? calloc((size_t)kv->value.n, sizeof *e->choice_scale) : NULL;
+    if (!e->capacity || (kv && !e->choice_scale))
+        return err_set(err, ERR_MEMORY, "no memory for the router");
+    for (uint64_t i = 0; kv && i < kv->value.n; i++)
+        e->choice_scale[i] = (float)gguf_elem_f64(&kv->value, i);
+    return OK;
+}
+
 static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
 {
     const size_t ub = (size_t)e->opt.n_batch, lines = (size_t)e->n_lines;
@@ -355,7 +374,8 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
             .n_cols = w->n_cols, .n_rows = w->n_rows,
         };
     }
-    return obs_open(&e->obs, e->hp.n_expert ? e->hp.n_expert_used : 0, err);
+    s = open_choice(e, err);
+    return s ? s : obs_open(&e->obs, e->hp.n_expert ? route_slots(&e->hp.route) : 0, err);
 }
 
 static enum status load(struct tessera_engine *e, const struct placement *p, struct err *err)
@@ -528,6 +548,8 @@ void tessera_close(tessera_engine *e)
     free(e->kv_base);
     free(e->kv_n);
     free(e->end);
+    free(e->capacity);
+    free(e->choice_scale);
     free(e->pass);
     free(e->carry);
     free(e->logit);
@@ -782,6 +804,8 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
 {
     if (e->opt.header_only)
         return err_set(err, ERR_USAGE, "the model was opened for planning only");
+    const struct route_params *p = &e->hp.route;
+    int64_t pairs = 0;
     *n_rows = 0;
     for (int i = 0; i < n_in; i++) {
         const struct tessera_session *s = in[i].session;
@@ -807,6 +831,13 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
                 return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary (0 to %d)",
                                in[i].ids[t], e->model.n_vocab - 1);
     }
+    for (int i = 0; p->choice.k_max && i < n_in; i++) {
+        const int64_t mine = (int64_t)in[i].n * p->choice.k_max;
+        pairs += mine > p->n_expert ? mine : p->n_expert;
+    }
+    if (pairs > route_pairs(p, *n_rows))
+        return err_set(err, ERR_RANGE, "%d texts of so few tokens in one step: each of %d experts "
+                       "takes a token of each", n_in, p->n_expert);
     return OK;
 }
 

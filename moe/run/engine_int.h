@@ -109,6 +109,8 @@ struct tessera_engine {
     unsigned char *pass;             /* [n_ubatch] */
     float *logit;                    /* [n_ubatch] */
     struct tessera_depth depth;
+    int32_t *capacity;               /* [n_batch] rows that an expert takes of each input; CHOOSE only */
+    float *choice_scale;             /* [n_expert + 1], see routing/choice.h; NULL = 1 */
     int32_t *serials;                /* [n_batch] session serial of each row */
     uint8_t *in_ram;                 /* [2][n_expert] of the layer being run, by expert; of a row */
     struct tessera_session **stepped; /* [n_ubatch] sessions of the inputs */
