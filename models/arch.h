@@ -60,6 +60,9 @@ struct denoise_params {
     int sees;                   /* of attention: op.h's SEES_BEFORE, SEES_ALL, or a block's positions */
     bool shift;                 /* what is hidden at i is read from the logits at i - 1 */
     int32_t mask;               /* the token that hides others; -1 = no key names it */
+    bool by_entropy;            /* Dream's ways, not LLaDA's: the answer is one block, the surest by
+                                   entropy settle first, and these sampling defaults */
+    float temp, top_p;          /* 0 and 1 otherwise */
 };
 
 /* What the keys of a file say, in the terms that these architectures share (models/keys.c). */

@@ -8,6 +8,9 @@ static enum status hparams(const struct gguf *g, struct hparams *h, struct err *
     enum status s = hparams_common(g, "dream", h, e);
     if (s) return s;
     h->rope.neox = 1;
+    h->denoise.by_entropy = true;
+    h->denoise.temp = 0.2f;
+    h->denoise.top_p = 0.95f;
     return hparams_denoise(g, "dream", h, e);
 }
 

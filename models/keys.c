@@ -302,6 +302,7 @@ enum status hparams_common(const struct gguf *g, const char *arch, struct hparam
     h->rope.scale = h->rope.magnitude = h->route.scale = 1;
     h->embed_scale = h->residual_scale = h->logit_scale = 1;
     h->denoise.mask = -1;
+    h->denoise.top_p = 1;
     enum status s;
     if ((s = hparams_int(g, arch, "block_count", -1, &h->n_layer, e)) ||
         (s = hparams_int(g, arch, "embedding_length", -1, &h->n_embd, e)) ||

@@ -8,6 +8,7 @@ static enum status hparams(const struct gguf *g, struct hparams *h, struct err *
     enum status s = hparams_common(g, "rnd1", h, e);
     if (s) return s;
     h->rope.neox = h->route.normalise = 1;
+    h->denoise.by_entropy = true;
     s = hparams_denoise(g, "rnd1", h, e);
     return s ? s : hparams_need_experts(g, "rnd1", h, e);
 }
