@@ -484,6 +484,7 @@ static void write_text(const char *line, const struct tessera_options *how, char
     char log[2048] = "";
     size_t n = 0;
     unsigned char done[N_IDS + 24] = {0};
+    err_clear(&err);
     if (tessera_generator_open(s, ids, N_PROMPT, &o, &g, &err)) fail_msg("%s: %s", line, err.msg);
     while (!a.stop) {
         if (tessera_generator_next(g, &a, &err)) fail_msg("%s: %s", line, err.msg);
@@ -602,6 +603,7 @@ static void not_written(const char *line, int n_prompt, enum status want, const 
     struct tessera_generator_options o = writing(line);
     tessera_generator *g;
     if (option(line, "min_p")) o.sampling.min_p = 0.1f;
+    err_clear(&err);
     const enum status got = tessera_generator_open(s, ids, n_prompt, &o, &g, &err);
     if (got != want || !strstr(err.msg, says)) fail_msg("%s: %d, %s", line, got, got ? err.msg : "opened");
     assert_null(g);
