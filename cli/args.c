@@ -88,7 +88,8 @@ static const struct cli_flag generate_flags[] = {
      "context is full (default -1)", CLI_INT, AT(n_predict), -2, INT_MAX},
     {"-s --seed", "N", "seed of the sampler (default -1 = a random one, printed)", CLI_I64,
      AT(seed), -1, 9007199254740992.0},
-    {"--temp --temperature", "X", "temperature; 0 = always the likeliest token (default 0.8)",
+    {"--temp --temperature", "X", "temperature; 0 = always the likeliest token (default 0.8; models "
+     "that see both sides: their own)",
      CLI_F32, AT(temp), 0, 1000},
     {"--top-k", "N", "choose among the N likeliest; 0 = all (default 40)", CLI_INT, AT(top_k), 0,
      INT_MAX},
@@ -102,6 +103,20 @@ static const struct cli_flag generate_flags[] = {
      CLI_INT, AT(repeat_last_n), -1, INT_MAX},
     {"-r --reverse-prompt --stop", "TEXT", "stop before TEXT; may be given several times",
      CLI_LIST, AT(stops), 0, 0},
+    {"--steps --diffusion-steps", "N", "models that see both sides: passes for the whole answer "
+     "(default: one for each token)", CLI_INT, AT(steps), 1, INT_MAX},
+    {"--block --diffusion-block-length", "N", "tokens that are settled before those behind them are "
+     "begun; -1 = the whole answer (default: the model's)", CLI_INT, AT(block), -1, INT_MAX},
+    {"--alg --diffusion-algorithm", "NAME", "what settles first: low_confidence, random, origin, "
+     "maskgit_plus, topk_margin, entropy (default: the model's)", CLI_STR, AT(alg), 0, 0},
+    {"--threshold", "X", "a pass settles every token that is this probable; 0 = off (default)", CLI_F32,
+     AT(threshold), 0, 1},
+    {"--cache", "WHICH", "keep K and V of the first pass of a block: none (default), prefix, dual; "
+     "approximate, except where the model sees by blocks", CLI_STR, AT(cache), 0, 0},
+    {"--cfg-scale --diffusion-cfg-scale", "X", "guidance: away from what it would say without the "
+     "prompt; 0 = off (default)", CLI_F32, AT(guidance), 0, 1000},
+    {"--alg-temp --diffusion-alg-temp", "X", "chance in the order of the last four; 0 = none (default)",
+     CLI_F32, AT(alg_temp), 0, 1000},
     {"--ignore-eos", NULL, "go on past the end-of-text token", CLI_TRUE, AT(ignore_eos), 0, 0},
     {"-sp --special", NULL, "print special tokens as text", CLI_TRUE, AT(special), 0, 0},
     {0}};
@@ -165,12 +180,11 @@ enum { N_GROUPS = sizeof groups / sizeof groups[0] };
 struct cli_args cli_defaults(void)
 {
     struct tessera_options o = tessera_defaults();
-    struct tessera_sampling s = tessera_sampling_defaults();
     return (struct cli_args){
         .batch = 2048, .ubatch = o.n_ubatch > 0 ? o.n_ubatch : 512, .kv_k = -1, .kv_v = -1,
         .escape = true, .n_predict = -1, .seed = -1,
-        .temp = s.temp, .top_k = s.top_k, .top_p = s.top_p, .min_p = s.min_p,
-        .repeat_penalty = s.repeat_penalty, .repeat_last_n = s.repeat_last_n, .n_sessions = 1, .n_logits = 1,
+        .temp = -1, .top_k = -1, .top_p = -1, .min_p = -1,
+        .repeat_penalty = 1, .repeat_last_n = 64, .n_sessions = 1, .n_logits = 1,
     };
 }
 
@@ -634,6 +648,11 @@ static int check(const struct cli_spec *spec, struct cli_args *a)
     if (a->device && strcmp(a->device, "sim") && strcmp(a->device, "none"))
         return cli_usage(spec->name, "-dev %s: this version knows the devices sim and none",
                          a->device);
+    if (!cli_alg_known(a->alg))
+        return cli_usage(spec->name, "--alg %s: low_confidence, random, origin, maskgit_plus, "
+                         "topk_margin and entropy are known", a->alg);
+    if (!cli_cache_known(a->cache))
+        return cli_usage(spec->name, "--cache %s: none, prefix and dual are known", a->cache);
     if (a->vram && (!a->device || strcmp(a->device, "sim")) && spec->groups & CLI_MODEL)
         fprintf(stderr, "tessera: --vram is ignored: no device was named (-dev)\n");
     return CLI_GO_ON;

@@ -108,8 +108,12 @@ struct cli_args {
     int loops;                /* --loops; 0 = all */
     float exit_at;            /* --exit; 0 = the file's */
     bool exit_weighted, depth_exact;
+    /* Negative until cli_sampling_of has seen the model, when no flag was given. */
     float temp, top_p, min_p, repeat_penalty;
     int top_k, repeat_last_n;
+    int steps, block;         /* --steps, --block; 0 = the model's */
+    float threshold, guidance, alg_temp;
+    const char *alg, *cache;  /* --alg, --cache; NULL = the model's; none */
     bool ignore_eos, special; /* special: print special tokens as text */
     struct cli_list stops;
     /* CLI_SYSTEM */
@@ -227,11 +231,39 @@ enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned
  * --repeat-last-n -1 means. */
 struct tessera_sampling cli_sampling(struct cli_args *a, int n_ctx);
 
+/* What the flags leave open, as the model is used: all of cli_sampling after an engine was opened. */
+void cli_sampling_of(struct cli_args *a, const tessera_engine *e);
+/* How a model that sees both sides writes, by the flags. */
+struct tessera_denoising cli_denoising(const struct cli_args *a);
+/* Is it NULL or one of the names of --alg, --cache? */
+bool cli_alg_known(const char *name);
+bool cli_cache_known(const char *name);
+/* For commands about the next token: OK, or CLI_ERROR and a message for models that see both sides. */
+int cli_next_tokens(const tessera_engine *e, const char *cmd);
+
 /* Says on stderr why there is no tokenizer and what works all the same; returns CLI_ERROR. */
 int cli_no_tokenizer(const tessera_engine *e, const char *instead);
 
 /* "end", "length", "string", "full", "cancelled". */
 const char *cli_stop_name(enum tessera_stop s);
+
+/* ---- text that settles in place (canvas.c) ---- */
+
+struct cli_canvas {
+    const struct tok *tok;
+    int32_t mask;
+    int width, height, column; /* of the terminal; where what was printed for good ends */
+    int below;                 /* lines that the rest goes on below that */
+    bool on, shown;
+};
+
+/* False, and the others do nothing, when stdout is no terminal that can do this. */
+bool cli_canvas_open(struct cli_canvas *c, const struct tok *tok, int32_t mask);
+/* Takes the rest away; then text may be printed, which is said. */
+void cli_canvas_wipe(struct cli_canvas *c);
+void cli_canvas_printed(struct cli_canvas *c, const char *text, size_t n);
+/* Writes the tokens behind it. */
+void cli_canvas_show(struct cli_canvas *c, const int32_t *ids, int n);
 
 /* ---- batches (run_batch.c) ---- */
 

@@ -482,6 +482,12 @@ int cmd_bench(int argc, char **argv)
     b.roofline = own.roofline;
     if (!a.ctx && longest_test(tests, n_tests) > CTX_AUTO) a.ctx = longest_test(tests, n_tests);
     if ((rc = cli_open_engine(&a, &b.e))) return rc;
+    for (int i = 0; i < n_tests && !rc; i++)
+        if (tests[i].n_gen) rc = cli_next_tokens(b.e, "-n (-n 0: prompts alone)");
+    if (rc) {
+        cli_close_engine(b.e);
+        return rc;
+    }
     describe(&b, &a);
     cli_interrupt_target(b.e);
     enum status s = run_tests(&b, tests, n_tests, &err);

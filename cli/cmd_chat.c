@@ -263,6 +263,7 @@ static int open_talk(struct talk *t, const struct chat_args *own)
     int rc = cli_open_engine(t->a, &t->e);
     if (rc) return rc;
     t->tok = tessera_tok(t->e);
+    cli_sampling_of(t->a, t->e);
     if (!t->tok) return cli_no_tokenizer(t->e, "(tessera run --ids 1,2,3)");
     if ((rc = open_template(t, own))) return rc;
     if (tessera_session_open(t->e, 0, &t->s, &err)) return cli_fail(&err);

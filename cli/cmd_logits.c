@@ -153,7 +153,15 @@ static int write_logits(struct cli_args *a, const struct logits_args *own, struc
         return rc;
     }
     cli_interrupt_target(e);
-    if (j->piece * j->n > tessera_model(e).n_ubatch) /* the budget has made steps smaller */
+    if (tessera_model(e).sees_both && own->decode) {
+        fprintf(stderr, "tessera: --decode: a %s model sees a text as a whole\n",
+                tessera_model(e).arch);
+        osfile_writer_abort(&w);
+        cli_close_engine(e);
+        return CLI_ERROR;
+    }
+    if (tessera_model(e).sees_both) j->piece = tessera_model(e).n_ubatch;
+    else if (j->piece * j->n > tessera_model(e).n_ubatch) /* the budget has made steps smaller */
         j->piece = tessera_model(e).n_ubatch / j->n;
     enum status s = run_job(e, a, own->special, j, w.fp, &err);
     cli_interrupt_target(NULL);

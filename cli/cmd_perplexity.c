@@ -126,6 +126,10 @@ int cmd_perplexity(int argc, char **argv)
     chunks_default_ctx(&a);
     a.n_logits = a.ctx && (a.ctx + 1) / 2 < a.ubatch ? (a.ctx + 1) / 2 : a.ubatch;
     if ((rc = cli_open_engine(&a, &e))) return rc;
+    if ((rc = cli_next_tokens(e, "perplexity"))) {
+        cli_close_engine(e);
+        return rc;
+    }
     chunks_init(&p.c, e, &a);
     cli_interrupt_target(e);
     enum status s = prepare(&p, &a, &own, &err);

@@ -20,6 +20,8 @@ struct run {
     int32_t *ids;
     int n_ids;
     bool print_ids; /* no tokenizer: ids in, ids out */
+    int n_printed;  /* of the ids of a model that sees both sides */
+    struct cli_canvas canvas;
 };
 
 static const char footer[] =
@@ -55,9 +57,28 @@ static enum status encode_prompt(struct run *r, const char *text, size_t n, stru
     return OK;
 }
 
-static bool print_answer(const struct run *r, const struct tessera_answer *a, bool first)
+/* What is settled for good, and on a terminal the rest as it is now. */
+static bool print_canvas(struct run *r, const struct tessera_answer *a)
+{
+    if (r->print_ids) {
+        for (int at; (at = r->n_ids + r->n_printed) < a->n_settled; r->n_printed++) {
+            char id[16];
+            int n = snprintf(id, sizeof id, "%s%d", r->n_printed ? "," : "", a->canvas[at]);
+            if (!cli_out(id, (size_t)n)) return false;
+        }
+        return true;
+    }
+    cli_canvas_wipe(&r->canvas);
+    if (a->n_text && !cli_out(a->text, (size_t)a->n_text)) return false;
+    cli_canvas_printed(&r->canvas, a->text, (size_t)a->n_text);
+    if (!a->stop) cli_canvas_show(&r->canvas, a->canvas + a->n_settled, a->n_canvas - a->n_settled);
+    return true;
+}
+
+static bool print_answer(struct run *r, const struct tessera_answer *a, bool first)
 {
     char id[16];
+    if (a->canvas) return print_canvas(r, a);
     if (!r->print_ids) return !a->n_text || cli_out(a->text, (size_t)a->n_text);
     if (a->id < 0) return true;
     int n = snprintf(id, sizeof id, "%s%d", first ? "" : ",", a->id);
@@ -134,10 +155,11 @@ static int print_all(struct run *r, tessera_generator *g)
         if (a.stop) break;
     }
     const double seconds = os_seconds() - start;
+    cli_canvas_wipe(&r->canvas); /* what was left of an answer that was interrupted */
     report(r, g, a.stop);
     if (r->a->analyze) {
         const struct tessera_timing t = tessera_generator_timing(g);
-        analyze(r, &before, seconds);
+        if (!t.n_passes) analyze(r, &before, seconds);
         cli_print_depth(r->e, t.prompt_s + t.gen_s);
     }
     return a.stop == TESSERA_STOP_CANCELLED ? CLI_INTERRUPTED : CLI_OK;
@@ -152,8 +174,11 @@ static int generate(struct run *r)
         .stops = r->a->stops.at, .n_stops = r->a->stops.n,
         .n_gen_max = r->a->n_predict < 0 ? -1 : r->a->n_predict,
         .ignore_end = r->a->ignore_eos, .special_text = r->a->special,
+        .denoise = cli_denoising(r->a),
     };
     err_clear(&err);
+    if (tessera_model(r->e).sees_both)
+        (void)cli_canvas_open(&r->canvas, tessera_tok(r->e), tessera_model(r->e).mask);
     if (tessera_generator_open(r->s, r->ids, r->n_ids, &o, &g, &err)) return cli_fail(&err);
     int rc = o.n_gen_max ? print_all(r, g) : CLI_OK;
     tessera_generator_close(g);
@@ -168,6 +193,7 @@ static int run_prompt(struct run *r, const char *text, size_t n)
     r->a->background = !r->a->analyze; /* it measures what is there when all has been read */
     int rc = cli_open_engine(r->a, &r->e);
     if (rc) return rc;
+    cli_sampling_of(r->a, r->e);
     if (r->a->analyze && tessera_explain(r->e, stderr, false, &err)) return cli_fail(&err);
     r->print_ids = !tessera_tok(r->e);
     if (text && r->print_ids) return cli_no_tokenizer(r->e, "(--ids 1,2,3)");

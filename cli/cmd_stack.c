@@ -75,7 +75,11 @@ static enum status open_engine(struct work *w, const char *path, struct err *err
     o.model_path = path;
     if (!w->a->ctx) o.n_ctx = 512;
     o.n_logits = o.n_ubatch;
-    return tessera_open(&o, &w->e, err);
+    enum status s = tessera_open(&o, &w->e, err);
+    if (!s && tessera_model(w->e).sees_both)
+        s = err_set(err, ERR_UNSUPPORTED, "%s: a stack is measured by the next token, which a %s model "
+                    "does not have", path, tessera_model(w->e).arch);
+    return s;
 }
 
 static void close_engine(struct work *w)

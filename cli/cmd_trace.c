@@ -313,6 +313,11 @@ static int record(const struct cli_args *a, const struct trace_args *own)
         free(r);
         return rc;
     }
+    if ((rc = cli_next_tokens(r->e, "a trace"))) {
+        cli_close_engine(r->e);
+        free(r);
+        return rc;
+    }
     struct tessera_sampling set = tessera_sampling_defaults();
     set.temp = own->temp;
     set.seed = (uint64_t)own->seed;

@@ -79,7 +79,7 @@ void cli_print_model(const tessera_engine *e, const struct cli_args *a)
         fprintf(stderr, ", %.0f %% of the experts", 100 * t.hit_expected);
     if (t.token_disk_expected)
         fprintf(stderr, "; %s per token from disk", cli_bytes(t.token_disk_expected, total));
-    if (t.seconds_expected[1] > 0)
+    if (t.seconds_expected[1] > 0 && !m.sees_both)
         fprintf(stderr, ", %.3g tokens/s promised", 1 / t.seconds_expected[2]);
     fprintf(stderr, "; %d thread%s, %s\n", m.n_threads, m.n_threads == 1 ? "" : "s", m.cpu);
 }
@@ -267,6 +267,49 @@ const char *cli_stop_name(enum tessera_stop s)
     case TESSERA_STOP_CANCELLED: return "cancelled";
     }
     return "running";
+}
+
+/* In the order of enum tessera_denoise_alg and of enum tessera_denoise_cache. */
+static const char *const algs[] = {"low_confidence", "random", "origin", "maskgit_plus", "topk_margin",
+                                   "entropy", NULL};
+static const char *const caches[] = {"none", "prefix", "dual", NULL};
+
+static int index_of(const char *const *list, const char *name)
+{
+    int i = 0;
+    while (list[i] && strcmp(list[i], name)) i++;
+    return list[i] ? i : -1;
+}
+
+bool cli_alg_known(const char *name) { return !name || index_of(algs, name) >= 0; }
+bool cli_cache_known(const char *name) { return !name || index_of(caches, name) >= 0; }
+
+struct tessera_denoising cli_denoising(const struct cli_args *a)
+{
+    return (struct tessera_denoising){
+        .alg = (enum tessera_denoise_alg)(a->alg ? 1 + index_of(algs, a->alg) : 0),
+        .cache = (enum tessera_denoise_cache)(a->cache ? index_of(caches, a->cache) : 0),
+        .block = a->block, .steps = a->steps, .threshold = a->threshold, .guidance = a->guidance,
+        .alg_temp = a->alg_temp,
+    };
+}
+
+void cli_sampling_of(struct cli_args *a, const tessera_engine *e)
+{
+    struct tessera_sampling s = tessera_sampling_defaults();
+    if (tessera_model(e).sees_both) (void)tessera_denoising_defaults(e, &s);
+    if (a->temp < 0) a->temp = s.temp;
+    if (a->top_k < 0) a->top_k = s.top_k;
+    if (a->top_p < 0) a->top_p = s.top_p;
+    if (a->min_p < 0) a->min_p = s.min_p;
+}
+
+int cli_next_tokens(const tessera_engine *e, const char *cmd)
+{
+    if (!tessera_model(e).sees_both) return CLI_OK;
+    fprintf(stderr, "tessera: %s is about the next token, and a %s model has none: it fills in hidden "
+            "tokens from both sides\n", cmd, tessera_model(e).arch);
+    return CLI_ERROR;
 }
 
 struct tessera_sampling cli_sampling(struct cli_args *a, int n_ctx)

@@ -86,7 +86,7 @@ static void warn_unknown(const struct batch *b, const struct job *j)
 static bool read_fields(const struct batch *b, struct job *j)
 {
     const struct cli_args *a = b->a;
-    double n = a->n_predict, seed = (double)a->seed, temp = (double)a->temp;
+    double n = a->n_predict, seed = (double)a->seed, temp = -1;
     if (!cJSON_IsObject(j->line)) return bad_line(b, j->line_no, "not a JSON object");
     const cJSON *id = cJSON_GetObjectItemCaseSensitive(j->line, "id");
     if (id && !cJSON_IsString(id) && !cJSON_IsNumber(id))
@@ -224,11 +224,11 @@ static enum status open_job(struct batch *b, struct slot *sl, struct err *err)
     struct cli_args mine = *b->a;
     int32_t *ids = NULL;
     mine.seed = j->seed;
-    mine.temp = j->temp;
+    if (j->temp >= 0) mine.temp = j->temp;
     struct tessera_generator_options o = {
         .sampling = cli_sampling(&mine, tessera_session_n_ctx(sl->s)), .stops = mine.stops.at,
         .n_stops = mine.stops.n, .n_gen_max = j->n, .ignore_end = mine.ignore_eos,
-        .special_text = mine.special,
+        .special_text = mine.special, .denoise = cli_denoising(b->a),
     };
     enum status s = cli_encode(tessera_tok(b->e), j->prompt, strlen(j->prompt),
                                TOK_BOS | TOK_SPECIAL, &ids, &j->n_prompt, err);
@@ -285,7 +285,8 @@ static enum status take(struct batch *b, int i_in, struct err *err)
     if (s) return s;
     if (a.n_text && !append(sl->job, a.text, a.n_text))
         return err_set(err, ERR_MEMORY, "no memory for the answer to line %d", sl->job->line_no);
-    sl->job->n_gen += a.id >= 0 && a.stop != TESSERA_STOP_END;
+    if (a.canvas) sl->job->n_gen = tessera_generator_timing(sl->g).n_gen - (a.stop == TESSERA_STOP_END);
+    else sl->job->n_gen += a.id >= 0 && a.stop != TESSERA_STOP_END;
     sl->job->stop = a.stop;
     if (a.stop) finish_job(b, sl);
     return OK;
@@ -349,6 +350,9 @@ static int serve(struct batch *b, int parallel)
     b->a->n_sessions = b->a->n_logits = b->n_slots;
     int rc = cli_open_engine(b->a, &b->e);
     if (rc) return rc;
+    cli_sampling_of(b->a, b->e);
+    /* A text that is seen whole may need a step for itself. */
+    if (tessera_model(b->e).sees_both) b->n_slots = 1;
     if (!tessera_tok(b->e)) return cli_no_tokenizer(b->e, "(--ids 1,2,3, one prompt at a time)");
     if ((rc = open_slots(b))) return rc;
     cli_interrupt_target(b->e);

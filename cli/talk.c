@@ -263,7 +263,7 @@ static bool read_step(struct answer *a, const struct tessera_answer *g)
     char text[TOK_PIECE_MAX];
     if (a->t->a->special) return !n || show(a, CHAT_SAID, g->text, n); /* as it comes */
     if (n && !chat_read_text(&a->reader, g->text, n, show, a)) return false;
-    bool hidden = g->id >= 0 && g->stop != TESSERA_STOP_END &&
+    bool hidden = g->id >= 0 && !g->canvas && g->stop != TESSERA_STOP_END &&
                   !tok_piece(a->t->tok, g->id, false, NULL, 0);
     if (!hidden) return true;
     int len = tok_piece(a->t->tok, g->id, true, text, TOK_PIECE_MAX);
@@ -278,7 +278,19 @@ static struct tessera_generator_options options(const struct talk *t)
         .sampling = cli_sampling(&mine, tessera_session_n_ctx(t->s)), .stops = t->a->stops.at,
         .n_stops = t->a->stops.n, .n_gen_max = t->a->n_predict < 0 ? -1 : t->a->n_predict,
         .ignore_end = t->a->ignore_eos, .special_text = t->a->special,
+        .denoise = cli_denoising(t->a),
     };
+}
+
+/* The ids of the answer so far, an end token and what is behind it left out. */
+static bool push_settled(struct talk *t, const struct tessera_answer *a, int n_prompt)
+{
+    t->n_ids = n_prompt;
+    for (int i = n_prompt; i < a->n_settled; i++) {
+        if (a->stop == TESSERA_STOP_END && tok_is_end(t->tok, a->canvas[i])) break;
+        if (!push_id(t, a->canvas[i])) return false;
+    }
+    return true;
 }
 
 /* Prints and keeps tokens until the end.  ERR_CANCELLED is an end like others. */
@@ -298,7 +310,9 @@ static enum status stream(struct talk *t, tessera_generator *g, struct answer *o
             return s;
         } else {
             if (!read_step(out, &a)) return err_set(err, ERR_IO, "%s", "");
-            if (a.id >= 0 && a.stop != TESSERA_STOP_END && !push_id(t, a.id))
+            const bool pushed = a.canvas ? push_settled(t, &a, n_prompt)
+                                         : a.id < 0 || a.stop == TESSERA_STOP_END || push_id(t, a.id);
+            if (!pushed)
                 return err_set(err, ERR_MEMORY, "no memory for the answer");
             out->stop = cli_interrupted() && !a.stop ? TESSERA_STOP_CANCELLED : a.stop;
         }

@@ -133,6 +133,13 @@ void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, co
     if (d.n_max && t->n_depth)
         (void)snprintf(deep, sizeof deep, ", depth %.2f of %d",
                        (double)t->depth_sum / t->n_depth, d.n_max);
+    if (t->n_passes) {
+        const double seconds = t->prompt_s + t->gen_s;
+        fprintf(stderr, " in %d passes (%.2f each), %.2f s, %.0f tokens/s, %s%s%s%s\n", t->n_passes,
+                (double)t->n_gen / t->n_passes, seconds, rate(t->n_gen, seconds),
+                cli_bytes(m.total, mem), *more ? ", " : "", more, cli_plain());
+        return;
+    }
     /* The first token comes out of the prompt's step, so it is no part of gen_s. */
     fprintf(stderr, ", %.0f / %.0f tokens/s, %s%s%s%s%s\n", rate(fresh, t->prompt_s),
             rate(t->n_gen - 1, t->gen_s), cli_bytes(m.total, mem), deep, *more ? ", " : "", more,

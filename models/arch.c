@@ -29,7 +29,12 @@
     X(gptoss)                                                                                      \
     X(mor)                                                                                         \
     X(nanbeige)                                                                                    \
-    X(ouro)
+    X(ouro)                                                                                        \
+    X(ecdlm)                                                                                       \
+    X(dream)                                                                                       \
+    X(llada)                                                                                       \
+    X(lladamoe)                                                                                    \
+    X(rnd1)
 
 #define X(name) extern const struct arch arch_##name;
 ARCH_LIST(X)

@@ -55,6 +55,16 @@ struct recursion_params {       /* a block of layers (mor.c) */
     bool exact;                 /* the best rows of whole texts, by capacity */
 };
 
+/* Text that is denoised (masked diffusion), not continued. */
+struct denoise_params {
+    int sees;                   /* of attention: op.h's SEES_BEFORE, SEES_ALL, or a block's positions */
+    bool shift;                 /* what is hidden at i is read from the logits at i - 1 */
+    int32_t mask;               /* the token that hides others; -1 = no key names it */
+    bool by_entropy;            /* Dream's ways, not LLaDA's: the answer is one block, the surest by
+                                   entropy settle first, and these sampling defaults */
+    float temp, top_p;          /* 0 and 1 otherwise */
+};
+
 /* What the keys of a file say, in the terms that these architectures share (models/keys.c). */
 struct hparams {
     int n_layer, n_embd, n_vocab, n_ctx_train;
@@ -83,6 +93,8 @@ struct hparams {
     struct gemma_params gemma;
     struct loop_params loop;
     struct recursion_params rec;
+    struct denoise_params denoise;
+    const struct gguf_kv *choice_scale; /* of gates, by how many experts took a row; NULL = none */
 };
 
 struct arch {
@@ -109,6 +121,9 @@ enum status hparams_f32(const struct gguf *g, const char *arch, const char *key,
                         float *out, struct err *e);
 enum status hparams_bool(const struct gguf *g, const char *arch, const char *key, bool dflt,
                          bool *out, struct err *e);
+/* A text: its index in names, which NULL ends; absent: 0. */
+enum status hparams_one_of(const struct gguf *g, const char *arch, const char *key,
+                           const char *const *names, int *out, struct err *e);
 /* The same where the key holds one number for all layers or one for each. */
 enum status hparams_of_layer(const struct gguf *g, const char *arch, const char *key, int layer,
                              int dflt, int *out, struct err *e);
@@ -210,6 +225,14 @@ void block_end(struct block *k, int x);
 int block_norm(struct block *k, const char *stem, int l, int x);
 int block_gated_unit(struct block *k, int l, int n, const char *suffix, int n_ff);
 int block_experts(struct block *k, int l, int n, int logits);
+
+/* A model that sees both sides: attention.causal must not say otherwise, diffusion.shift_logits,
+ * tokenizer.ggml.mask_token_id. */
+enum status hparams_denoise(const struct gguf *g, const char *arch, struct hparams *h,
+                            struct err *e);
+
+/* expert_routing, expert_choice.*: experts that choose their rows; after hparams_denoise. */
+enum status hparams_choice(const struct gguf *g, const char *arch, struct hparams *h, struct err *e);
 
 /* The whole stack, h->loop.n_run times (models/loop.c). */
 enum status hparams_loop(const struct gguf *g, const char *arch, struct hparams *h, struct err *e);

@@ -415,6 +415,7 @@ int block_begin(struct block *k, struct build *b, const struct hparams *h,
                 const struct block_style *style)
 {
     *k = (struct block){.b = b, .h = h, .style = style};
+    b->sees = h->denoise.sees;
     const bool tied = !must(k, MUST_OUTPUT) && !weights_has(b->ws, "output.weight");
     k->embd = tied ? build_tiles(b, "token_embd.weight", 0, h->n_embd, h->n_vocab, 1)
                    : build_rows(b, "token_embd.weight", h->n_embd, h->n_vocab);

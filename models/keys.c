@@ -67,6 +67,29 @@ enum status hparams_bool(const struct gguf *g, const char *arch, const char *key
     return gguf_get_bool_or(g, full, dflt, out, e);
 }
 
+enum status hparams_one_of(const struct gguf *g, const char *arch, const char *key,
+                           const char *const *names, int *out, struct err *e)
+{
+    char list[200] = "", full[96];
+    struct gguf_str v;
+    *out = 0;
+    key_of(full, sizeof full, arch, key);
+    const struct gguf_kv *kv = gguf_find(g, full);
+    if (!kv) return OK;
+    enum status s = gguf_get_str(g, full, &v, e);
+    if (s) return s;
+    for (int i = 0; names[i]; i++) {
+        const size_t n = strlen(list);
+        if (gguf_str_is(v, names[i])) {
+            *out = i;
+            return OK;
+        }
+        (void)snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", names[i]);
+    }
+    return err_set_at(e, ERR_UNSUPPORTED, kv->pos, "%s: key %s says \"%.*s\"; known are %s",
+                      gguf_path(g, 0), full, (int)(v.n < 40 ? v.n : 40), v.s, list);
+}
+
 enum status hparams_of_layer(const struct gguf *g, const char *arch, const char *key, int layer,
                              int dflt, int *out, struct err *e)
 {
@@ -278,6 +301,8 @@ enum status hparams_common(const struct gguf *g, const char *arch, struct hparam
     memset(h, 0, sizeof *h);
     h->rope.scale = h->rope.magnitude = h->route.scale = 1;
     h->embed_scale = h->residual_scale = h->logit_scale = 1;
+    h->denoise.mask = -1;
+    h->denoise.top_p = 1;
     enum status s;
     if ((s = hparams_int(g, arch, "block_count", -1, &h->n_layer, e)) ||
         (s = hparams_int(g, arch, "embedding_length", -1, &h->n_embd, e)) ||
@@ -355,6 +380,87 @@ enum status hparams_nextn(const struct gguf *g, const char *arch, struct hparams
                        gguf_path(g, 0), arch, h->n_nextn, h->n_layer);
     h->n_layer -= h->n_nextn;
     return OK;
+}
+
+enum status hparams_denoise(const struct gguf *g, const char *arch, struct hparams *h,
+                            struct err *e)
+{
+    bool causal;
+    uint64_t mask;
+    enum status s;
+    if ((s = hparams_bool(g, arch, "attention.causal", false, &causal, e)) ||
+        (s = gguf_get_bool_or(g, "diffusion.shift_logits", true, &h->denoise.shift, e)) ||
+        (s = gguf_get_u64_or(g, "tokenizer.ggml.mask_token_id", UINT64_MAX, &mask, e)))
+        return s;
+    if (causal)
+        return err_set(e, ERR_UNSUPPORTED, "%s: key %s.attention.causal is true: %s sees both sides",
+                       gguf_path(g, 0), arch, arch);
+    if (mask != UINT64_MAX && mask >= (uint64_t)h->n_vocab)
+        return err_set(e, ERR_RANGE, "%s: key tokenizer.ggml.mask_token_id says %llu; the vocabulary "
+                       "has %d tokens", gguf_path(g, 0), (unsigned long long)mask, h->n_vocab);
+    h->denoise.sees = SEES_ALL;
+    h->denoise.mask = mask == UINT64_MAX ? -1 : (int32_t)mask;
+    return OK;
+}
+
+/* The table of scales: a positive number for 0 to n_expert experts. */
+static enum status choice_table(const struct gguf *g, const char *arch, struct hparams *h,
+                                struct err *e)
+{
+    const struct gguf_kv *kv = find_key(g, arch, "expert_choice.scale");
+    if (!kv) return OK;
+    if (kv->value.type != GGUF_ARRAY || kv->value.elem != GGUF_F32 ||
+        kv->value.n != (uint64_t)h->n_expert + 1)
+        return err_set_at(e, ERR_SHAPE, kv->pos, "%s: key %s.expert_choice.scale is no list of %d "
+                          "f32: one for each number of experts, 0 included", gguf_path(g, 0), arch,
+                          h->n_expert + 1);
+    for (uint64_t i = 0; i < kv->value.n; i++) {
+        const double v = gguf_elem_f64(&kv->value, i);
+        if (!(v > 0 && v < 1e30))
+            return err_set_at(e, ERR_RANGE, kv->pos, "%s: key %s.expert_choice.scale: %g for %d "
+                              "experts is no factor", gguf_path(g, 0), arch, v, (int)i);
+    }
+    h->choice_scale = kv;
+    return OK;
+}
+
+enum status hparams_choice(const struct gguf *g, const char *arch, struct hparams *h, struct err *e)
+{
+    static const char *const routing[] = {"token_choice", "expert_choice", NULL};
+    static const char *const scopes[] = {"sequence", "batch", NULL};
+    static const char *const gates[] = {"softmax", "sigmoid", "pre_softmax", NULL};
+    static const enum route_score scores[] = {ROUTE_SOFTMAX_CHOSEN, ROUTE_SIGMOID, ROUTE_SOFTMAX};
+    static const char *const schedules[] = {
+        [CHOICE_STATIC] = "static", [CHOICE_LINEAR] = "linear",
+        [CHOICE_LINEAR_REVERSE] = "linear_reverse", [CHOICE_COSINE] = "cosine",
+        [CHOICE_COSINE_REVERSE] = "cosine_reverse", [CHOICE_BELL] = "bell",
+        [CHOICE_GAUSSIAN] = "gaussian", [CHOICE_GAUSSIAN_REVERSE] = "gaussian_reverse", NULL};
+    struct choice_params *c = &h->route.choice;
+    int by_expert, gate, schedule, k;
+    enum status s;
+    if ((s = hparams_one_of(g, arch, "expert_routing", routing, &by_expert, e)) || !by_expert) return s;
+    if ((s = hparams_one_of(g, arch, "expert_choice.scope", scopes, &c->whole_batch, e)) ||
+        (s = hparams_one_of(g, arch, "expert_choice.activation", gates, &gate, e)) ||
+        (s = hparams_one_of(g, arch, "expert_choice.schedule", schedules, &schedule, e)) ||
+        (s = hparams_int(g, arch, "expert_choice.k", h->n_expert_used, &k, e)) ||
+        (s = hparams_int(g, arch, "expert_choice.k_min", k, &c->k_min, e)) ||
+        (s = hparams_int(g, arch, "expert_choice.k_max", k, &c->k_max, e)))
+        return s;
+    c->schedule = (enum choice_schedule)schedule;
+    c->mask = h->denoise.mask;
+    h->route.score = scores[gate];
+    if (c->schedule == CHOICE_STATIC) c->k_min = c->k_max = k;
+    if (c->k_min < 1 || c->k_max < c->k_min || c->k_max > h->n_expert)
+        return err_set(e, ERR_RANGE, "%s: keys %s.expert_choice.k_min and k_max (or k) say %d and %d; "
+                       "1 to %d experts per token are possible", gguf_path(g, 0), arch, c->k_min,
+                       c->k_max, h->n_expert);
+    if (c->schedule != CHOICE_STATIC && c->mask < 0)
+        return err_set(e, ERR_MISSING, "%s: key tokenizer.ggml.mask_token_id is missing: the capacity "
+                       "of experts follows how many tokens are masked", gguf_path(g, 0));
+    if (gate == 2 && c->schedule != CHOICE_STATIC)
+        return err_set(e, ERR_UNSUPPORTED, "%s: key %s.expert_choice.activation says pre_softmax, "
+                       "which goes with a static capacity only", gguf_path(g, 0), arch);
+    return choice_table(g, arch, h, e);
 }
 
 enum status hparams_window(const struct gguf *g, const char *arch, int dflt_period,

@@ -38,28 +38,6 @@ static const char arch[] = "mor";
 
 /* ---- keys ---- */
 
-/* The index of the key's text in words (NULL ends them); absent: 0. */
-static enum status one_of(const struct gguf *g, const char *key, const char *const *words, int *out,
-                          struct err *e)
-{
-    struct gguf_str s;
-    char list[96] = "";
-    *out = 0;
-    if (!gguf_find(g, key)) return OK;
-    enum status st = gguf_get_str(g, key, &s, e);
-    if (st) return st;
-    for (int i = 0; words[i]; i++) {
-        const size_t n = strlen(list);
-        if (gguf_str_is(s, words[i])) {
-            *out = i;
-            return OK;
-        }
-        (void)snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", words[i]);
-    }
-    return err_set(e, ERR_UNSUPPORTED, "%s: key %s says \"%.*s\"; known are %s", gguf_path(g, 0),
-                   key, (int)(s.n < 32 ? s.n : 32), s.s, list);
-}
-
 /* One float for each recursion, in [lo, hi]; absent: out stays. */
 static enum status floats(const struct gguf *g, const char *key, int n, float lo, float hi,
                           float *out, struct err *e)
@@ -91,7 +69,7 @@ static enum status get_layers(const struct gguf *g, struct hparams *h, struct er
     int kind, first, n_block;
     enum status s;
     if ((s = hparams_int(g, arch, "recursion.count", -1, &p->n, e)) ||
-        (s = one_of(g, "mor.recursion.sharing", sharing, &kind, e)))
+        (s = hparams_one_of(g, arch, "recursion.sharing", sharing, &kind, e)))
         return s;
     if (p->n < 1 || p->n > RECURSIONS_MAX)
         return err_set(e, ERR_RANGE, "%s: key mor.recursion.count says %d; 1 to %d are possible",
@@ -121,8 +99,8 @@ static enum status get_router(const struct gguf *g, struct hparams *h, struct er
     struct recursion_params *p = &h->rec;
     int router, func;
     enum status s;
-    if ((s = one_of(g, "mor.recursion.router", routers, &router, e)) ||
-        (s = one_of(g, "mor.recursion.router_func", funcs, &func, e)))
+    if ((s = hparams_one_of(g, arch, "recursion.router", routers, &router, e)) ||
+        (s = hparams_one_of(g, arch, "recursion.router_func", funcs, &func, e)))
         return s;
     p->router = kinds[router];
     if (p->router == ROUTER_TOKEN && !hparams_has(g, arch, "recursion.router_func")) func = 3;
@@ -154,7 +132,7 @@ static enum status get_kv(const struct gguf *g, struct hparams *h, struct err *e
     static const char *const kinds[] = {"per_step", "shared", "shared_update", NULL};
     struct recursion_params *p = &h->rec;
     int kind;
-    enum status s = one_of(g, "mor.recursion.kv", kinds, &kind, e);
+    enum status s = hparams_one_of(g, arch, "recursion.kv", kinds, &kind, e);
     if (s) return s;
     p->shared_kv = kind > 0;
     p->update_kv = kind == 2;

@@ -104,6 +104,10 @@ struct tessera_model {
     const char *cpu;                    /* instruction tier in use */
     const char *type_label;             /* most common weight type by bytes, "Q8_0" */
     uint64_t hash;                      /* of the header: what side files are tied to */
+    bool sees_both;                     /* attention looks ahead: text is denoised, not continued */
+    int block;                          /* of so many positions, to whose end it looks; 0 = to the end */
+    int32_t mask;                       /* the token that hides others; -1 = none is named */
+    bool shifted;                       /* what is hidden at i is read from the logits at i - 1 */
 };
 struct tessera_model tessera_model(const tessera_engine *e);
 const struct tok *tessera_tok(const tessera_engine *e);   /* NULL: none; why: see below */
@@ -241,17 +245,27 @@ enum status tessera_session_load(tessera_session *s, const char *path, struct er
 
 /* ---- step ---- */
 
-enum tessera_logits_of { TESSERA_LOGITS_NONE, TESSERA_LOGITS_LAST, TESSERA_LOGITS_ALL };
+enum tessera_logits_of {
+    TESSERA_LOGITS_NONE, TESSERA_LOGITS_LAST, TESSERA_LOGITS_ALL, TESSERA_LOGITS_SOME
+};
 
 struct tessera_input {
     tessera_session *session;   /* each session at most once per step */
     const int32_t *ids;         /* [n] tokens appended to its timeline */
     int32_t n;                  /* >= 1 */
     enum tessera_logits_of logits;
+    const unsigned char *some;  /* [n] rows with logits are not 0; LOGITS_SOME only */
+    /* Models that see both sides: the tokens take the place of those from position `at` on, none of
+     * them new.  K and V behind them stay as they are.  When such a step fails the timeline ends
+     * at `at`: what was behind it is half written. */
+    bool rewrite;
+    int32_t at;
 };
 
 /* One forward pass over all inputs together; the sum of n is at most n_batch, and rows with
- * logits are at most n_ubatch.  ERR_RANGE for a
+ * logits are at most n_ubatch.  In models that see both sides (tessera_model.sees_both) a row's
+ * attention sees the whole timeline, this step's tokens included and none of later steps: what such a
+ * model means by a text is the step that has all of it.  ERR_RANGE for a
  * token id outside the vocabulary, ERR_FULL when a context would overflow (nothing is done). */
 enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int n_in,
                          struct err *err);
@@ -292,6 +306,28 @@ struct tessera_sampling {
 };
 struct tessera_sampling tessera_sampling_defaults(void); /* 0.8, 40, 0.95, 0.05, 1.0, 64, 0 */
 
+/* How a model that sees both sides writes: all tokens of the answer begin hidden, and every pass
+ * settles some.  Zeros are the model's own ways (tessera_denoising_defaults). */
+enum tessera_denoise_alg { /* what makes a token settle early */
+    TESSERA_ALG_DEFAULT,
+    TESSERA_ALG_LOW_CONFIDENCE, TESSERA_ALG_RANDOM,  /* LLaDA: its probability; chance */
+    TESSERA_ALG_ORIGIN, TESSERA_ALG_MASKGIT_PLUS,    /* Dream: chance; its probability, ... */
+    TESSERA_ALG_TOPK_MARGIN, TESSERA_ALG_ENTROPY     /* ... the lead on the next one; all of them */
+};
+enum tessera_denoise_cache { /* what later passes of a block do not compute again: approximate */
+    TESSERA_CACHE_NONE, TESSERA_CACHE_PREFIX /* K and V before it */, TESSERA_CACHE_DUAL /* and behind */
+};
+
+struct tessera_denoising {
+    enum tessera_denoise_alg alg;
+    enum tessera_denoise_cache cache;
+    int block;            /* tokens settled before those behind them are begun; -1 = the whole answer */
+    int steps;            /* passes for the whole answer; default one for each token */
+    float threshold;      /* a pass settles all that are this probable and one at least; 0 = off */
+    float guidance;       /* logits = u + (guidance + 1)(c - u), u: with the prompt hidden; 0 = off */
+    float alg_temp;       /* Dream's orders: chance in what settles next; 0 = off */
+};
+
 /* Why an answer ended. */
 enum tessera_stop {
     TESSERA_RUNNING, TESSERA_STOP_END, TESSERA_STOP_LENGTH, TESSERA_STOP_STRING, TESSERA_STOP_FULL,
@@ -304,6 +340,10 @@ struct tessera_answer {
     int n_held;         /* bytes in front of what follows that come later: they could still become
                            a stop string */
     int32_t id;         /* the token sampled by this call, -1 = none yet (prompt still running) */
+    /* Models that see both sides: the whole text, prompt and answer, hidden tokens as
+     * tessera_model.mask; borrowed until the next call.  Text above is what has no gap before it. */
+    const int32_t *canvas;
+    int n_canvas, n_settled; /* n_settled: tokens before the first hidden one */
     enum tessera_stop stop;
 };
 
@@ -312,6 +352,7 @@ struct tessera_timing {
     double prompt_s, gen_s;  /* seconds; the first token counts as prompt */
     int n_depth;             /* tokens computed whose depth is known; sum of these */
     int64_t depth_sum;
+    int n_passes;            /* models that see both sides; 0 = others */
 };
 
 /* n_gen_max < 0: until it ends by itself or the context is full.  stops: n_stops strings that end
@@ -323,9 +364,16 @@ struct tessera_generator_options {
     int n_gen_max;
     bool ignore_end;
     bool special_text;    /* print special tokens as text */
+    struct tessera_denoising denoise; /* models that see both sides */
 };
 
-/* Starts an answer after the session's timeline + prompt; the part of the timeline that equals a
+/* What zeros in struct tessera_denoising mean for a model that sees both sides, and the sampling that
+ * it was made for. */
+struct tessera_denoising tessera_denoising_defaults(const tessera_engine *e,
+                                                    struct tessera_sampling *sampling);
+
+/* Starts an answer after the session's timeline + prompt (models that see both sides keep nothing of
+ * it, and sampling has no min_p and no penalty there); the part of the timeline that equals a
  * prefix of ids is kept, the rest is rolled back (ids hold the WHOLE timeline wanted). */
 enum status tessera_generator_open(tessera_session *s, const int32_t *ids, int n,
                                    const struct tessera_generator_options *o,

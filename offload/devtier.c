@@ -54,7 +54,7 @@ static struct fixed fixed_of(const struct devtier_options *o)
         const struct weight *gate = weight_of(o, b, 0), *down = weight_of(o, b, 2);
         const uint64_t x = (uint64_t)o->bank[b].x_stride * (uint64_t)o->n_rows;
         const uint64_t rows = dev_experts_out_stride(gate->n_cols) * (uint64_t)n;
-        const uint64_t scratch = dev_experts_scratch(n, gate->n_cols, gate->n_rows,
+        const uint64_t scratch = dev_experts_scratch(n, n, gate->n_cols, gate->n_rows,
                                                      qtype_info(down->type)->act);
         if (x > f.x) f.x = x;
         if (rows > f.rows) f.rows = rows;
@@ -324,6 +324,7 @@ static void submit(struct devtier *t, const struct dev_route *r, int part, int b
     struct devtier_launch *l = &t->launch[part];
     l->route = (struct dev_route){
         .n_rows = r->n_rows, .n_used = r->n_used, .n_active = end, .n_pairs = t->n_pairs,
+        .n_slots = t->n_pairs,
         .begin = begin, .end = end, .pair_out = t->rows_dev, .expert = t->expert,
         .first = t->first, .pair = t->pair, .gate = t->table[0], .up = t->table[1],
         .down = t->table[2],

@@ -24,10 +24,11 @@ void route_token_choice(const struct route_params *p, const struct elem_kernels 
 void route_given(const struct route_params *p, const struct elem_kernels *el, const float *bias,
                  const float *scale, float *logits, float *pick, int32_t *id, float *w);
 
-/* The same routes the other way round, expert-major.  id: [n_rows * n_used].  Out: the used experts
+/* The same routes the other way round, expert-major.  id: [n_rows * n_used]; of a row's slots the
+ * first n_of[row] count, all where n_of is NULL.  Out: the used experts
  * rising in expert[], their pairs (row * n_used + slot, rising) in pair[first[a] .. first[a+1]).
  * count: [n_expert] scratch.  Returns the number of used experts. */
-int route_group(const int32_t *id, int n_rows, int n_used, int n_expert, int32_t *count,
-                int32_t *expert, int32_t *first, int32_t *pair);
+int route_group(const int32_t *id, const int32_t *n_of, int n_rows, int n_used, int n_expert,
+                int32_t *count, int32_t *expert, int32_t *first, int32_t *pair);
 
 #endif

@@ -99,12 +99,12 @@ void route_given(const struct route_params *p, const struct elem_kernels *el, co
     weigh(p, el, scale, x, id, w);
 }
 
-int route_group(const int32_t *id, int n_rows, int n_used, int n_expert, int32_t *count,
-                int32_t *expert, int32_t *first, int32_t *pair)
+int route_group(const int32_t *id, const int32_t *n_of, int n_rows, int n_used, int n_expert,
+                int32_t *count, int32_t *expert, int32_t *first, int32_t *pair)
 {
-    const int n = n_rows * n_used;
     for (int x = 0; x < n_expert; x++) count[x] = 0;
-    for (int i = 0; i < n; i++) count[id[i]]++;
+    for (int r = 0; r < n_rows; r++)
+        for (int s = 0; s < (n_of ? n_of[r] : n_used); s++) count[id[r * n_used + s]]++;
     int n_active = 0, at = 0;
     for (int x = 0; x < n_expert; x++) {
         if (!count[x]) continue;
@@ -114,6 +114,8 @@ int route_group(const int32_t *id, int n_rows, int n_used, int n_expert, int32_t
         count[x] = at - count[x]; /* from here on: where its next pair goes */
     }
     first[n_active] = at;
-    for (int i = 0; i < n; i++) pair[count[id[i]]++] = i;
+    for (int r = 0; r < n_rows; r++)
+        for (int s = 0; s < (n_of ? n_of[r] : n_used); s++)
+            pair[count[id[r * n_used + s]]++] = r * n_used + s;
     return n_active;
 }

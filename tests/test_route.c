@@ -331,7 +331,7 @@ static void check_group(const int32_t *id, int n_rows, int n_used, int n_expert)
     count[n_expert] = expert[n_expert] = first[n_expert + 1] = pair[n] = -9;
     for (int i = 0; i < n; i++) want[id[i]]++;
     for (int x = 0; x < n_expert; x++) used += want[x] > 0;
-    const int got = route_group(id, n_rows, n_used, n_expert, count, expert, first, pair);
+    const int got = route_group(id, NULL, n_rows, n_used, n_expert, count, expert, first, pair);
     assert_int_equal(got, used);
     assert_int_equal(first[0], 0);
     assert_int_equal(first[used], n);

@@ -1,6 +1,6 @@
 """Checkpoint -> GGUF, and back.
 
-What it is:  writes the f32 master weights of a run as a qwen3moe (or qwen3, or mor) GGUF with its tokenizer and ChatML template; reads such
+What it is:  writes the f32 master weights of a run as a qwen3moe (or qwen3, mor or ecdlm) GGUF with its tokenizer and ChatML template; reads such
              a file into the torch model again, so that the file and not only the checkpoint can be evaluated.
 Owns:        the mapping between our parameter names and GGUF's.
 Never does:  quantise (the runtime does), or change a weight beyond its number format. Norms and routers stay f32.
@@ -43,8 +43,15 @@ def names(c):
 def write(ckpt, tokenizer, out, f32):
     c, preset, w = weights(ckpt)
     sp = spm.SentencePieceProcessor(model_file=tokenizer)
-    arch = "mor" if c.recursions else "qwen3moe" if c.experts else "qwen3"
+    arch = "mor" if c.recursions else "ecdlm" if c.mask >= 0 else "qwen3moe" if c.experts else "qwen3"
     g = gguf.GGUFWriter(out, arch)
+    if c.mask >= 0:
+        g.add_bool("ecdlm.attention.causal", False); g.add_bool("diffusion.shift_logits", True)
+        g.add_uint32("tokenizer.ggml.mask_token_id", c.mask)
+        g.add_string("ecdlm.expert_routing", c.choice + "_choice")
+        if c.choice == "expert":
+            g.add_string("ecdlm.expert_choice.schedule", "static" if c.least == c.most else "linear_reverse")
+            for k, v in (("k", c.top), ("k_min", c.least), ("k_max", c.most)): g.add_uint32("ecdlm.expert_choice." + k, v)
     if c.recursions: g.add_uint32("mor.recursion.count", c.recursions); g.add_string("mor.recursion.router", c.router)
     g.add_name(f"tessera {preset}"); g.add_license(LICENCE)
     g.add_description("A small model of short stories and simple dialogues, in English")
@@ -78,6 +85,8 @@ def read(path):
     c = M.Config(layers=get("block_count"), width=get("embedding_length"), heads=get("attention.head_count"), kv_heads=get("attention.head_count_kv"),
                  head_dim=get("attention.key_length"), ff=get("expert_feed_forward_length") if E else get("feed_forward_length"), experts=E,
                  top=get("expert_used_count", 0), vocab=len(t["token_embd.weight"]), context=get("context_length"), rope_base=get("rope.freq_base"),
+                 choice=get("expert_routing", "token_choice")[:-7], least=get("expert_choice.k_min", 0), most=get("expert_choice.k_max", 0),
+                 mask=r.fields["tokenizer.ggml.mask_token_id"].contents() if arch == "ecdlm" else -1,
                  eps=get("attention.layer_norm_rms_epsilon"), recursions=get("recursion.count", 0), router=get("recursion.router", ""))
     net = M.Model(c, torch.float32)
     p = dict(net.named_parameters())

@@ -1,7 +1,8 @@
-"""The model: a decoder in the qwen3 / qwen3moe layout, and the named presets.
+"""The model: a decoder in the qwen3 / qwen3moe layout, a denoiser in the same one, and the named presets.
 
 What it is:  RMSNorm, grouped-query attention with per-head q/k norm and neox rope, SwiGLU, softmax-then-top-k routing with
-             renormalised weights, tied embeddings. `experts=0` gives the dense layout; `recursions` a mixture-of-recursions.
+             renormalised weights, tied embeddings. `experts=0` gives the dense layout; `recursions` a mixture-of-recursions; `mask` a
+             masked diffusion model that sees both sides, with experts that tokens choose or that choose tokens.
 Owns:        shapes, the forward pass, the loss (cross entropy and load balance).
 Never does:  read data, step an optimiser, write a file.
 
@@ -28,6 +29,10 @@ class Config:
     router_z: float = 1e-4   # weight of the squared log-sum-exp of the router
     recursions: int = 0      # the layers but the first and the last run up to so many times (arXiv 2507.10524, middle-cycle)
     router: str = ""         # "expert": a recursion keeps some of the tokens of the one before; "token": a token chooses its depth
+    mask: int = -1           # the token that hides others: attention sees both sides, what is hidden at i is read at i - 1 (as in Dream)
+    choice: str = "token"    # "expert": an expert takes the tokens of a sequence that want it most (arXiv 2604.01622)
+    least: int = 0           # experts per token on average while all tokens are hidden, ...
+    most: int = 0            # ... and when none is: linear in between, rounded
 
     def dict(self): return asdict(self)
 
@@ -40,6 +45,11 @@ PRESETS = {
     "mor": Config(4, 128, 2, 1, experts=0, top=0, ff=256, recursions=3, router="expert"),
     "mor-token": Config(4, 128, 2, 1, experts=0, top=0, ff=256, recursions=3, router="token"),
     "mor-twin": Config(8, 128, 2, 1, experts=0, top=0, ff=256),
+    # Masked diffusion, made from `story`: tokens choose two of eight experts; experts choose two per token on average, the same at every
+    # step or one while much is hidden and three when little is. Products per token are the same in all three, averaged over steps.
+    "denoise": Config(context=256, mask=0),
+    "denoise-expert": Config(context=256, mask=0, choice="expert", least=2, most=2),
+    "denoise-reverse": Config(context=256, mask=0, choice="expert", least=1, most=3),
     "tiny": Config(layers=2, experts=4),                 # for trying things out
 }
 
@@ -89,7 +99,10 @@ def compile_pieces():
 def norm_to(x, w, eps, like):
     return norm(x, w, eps).to(like.dtype)
 
-def attend(q, k, v, block=128):
+def attend(q, k, v, causal=True, block=128):
+    if not causal:
+        if q.is_cuda: return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return torch.cat([attend_block(q[:, :, i:i + block], k, v, k.shape[2]) for i in range(0, q.shape[2], block)], 2)
     if q.is_cuda: return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     T = q.shape[2]
     return torch.cat([attend_block(q[:, :, i:i + block], k[:, :, :i + block], v[:, :, :i + block], i) for i in range(0, T, block)], 2)
@@ -142,8 +155,33 @@ class Experts(nn.Module):
         s.gate_up = nn.Parameter(torch.empty(c.experts, 2 * c.ff, c.width))
         s.down = nn.Parameter(torch.empty(c.experts, c.width, c.ff))
 
-    def forward(s, h, hf):
+    def chosen(s, h, hf, share):
+        """The experts choose: share [B] is the hidden part of each sequence, which says how many rows of it an expert takes."""
+        E, B = s.c.experts, len(share)
+        T = len(h) // B
+        logits = (hf @ s.router.t()).view(B, T, E)
+        per = (s.c.least + (s.c.most - s.c.least) * (1 - share)).round().clamp(s.c.least, s.c.most).long()
+        out, count = torch.zeros_like(h), torch.zeros(E, dtype=torch.long, device=h.device)
+        for k in per.unique().tolist():
+            seq = (per == k).nonzero()[:, 0]
+            C = max(1, T * k // E)
+            x = logits[seq]
+            pick = x.topk(C, 1).indices.transpose(1, 2)                                       # [b,E,C]
+            taken = torch.zeros_like(x).scatter_(1, pick.transpose(1, 2), 1).bool()
+            e = x.masked_fill(~taken, float("-inf"))
+            e = (e - e.amax(-1, keepdim=True).clamp_min(-1e30)).exp()
+            gate = (e / (e.sum(-1, keepdim=True) + 1e-20)).gather(1, pick.transpose(1, 2))    # [b,C,E]
+            rows = (seq[:, None, None] * T + pick).transpose(0, 1).reshape(E, -1)             # [E,b C]
+            y = swiglu(torch.bmm(h[rows.flatten()].view(E, -1, h.shape[1]), s.gate_up.mT))
+            y = torch.bmm(y, s.down.mT) * gate.permute(2, 0, 1).reshape(E, -1, 1).to(h.dtype)
+            out = out.index_add(0, rows.flatten(), y.flatten(0, 1))
+            count += rows.shape[1]
+        z = logits.logsumexp(-1).pow(2).mean()
+        return out, s.c.router_z * z, count
+
+    def forward(s, h, hf, share=None):
         """h: rows for the experts; hf: the same rows in f32 for the router. Returns rows and the router's losses."""
+        if s.c.choice == "expert": return s.chosen(h, hf, share)
         E, K, N = s.c.experts, s.c.top, h.shape[0]
         logits = hf @ s.router.t()
         prob = logits.softmax(-1)
@@ -174,7 +212,7 @@ class Dense(nn.Module):
         super().__init__()
         s.gate_up = nn.Parameter(torch.empty(2 * c.ff, c.width))
         s.down = nn.Parameter(torch.empty(c.width, c.ff))
-    def forward(s, h, hf):
+    def forward(s, h, hf, share=None):
         return F.linear(swiglu(F.linear(h, s.gate_up)), s.down), 0.0, None
 
 class Block(nn.Module):
@@ -187,14 +225,14 @@ class Block(nn.Module):
         s.out = nn.Parameter(torch.empty(c.width, c.heads * c.head_dim))
         s.ffn = Experts(c) if c.experts else Dense(c)
 
-    def forward(s, x, cos, sin):
+    def forward(s, x, cos, sin, share=None):
         c = s.c
         B, T, D = x.shape
         q, k, v = project_qkv(x, s.attn_norm, s.qkv, s.q_norm, s.k_norm, cos, sin, c.heads, c.kv_heads, c.eps)
-        a = attend(q, k, v).transpose(1, 2).reshape(B, T, -1)
+        a = attend(q, k, v, c.mask < 0).transpose(1, 2).reshape(B, T, -1)
         x = x + F.linear(a, s.out)
         hf = norm_to(x, s.ffn_norm, c.eps, x).view(-1, D)
-        y, aux, count = s.ffn(hf.to(s.qkv.dtype), hf)
+        y, aux, count = s.ffn(hf.to(s.qkv.dtype), hf, share)
         return x + y.view(B, T, D), aux, count
 
 class Router(nn.Module):
@@ -271,19 +309,22 @@ class Recursions(nn.Module):
         return out, aux, depth
 
 class TiedLoss(torch.autograd.Function):
-    """Mean cross entropy of h @ E^T against y, in row blocks that stay in cache; the gradients are made on the way forward."""
+    """Mean cross entropy of h @ E^T against y, in row blocks that stay in cache; the gradients are made on the way forward.
+    With w [rows] the sum of what every row has, times its w."""
     @staticmethod
-    def forward(ctx, h, E, y, block=512):
-        n = h.shape[0]
+    def forward(ctx, h, E, y, w=None, block=512):
+        n = h.shape[0] if w is None else 1
         total = 0.0
         dh, dE = torch.empty_like(h), torch.zeros(E.shape, dtype=torch.float32, device=E.device)
-        for i in range(0, n, block):
+        for i in range(0, h.shape[0], block):
             hb, yb = h[i:i + block], y[i:i + block]
             z = (hb @ E.t()).float()
             lse = z.logsumexp(-1)
-            total = total + (lse - z.gather(1, yb[:, None])[:, 0]).sum()
+            wb = 1 if w is None else w[i:i + block]
+            total = total + ((lse - z.gather(1, yb[:, None])[:, 0]) * wb).sum()
             p = z.sub_(lse[:, None]).exp_()
             p.scatter_add_(1, yb[:, None], torch.full((len(yb), 1), -1.0, device=p.device))
+            if w is not None: p *= wb[:, None]
             p = p.to(h.dtype)
             dh[i:i + block] = p @ E
             dE += p.t() @ hb
@@ -292,7 +333,7 @@ class TiedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         dh, dE = ctx.saved_tensors
-        return dh * (g / ctx.n), (dE * (g / ctx.n)).to(dh.dtype), None, None
+        return dh * (g / ctx.n), (dE * (g / ctx.n)).to(dh.dtype), None, None, None
 
 class Model(nn.Module):
     def __init__(s, c, half=torch.bfloat16):
@@ -312,8 +353,17 @@ class Model(nn.Module):
             if not n.endswith("router"): p.data = p.data.to(half)
 
     def forward(s, x, y=None):
-        """Tokens [B,T] -> logits [B,T,V]; with targets y -> (cross entropy, router losses, expert counts per layer)."""
+        """Tokens [B,T] -> logits [B,T,V]; with targets y -> (cross entropy, router losses, expert counts per layer).
+        A denoiser hides tokens of x itself when it is given any y, and its loss is the bound of arXiv 2502.09992, in nats per token."""
         c, T = s.c, x.shape[1]
+        hide = None
+        if c.mask >= 0 and y is not None:
+            y = x.reshape(-1, min(T, c.context)); B, T = y.shape
+            t = ((torch.rand(1) + torch.arange(B) / B) % 1).clamp_min(1 / T)[:, None]   # spread evenly over a batch
+            hide = torch.rand(B, T) < t
+            hide[:, 0] = False                                                           # nothing stands before it
+            x = torch.where(hide, c.mask, y)
+        share = (x == c.mask).float().mean(1)
         inv = c.rope_base ** (-torch.arange(0, c.head_dim, 2, device=x.device).float() / c.head_dim)
         ang = torch.arange(T, device=x.device).float()[:, None] * inv
         cos, sin = ang.cos(), ang.sin()
@@ -327,9 +377,13 @@ class Model(nn.Module):
             aux = aux * c.layers # divided below
             h = s.blocks[-1](h, cos, sin)[0]
         for b in s.blocks if not s.recursions else ():
-            h, a, n = b(h, cos, sin)
+            h, a, n = b(h, cos, sin, share)
             aux = aux + a
             if n is not None: counts.append(n)
         h = norm(h, s.norm, c.eps).to(s.embed.dtype)
+        if hide is not None:
+            at = hide.flatten().nonzero()[:, 0]
+            w = (1 / t).expand(B, T).flatten()[at] / (B * T)
+            return TiedLoss.apply(h.view(-1, c.width)[at - 1], s.embed, y.flatten()[at], w), aux / c.layers, counts
         if y is None: return h @ (s.embed if s.untied is None else s.untied).t()
         return TiedLoss.apply(h.view(-1, c.width), s.embed, y.reshape(-1)), aux / c.layers, counts

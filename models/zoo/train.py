@@ -112,7 +112,9 @@ def held_out(net, data, device, windows=16):
         loss = 0.0
         for k in range(0, n, 4):
             z = torch.stack([torch.from_numpy(ids[j * T:j * T + T + 1].astype(np.int64)) for j in range(k, min(n, k + 4))]).to(device)
-            loss += net(z[:, :-1], z[:, 1:])[0].item() * len(z)
+            with torch.random.fork_rng():
+                torch.manual_seed(k)                         # what a denoiser hides
+                loss += net(z[:, :-1], z[:, 1:])[0].item() * len(z)
         out[name] = loss / n
     return out
 
@@ -125,8 +127,10 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
         def hook(p, row=st.grad[rank, a:b]):
             row.add_(p.grad.flatten()); p.grad = None
         p.register_post_accumulate_grad_hook(hook)
-    batch = o.batch // net.c.context                     # windows of a step; each process takes every procs-th micro batch
-    micro = max(1, o.micro // net.c.context)
+    span = stream.shape[1] - 1
+    batch = o.batch // span                              # windows of a step; each process takes every procs-th micro batch
+    micro = max(1, o.micro // span)
+    torch.manual_seed(o.seed * procs + rank)             # what a denoiser hides
     total = sched.total() // batch
     wait = barrier.wait if barrier else lambda: None
     log = open(o.run + "/log.csv", "a", newline="") if rank == 0 else None
@@ -153,7 +157,7 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
         if rank == 0:
             loss, aux, low = st.note[:, 0].sum().item(), st.note[:, 1].sum().item(), st.note[:, 2].min().item()
             done = step + 1
-            row = [done, done * batch * net.c.context, f"{loss:.4f}", f"{o.muon_lr * rate:.5f}", f"{aux:.4f}", f"{low:.3f}", depth and f"{depth:.3f}"]
+            row = [done, done * batch * span, f"{loss:.4f}", f"{o.muon_lr * rate:.5f}", f"{aux:.4f}", f"{low:.3f}", depth and f"{depth:.3f}"]
             if not math.isfinite(loss): raise SystemExit("the loss is not finite")
             st.note[0, 3] = os.path.exists(o.run + "/stop")
         wait()
@@ -163,7 +167,7 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
             continue
         now = time.time()
         if done % 10 == 0 or done == total:
-            row += [f"{(done - at0) * batch * net.c.context / (now - t0):.0f}"]; t0, at0 = now, done
+            row += [f"{(done - at0) * batch * span / (now - t0):.0f}"]; t0, at0 = now, done
             if done % o.eval_every == 0 or done == total: row += [f"{v:.4f}" for v in held_out(net, o.data, device).values()]
             csv.writer(log).writerow(row); log.flush()
             print(*row, flush=True)
@@ -197,8 +201,8 @@ def main():
     net = M.Model(c).to(device)
     st = State(net, o.procs, device)
     n_stream, width = np.load(o.data + "/train.npy", mmap_mode="r").shape
-    assert width == c.context + 1, "prepare.py made windows of another length"
-    batch, step = o.batch // c.context, 0
+    assert width == c.context + 1 or (c.mask >= 0 and (width - 1) % c.context == 0), "prepare.py made windows of another length"
+    batch, step = o.batch // (width - 1), 0
     sched = Schedule(n_stream, [[0, n_stream // batch * batch, 0]])
     if o.first and not os.path.exists(o.run + "/last.pt"): st.load(torch.load(o.first, map_location=device), net, ["master"])
     if os.path.exists(o.run + "/last.pt"):
@@ -206,7 +210,7 @@ def main():
         st.load(d, net); step = d["step"]
         sched.seg = json.load(open(o.run + "/schedule.json"))["segments"]
     elif o.schedule: sched.seg = json.load(open(o.schedule))["segments"]
-    if o.tokens: sched.cut(step * batch, min(n_stream, int(o.tokens / c.context)) // batch * batch)
+    if o.tokens: sched.cut(step * batch, min(n_stream, int(o.tokens / (width - 1))) // batch * batch)
     print(f"{o.preset}: {len(st.master) / 1e6:.2f} M parameters, step {step} of {sched.total() // batch}, {device}", flush=True)
     if step == 0 and not os.path.exists(o.run + "/log.csv"):
         open(o.run + "/log.csv", "w").write("step,tokens,loss,lr,router_loss,lowest_entropy,depth,tokens_per_s,held_stories,held_dialogues,held_books\n")

@@ -28,8 +28,8 @@
 #include "moe/compute/op.h"
 #include "quant/mm.h"
 
-enum { DEV_ABI = 2 };
-#define DEV_BUILD "tessera 0.1.0, devices 2" /* what a plugin must have been built with */
+enum { DEV_ABI = 3 };
+#define DEV_BUILD "tessera 0.1.0, devices 3" /* what a plugin must have been built with */
 
 /* A buffer of a plan as the device sees it. */
 struct dev_buf {
@@ -76,17 +76,19 @@ static inline int dev_row_in(const struct dev_rows *set, int at)
     return set->where ? set->where[at] : at;
 }
 
-/* Routed work, both ways: row r's slot s is pair r*n_used + s; expert-major order lists, for every
+/* Routed work, both ways: row r's slot s is pair r*n_used + s, and a row has n_of[r] of its n_used
+ * slots (all where n_of is NULL); expert-major order lists, for every
  * expert that is used, its pairs.  Experts may be computed in several submissions, begin .. end - 1
  * of the list each, none twice; the last one sums up (and may name no more experts: begin == end). */
 struct dev_route {
     int n_rows, n_used, n_active;   /* n_active: experts with at least one pair */
-    int n_pairs;                    /* that scratch is laid out for */
+    int n_pairs, n_slots;           /* that scratch is laid out for: pairs, and slots of all rows */
     int begin, end;
     bool sum;                       /* every pair has its row now: out = sum over a row's slots */
     char *pair_out;                 /* where down's rows go, in the order of pair[], as far apart as
                                        in scratch; NULL: into scratch, where sum looks for them */
     const float *w;                 /* [n_rows][n_used] */
+    const int32_t *n_of;            /* [n_rows], or NULL */
     const int32_t *expert;          /* [n_active] expert ids */
     const int32_t *first;           /* [n_active + 1] into pair[] */
     const int32_t *pair;            /* [n_rows * n_used] */
@@ -109,6 +111,15 @@ struct dev_segment {
     char *to;
 };
 
+/* The last position that a row at `pos` sees of a timeline of `end`. */
+static inline int32_t dev_last_seen(int sees, int32_t pos, int32_t end)
+{
+    if (sees == SEES_BEFORE) return pos;
+    if (sees == SEES_ALL) return end - 1;
+    const int32_t next = (pos / sees + 1) * sees;
+    return (next < end ? next : end) - 1;
+}
+
 struct dev_bind {
     const struct dev_buf *buf;        /* by buffer index */
     const struct dev_weight *weight;  /* by weight index */
@@ -120,6 +131,7 @@ struct dev_bind {
     enum kv_type kv_type;
     const struct dev_carry *carry;    /* [n_inputs] per session; NULL without KV_CARRY steps */
     int n_inputs;                     /* sessions in the step */
+    const int32_t *end;               /* [n_inputs] positions of each, those of this step included */
     const struct dev_segment *segment; /* [n_segments], those of a session one after another */
     const int *segment_of;            /* [n_sessions + 1] first segment of each session */
     int n_sessions;                   /* sessions with segments; 0 without recurrent slots */
@@ -170,8 +182,9 @@ static inline uint64_t dev_state_bytes(const struct kv_slot *s, uint64_t *matric
     return (*matrices + (uint64_t)s->n_heads * matrix + 63) & ~(uint64_t)63;
 }
 
-/* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs. */
-uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind);
+/* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs of rows with n_slots slots. */
+uint64_t dev_experts_scratch(int n_pairs, int n_slots, int n_embd, int n_ff,
+                             enum act_kind down_kind);
 
 /* Bytes from row to row of pair_out. */
 static inline uint64_t dev_experts_out_stride(int n_embd)

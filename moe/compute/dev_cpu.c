@@ -22,7 +22,7 @@ enum {
     ROW_BLOCK = 128,       /* rows per task of a product */
     ATTN_ROWS = 16,        /* query rows per task of attention */
     ELEM_ROWS = 8,         /* rows per task of an elementwise op */
-    USED_MAX = 64,         /* experts per token at most */
+    SLOTS_MAX = 4096,      /* experts per token at most */
     HEAD_MAX = 512,        /* values per head at most */
     PAD_Q = 16,            /* query heads per KV head that are padded at once */
     /* Weight bytes of a task.  Few rows: the longer a thread reads in order, the better (96 KiB to
@@ -342,6 +342,7 @@ static void elem_row(const struct job *j, int r)
     case OP_ATTENTION:
     case OP_KV_CARRY:
     case OP_ROUTE:
+    case OP_CHOOSE:
     case OP_DEPTH:
     case OP_EXPERTS:
     case OP_L2_NORM:
@@ -518,15 +519,16 @@ static void attn_task(void *arg, int task, int worker)
         const struct dev_rows *line = &b->set[op->kv_rows];
         const int step_row = dev_row_at(&b->set[op->rows], r0 + r);
         const int pos = kv_pos(b, op->kv_rows, step_row);
-        const int window = op->p.attn.window;
+        const int window = op->p.attn.window, sees = op->p.attn.sees;
+        const int session = b->row[step_row].session;
         rows[r] = (struct attn_row){
             .q = frow(b, op->in[0], r0 + r) + at * op->p.attn.dim,
             .out = frow(b, op->out[0], r0 + r) + at * op->p.attn.dim_v,
-            .kv = line->kv_base[b->row[step_row].session] + b->kv_offset[op->kv_slot] +
+            .kv = line->kv_base[session] + b->kv_offset[op->kv_slot] +
                   (size_t)h * head,
             .page_stride = line->kv_page_bytes,
             .first = window > 0 && pos >= window ? pos - window + 1 : 0,
-            .last = pos,
+            .last = sees ? dev_last_seen(sees, pos, b->end[session]) : pos,
             .sink = op->weight[0] < 0 ? NULL
                                       : (const float *)b->weight[op->weight[0]].data + at,
         };
@@ -634,7 +636,7 @@ struct experts {
     /* scratch, per pair */
     uint64_t ff_stride, prep_stride, out_stride;
     char *gate, *up, *prep, *out;
-    int32_t *place;       /* [n_pairs] c of pair r*n_used + s */
+    int32_t *place;       /* [n_slots] c of pair r*n_used + s */
     /* per active expert and per block, two blocks an expert */
     _Atomic int32_t *left;   /* tasks left of U, DOWN_OPEN when down may start */
     int32_t *block_first;    /* first task of a block */
@@ -644,15 +646,17 @@ struct experts {
 
 enum { DOWN_OPEN = -1 };
 
-uint64_t dev_experts_scratch(int n_pairs, int n_embd, int n_ff, enum act_kind down_kind)
+uint64_t dev_experts_scratch(int n_pairs, int n_slots, int n_embd, int n_ff,
+                             enum act_kind down_kind)
 {
     const uint64_t ff = round64(sizeof(float) * (uint64_t)n_ff);
     const uint64_t embd = round64(sizeof(float) * (uint64_t)n_embd);
     const uint64_t per = 2 * ff + round64(act_bytes(down_kind, n_ff)) + embd;
-    return (uint64_t)n_pairs * per + 6 * round64(sizeof(int32_t) * (uint64_t)(n_pairs + 1));
+    return (uint64_t)n_pairs * per + round64(sizeof(int32_t) * (uint64_t)(n_slots + 1)) +
+           5 * round64(sizeof(int32_t) * (uint64_t)(n_pairs + 1));
 }
 
-static void experts_layout(struct experts *x, char *p, int n_pairs)
+static void experts_layout(struct experts *x, char *p, int n_pairs, int n_slots)
 {
     const uint64_t n = (uint64_t)n_pairs, ints = round64(sizeof(int32_t) * (n + 1));
     x->ff_stride = dev_experts_hidden_stride(x->n_ff);
@@ -664,9 +668,10 @@ static void experts_layout(struct experts *x, char *p, int n_pairs)
     x->out = x->prep + n * x->prep_stride;
     char *q = x->out + n * x->out_stride;
     x->place = (int32_t *)(void *)q;
-    x->left = (_Atomic int32_t *)(void *)(q + ints);
-    x->block_first = (int32_t *)(void *)(q + 2 * ints);
-    x->block_expert = (int32_t *)(void *)(q + 4 * ints);
+    q += round64(sizeof(int32_t) * (uint64_t)(n_slots + 1));
+    x->left = (_Atomic int32_t *)(void *)q;
+    x->block_first = (int32_t *)(void *)(q + ints);
+    x->block_expert = (int32_t *)(void *)(q + 3 * ints);
 }
 
 static int group_of(const struct experts *x, int group, int a)
@@ -815,10 +820,11 @@ static void combine_task(void *arg, int task, int worker)
     const int k = x->rt->n_used;
     const int end = (task + 1) * ELEM_ROWS < j->n_rows ? (task + 1) * ELEM_ROWS : j->n_rows;
     for (int r = task * ELEM_ROWS; r < end; r++) {
-        const float *slot[USED_MAX];
-        for (int s = 0; s < k; s++)
+        const float *slot[SLOTS_MAX];
+        const int n = x->rt->n_of ? x->rt->n_of[r] : k;
+        for (int s = 0; s < n; s++)
             slot[s] = pair_row(x->out, x->out_stride, x->place[r * k + s]);
-        j->d->el->combine(x->n_embd, k, x->rt->w + (size_t)r * (size_t)k, slot,
+        j->d->el->combine(x->n_embd, n, x->rt->w + (size_t)r * (size_t)k, slot,
                           frow(j->b, j->op->out[0], r));
     }
 }
@@ -836,7 +842,7 @@ static void experts_of(struct experts *x, const struct op *op, const struct dev_
         const int bias = op->weight[OP_IO + i];
         x->bias[i] = bias < 0 ? NULL : b->weight[bias].data;
     }
-    experts_layout(x, b->scratch, rt->n_pairs);
+    experts_layout(x, b->scratch, rt->n_pairs, rt->n_slots);
     if (rt->pair_out) x->out = rt->pair_out;
 }
 
@@ -854,7 +860,7 @@ static void run_experts(struct job *j)
     const struct dev_route *rt = j->b->route;
     struct experts x;
     experts_of(&x, j->op, j->b);
-    ASSERT(rt->n_used <= USED_MAX && rt->n_rows == j->n_rows && rt->begin <= rt->end);
+    ASSERT(rt->n_used <= SLOTS_MAX && rt->n_rows == j->n_rows && rt->begin <= rt->end);
     j->ex = &x;
     if (rt->begin < rt->end) {
         x.c0 = rt->first[rt->begin];
@@ -884,6 +890,7 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_DELTA_GATES:
     case OP_DELTA: recur_run(d->pool, d->rk, op, b); break;
     case OP_ROUTE:
+    case OP_CHOOSE:
     case OP_DEPTH: ASSERT(!"routing is the executor's"); break;
     case OP_EMBED:
     case OP_ROPE_TABLE:
@@ -910,7 +917,7 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
 static bool cpu_supports(const struct dev *d, const struct op *op)
 {
     (void)d;
-    return op->code != OP_ROUTE && op->code != OP_DEPTH;
+    return op->code != OP_ROUTE && op->code != OP_CHOOSE && op->code != OP_DEPTH;
 }
 
 static dev_fence cpu_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)

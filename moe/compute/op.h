@@ -41,6 +41,7 @@
     X(OP_KV_CARRY, "kv-carry", "K and V of positions that went less deep come from where they did") \
     X(OP_GLU, "glu", "out = act(in[0]) * in[1], act as in p.glu")                                  \
     X(OP_ROUTE, "route", "chooses experts and their weights from the router's logits in[0]")       \
+    X(OP_CHOOSE, "choose", "experts choose their rows, of each session, by the logits in[0]")      \
     X(OP_EXPERTS, "experts", "out = sum over a row's experts of w * down(glu(gate, up))")
 
 enum op_code {
@@ -60,6 +61,10 @@ enum op_lane { LANE_CPU, LANE_DEVICE, LANE_COPY, LANE_DISK, LANE_N };
  * belong to a set, too: its rows, and no others, have a place on the slot's timeline. */
 enum { ROWS_ALL, ROWS_OUT, ROWS_FIRST, ROWS_MAX = 16 };
 
+/* What a row's attention sees of its timeline: itself and what is before it; everything; or, n > 0,
+ * everything up to the end of its block of n positions. */
+enum { SEES_BEFORE = 0, SEES_ALL = -1 };
+
 /* Router rule (routing/route.h). */
 enum route_score {
     ROUTE_SOFTMAX,
@@ -67,13 +72,39 @@ enum route_score {
     ROUTE_SOFTMAX_CHOSEN /* the logits choose; softmax over the chosen ones alone */
 };
 
+/* Experts that choose their rows (routing/choice.h): how many, by the share of masked tokens. */
+enum choice_schedule {
+    CHOICE_STATIC, CHOICE_LINEAR, CHOICE_LINEAR_REVERSE, CHOICE_COSINE, CHOICE_COSINE_REVERSE,
+    CHOICE_BELL, CHOICE_GAUSSIAN, CHOICE_GAUSSIAN_REVERSE
+};
+
+struct choice_params {
+    int k_min, k_max;   /* experts per row on average; k_max 0 = rows choose their experts */
+    enum choice_schedule schedule;
+    int whole_batch;    /* among all rows of a step, not of one session */
+    int32_t mask;       /* the token that counts as masked */
+};
+
 struct route_params {
-    int n_expert, n_used;
+    int n_expert, n_used; /* experts of a row; where experts choose: on average, about */
     enum route_score score;
     int normalise; /* divide the chosen weights by their sum */
     float scale;   /* multiply them by this */
     int n_group, n_group_used; /* experts come from the groups whose two best sum highest; 0 = all */
+    struct choice_params choice;
 };
+
+/* The most experts that a row can have, and pairs of a row and an expert that n rows can. */
+static inline int route_slots(const struct route_params *p)
+{
+    return p->choice.k_max ? p->n_expert : p->n_used;
+}
+static inline int route_pairs(const struct route_params *p, int n)
+{
+    const int64_t all = (int64_t)n * route_slots(p);
+    const int64_t most = (int64_t)n * p->choice.k_max + p->n_expert;
+    return (int)(p->choice.k_max && most < all ? most : all);
+}
 
 /* Depth rules (routing/depth.h).  Each sees a row's router logits; all but CHOOSE fill a row set. */
 enum depth_rule {
@@ -148,9 +179,11 @@ struct op {
         struct copy_heads copy;                 /* COPY_HEADS */
         struct {
             int n_q_heads, n_kv_heads, dim, dim_v, dk, dv, latent, window;
+            int sees;   /* how far ahead, see SEES_BEFORE */
             float scale;
         } attn;
-        struct { struct route_params route; int n_ff; enum glu_act act; } moe; /* ROUTE, EXPERTS */
+        struct { struct route_params route; int n_ff; enum glu_act act; } moe; /* ROUTE, CHOOSE,
+                                                                                  EXPERTS */
         struct { enum glu_act act; } glu;                         /* GLU */
         struct { int at; } bias;                                  /* ADD_BIAS */
         struct { float by; } scale;                               /* SCALE, SOFTCAP */

@@ -284,6 +284,9 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
     struct op *op = new_op(b, OP_ATTENTION, "attention");
     op->kv_slot = kv_slot;
     op->kv_rows = s->rows;
+    if (b->sees && (window || s->rows != ROWS_ALL))
+        err_set(b->err, ERR_UNSUPPORTED, "attention that looks ahead, with a window or on the rows of "
+                "set %s", b->set[s->rows].name);
     if (window && s->rows != ROWS_ALL)
         err_set(b->err, ERR_UNSUPPORTED, "a sliding window over the rows of set %s",
                 b->set[s->rows].name);
@@ -296,6 +299,7 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
     op->p.attn.latent = s->latent;
     op->p.attn.scale = scale;
     op->p.attn.window = window;
+    op->p.attn.sees = b->sees;
     op->weight[0] = sinks;
     op->in[0] = touch(b, q);
     op->out[0] = touch(b, x);
@@ -371,7 +375,7 @@ int build_experts(struct build *b, int in, int logits, const struct build_moe *m
 {
     const struct route_params p = m->route;
     int route = new_buf(b, "route", BUF_ROUTE, p.n_expert);
-    struct op *op = new_op(b, OP_ROUTE, "ffn_route");
+    struct op *op = new_op(b, p.choice.k_max ? OP_CHOOSE : OP_ROUTE, "ffn_route");
     op->p.moe.route = p;
     op->weight[0] = m->choose_bias;
     op->weight[1] = m->scale;
@@ -387,8 +391,7 @@ int build_experts(struct build *b, int in, int logits, const struct build_moe *m
     op = new_op(b, OP_EXPERTS, "ffn_experts");
     if (b->err->code) return 0;
     struct buf *r = &b->buf[route], *s = &b->buf[scratch];
-    r->n_used = s->n_used = p.n_used;
-    r->n_expert = s->n_expert = p.n_expert;
+    r->route = s->route = p;
     s->n_ff = op->p.moe.n_ff = weight_of(b, m->gate)->n_rows;
     s->down = act_of(b, m->down);
     op->p.moe.route = p;

@@ -28,7 +28,8 @@ struct buf {
     enum act_kind act;   /* BUF_ACT */
     int width;
     int n_heads;         /* BUF_ACT: this many rows of width elements; 0 = one */
-    int n_used, n_expert, n_ff; /* BUF_ROUTE, BUF_SCRATCH */
+    struct route_params route;  /* BUF_ROUTE, BUF_SCRATCH */
+    int n_ff;                   /* BUF_SCRATCH */
     enum act_kind down;         /* BUF_SCRATCH */
     int first, last;     /* ops that touch it */
     int prepared[3];     /* BUF_F32: its BUF_ACT per activation format, 0 = not yet */
@@ -55,6 +56,7 @@ struct build {
     /* Depth: a row's is depth_first and one for each set that it is in; n_depth 0 = no such thing. */
     int depth_first, n_depth;
     bool approximate;  /* rows that stop early leave K and V that stand for later ones */
+    int sees;          /* of attention (op.h), the same in all layers */
     int at_layer;
     int n_vocab;
     struct err *err;

@@ -45,7 +45,8 @@ static void put_buf(const struct plan *p, int i, char *out, size_t cap)
     case BUF_F32:
     case BUF_ACT:
     case BUF_LOGITS: (void)snprintf(out, cap, "%s[%d]", f->name, f->width); return;
-    case BUF_ROUTE: (void)snprintf(out, cap, "%s[%d of %d]", f->name, f->n_used, f->n_expert); return;
+    case BUF_ROUTE: (void)snprintf(out, cap, "%s[%d of %d]", f->name, f->route.n_used,
+                                   f->route.n_expert); return;
     case BUF_SCRATCH: (void)snprintf(out, cap, "%s", f->name); return;
     }
 }
@@ -261,6 +262,16 @@ static void print_depth(FILE *to, const struct build *m)
     if (!m->approximate) (void)fprintf(to, "\n");
 }
 
+static void print_sees(FILE *to, const struct build *m)
+{
+    if (m->sees == SEES_ALL)
+        (void)fprintf(to, "sees    the whole text: every pass computes it again, exact; --cache prefix and "
+                      "dual keep K and V of a block's first pass: approximate\n");
+    else if (m->sees)
+        (void)fprintf(to, "sees    to the end of its block of %d tokens: K and V of settled blocks are "
+                      "kept, exact\n", m->sees);
+}
+
 static cJSON *json_depth(const struct build *m)
 {
     cJSON *o = cJSON_CreateObject(), *sets = cJSON_AddArrayToObject(o, "sets");
@@ -303,6 +314,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     if (s->n_expert) (void)fprintf(to, ", %d experts, %d per token", s->n_expert, s->n_expert_used);
     (void)fprintf(to, "\n");
     print_depth(to, m);
+    print_sees(to, m);
     uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
                            s->tiers.device_host + (all ? 0 : s->staging);
     const uint64_t lent = total > s->budget ? total - s->budget : 0;

@@ -13,17 +13,25 @@
 
 static uint64_t round64(uint64_t n) { return (n + 63) & ~(uint64_t)63; }
 
-uint64_t plan_route_layout(struct plan_route *r, char *base, int n_rows, int n_used, int n_expert)
+uint64_t plan_route_layout(struct plan_route *r, char *base, int n_rows,
+                           const struct route_params *p)
 {
-    const uint64_t pairs = (uint64_t)n_rows * (uint64_t)n_used, ne = (uint64_t)n_expert;
+    const uint64_t ne = (uint64_t)p->n_expert, pairs = (uint64_t)route_pairs(p, n_rows);
+    const uint64_t rows = (uint64_t)n_rows, slots = rows * (uint64_t)route_slots(p);
     uint64_t at = 0;
+    if (base) *r = (struct plan_route){.w = NULL};
 #define TAKE(field, type, n)                                                                       \
     do {                                                                                           \
         if (base) r->field = (type *)(void *)(base + at);                                          \
         at += round64(sizeof(type) * (n));                                                         \
     } while (0)
-    TAKE(w, float, pairs);
-    TAKE(id, int32_t, pairs);
+    TAKE(w, float, slots);
+    TAKE(id, int32_t, slots);
+    if (p->choice.k_max) {
+        TAKE(n_of, int32_t, rows);
+        TAKE(score, float, rows * ne);
+        TAKE(taken, unsigned char, rows * ne);
+    }
     TAKE(count, int32_t, ne);
     TAKE(expert, int32_t, ne);
     TAKE(first, int32_t, ne + 1);
@@ -56,10 +64,12 @@ static void size_buf(const struct plan *p, int i)
         p->bytes[i] = rows * p->stride[i];
         break;
     case BUF_ROUTE:
-        p->bytes[i] = plan_route_layout(NULL, NULL, p->n_rows, f->n_used, f->n_expert);
+        p->bytes[i] = plan_route_layout(NULL, NULL, p->n_rows, &f->route);
         break;
     case BUF_SCRATCH:
-        p->bytes[i] = dev_experts_scratch(p->n_rows * f->n_used, f->width, f->n_ff, f->down);
+        p->bytes[i] = dev_experts_scratch(route_pairs(&f->route, p->n_rows),
+                                          p->n_rows * route_slots(&f->route), f->width, f->n_ff,
+                                          f->down);
         break;
     }
 }
@@ -115,6 +125,7 @@ static enum status place_bufs(struct plan *p, struct err *e)
 /* Distinct experts that a share of n rows uses when every expert is as likely as any other. */
 static double expected_experts(const struct route_params *r, int n_rows, double share)
 {
+    if (r->choice.k_max) return r->n_expert; /* every one takes a row at least */
     return r->n_expert * (1.0 - pow(1.0 - share * r->n_used / r->n_expert, n_rows));
 }
 

@@ -38,20 +38,25 @@ void plan_free(struct plan *p);
 /* Sum over all steps. */
 struct plan_step plan_total(const struct plan *p);
 
-/* The control buffer of a ROUTE step, laid out for n_rows rows. */
+/* The control buffer of a ROUTE or CHOOSE step, laid out for n_rows rows. */
 struct plan_route {
-    float *w;              /* [n_rows][n_used] */
-    int32_t *id;           /* [n_rows][n_used] */
+    float *w;              /* [n_rows][route_slots()] */
+    int32_t *id;           /* [n_rows][route_slots()] */
+    /* CHOOSE steps only: */
+    int32_t *n_of;         /* [n_rows] experts of a row; else NULL */
+    float *score;          /* [n_expert][n_rows] */
+    unsigned char *taken;  /* [n_expert][n_rows] */
     int32_t *count;        /* [n_expert] */
     int32_t *expert;       /* [n_expert] */
     int32_t *first;        /* [n_expert + 1] */
-    int32_t *pair;         /* [n_rows * n_used] */
+    int32_t *pair;         /* [route_pairs()] */
     const void **gate, **up, **down; /* [n_expert] pinned tiles of the used experts */
     /* When some of them have to be read first: the same lists in the order in which they run. */
     int32_t *ready;        /* [n_expert] numbers of those that can run now */
     int32_t *run_expert, *run_first, *run_pair; /* as expert, first, pair */
 };
-uint64_t plan_route_layout(struct plan_route *r, char *base, int n_rows, int n_used, int n_expert);
+uint64_t plan_route_layout(struct plan_route *r, char *base, int n_rows,
+                           const struct route_params *p);
 
 /* Where the weights are, and what a token of a decode costs for it. */
 struct plan_tiers {

@@ -116,7 +116,7 @@ void depth_bind(struct tessera_engine *e, int n_rows, int n_out)
     for (int i = 0; i < e->n_inputs; i++)
         e->carry[i] = (struct dev_carry){
             .depth = e->stepped[i]->depth, .from = e->stepped[i]->carried,
-            .end = e->stepped[i]->n + e->input[i].n,
+            .end = e->end[i],
         };
     const size_t ub = (size_t)e->opt.n_batch;
     for (int s = 0; s < e->model.n_sets; s++) {

@@ -10,7 +10,7 @@
 #include "moe/base/machine.h"
 #include "moe/run/depth_run.h"
 
-enum { UBATCH_DEFAULT = 512, UBATCH_MAX = 16384 };
+enum { UBATCH_DEFAULT = 512, UBATCH_MAX = 16384, WHOLE_CTX = 2048 };
 
 /* Page cache of code that nobody uses is given back below the first budget at once, and where the
  * plan leaves less than the second. */
@@ -75,6 +75,11 @@ static int bank_of(const struct resid_bank *bank, int n, const struct op *op)
     return i;
 }
 
+static bool is_router(const struct op *op)
+{
+    return op->code == OP_ROUTE || op->code == OP_CHOOSE;
+}
+
 /* Numbers the layers with experts and lists what they and the other steps use, in order. */
 static enum status open_residency(struct tessera_engine *e, struct err *err)
 {
@@ -97,7 +102,7 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
             const int b = bank_of(bank, o.n_banks, op);
             if (b == o.n_banks) memcpy(bank[o.n_banks++].weight, op->weight, sizeof bank->weight);
             e->op_bank[i] = b;
-            for (int k = i; k > 0 && m->op[k].code != OP_ROUTE; k--) e->op_bank[k - 1] = b;
+            for (int k = i; k > 0 && !is_router(&m->op[k]); k--) e->op_bank[k - 1] = b;
         } else if (op->code == OP_EMBED && e->weights.at[op->weight[0]].layout == WEIGHT_ROWS) {
             lookup[o.n_lookup++] = op->weight[0];
         } else if (op->code == OP_MATMUL || op->code == OP_HEAD_MATMUL) {
@@ -317,6 +322,20 @@ static enum status open_sets(struct tessera_engine *e, struct err *err)
     return OK;
 }
 
+/* What the gates of rows that so many experts have taken are multiplied by. */
+static enum status open_choice(struct tessera_engine *e, struct err *err)
+{
+    const struct gguf_kv *kv = e->hp.choice_scale;
+    if (!e->hp.route.choice.k_max) return OK;
+    e->capacity = calloc((size_t)e->opt.n_batch, sizeof *e->capacity);
+    e->choice_scale = kv ? calloc((size_t)kv->value.n, sizeof *e->choice_scale) : NULL;
+    if (!e->capacity || (kv && !e->choice_scale))
+        return err_set(err, ERR_MEMORY, "no memory for the router");
+    for (uint64_t i = 0; kv && i < kv->value.n; i++)
+        e->choice_scale[i] = (float)gguf_elem_f64(&kv->value, i);
+    return OK;
+}
+
 static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
 {
     const size_t ub = (size_t)e->opt.n_batch, lines = (size_t)e->n_lines;
@@ -326,6 +345,7 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
     e->out_row = calloc(ub, sizeof *e->out_row);
     e->kv_base = calloc(lines * ub, sizeof *e->kv_base);
     e->kv_n = calloc(lines * ub, sizeof *e->kv_n);
+    e->end = calloc(ub, sizeof *e->end);
     e->pass = calloc(ub, sizeof *e->pass);
     e->carry = calloc(ub, sizeof *e->carry);
     e->logit = calloc(ub, sizeof *e->logit);
@@ -342,7 +362,7 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
             return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     }
     if (!e->buf || !e->weight || !e->row || !e->out_row || !e->kv_base || !e->serials ||
-        !e->input || !e->in_ram || !e->kv_n || !e->pass || !e->carry || !e->logit ||
+        !e->input || !e->in_ram || !e->kv_n || !e->end || !e->pass || !e->carry || !e->logit ||
         !e->stepped || !e->piece_out || !e->across_at)
         return err_set(err, ERR_MEMORY, "no memory for the step arrays");
     enum status s = open_sets(e, err);
@@ -354,7 +374,8 @@ static enum status open_step_arrays(struct tessera_engine *e, struct err *err)
             .n_cols = w->n_cols, .n_rows = w->n_rows,
         };
     }
-    return obs_open(&e->obs, e->hp.n_expert ? e->hp.n_expert_used : 0, err);
+    s = open_choice(e, err);
+    return s ? s : obs_open(&e->obs, e->hp.n_expert ? route_slots(&e->hp.route) : 0, err);
 }
 
 static enum status load(struct tessera_engine *e, const struct placement *p, struct err *err)
@@ -425,6 +446,31 @@ static enum status resolve(struct tessera_engine *e, const struct tessera_option
     return OK;
 }
 
+/* A text that is seen whole is one step: steps are made as large as the context, which may be
+ * shortened to what fits (fit.c) when nobody asked for one. */
+static enum status whole_texts(struct tessera_engine *e, struct err *err)
+{
+    struct tessera_options *o = &e->opt;
+    if (o->n_ctx > UBATCH_MAX)
+        return err_set(err, ERR_RANGE, "a context of %d tokens: %s sees a text as a whole, and a step "
+                       "takes %d rows at most", o->n_ctx, e->arch->name, UBATCH_MAX);
+    int rows = o->n_ctx ? o->n_ctx : e->hp.n_ctx_train;
+    if (!o->n_ctx && rows > WHOLE_CTX) rows = WHOLE_CTX;
+    if (o->n_ubatch < rows) o->n_ubatch = rows;
+    o->n_batch = o->n_ubatch;
+    return OK;
+}
+
+/* The token that hides others: the file names it, or its text does (LLaDA-8B). */
+static int32_t mask_token(const struct tessera_engine *e)
+{
+    static const char *const texts[] = {"<|mdm_mask|>", "<|mask|>", "[MASK]"};
+    int32_t id = e->hp.denoise.mask;
+    for (size_t i = 0; e->tok && id < 0 && i < sizeof texts / sizeof *texts; i++)
+        id = tok_find(e->tok, texts[i]);
+    return e->hp.denoise.sees && id < e->model.n_vocab ? id : -1;
+}
+
 enum status tessera_open(const struct tessera_options *o, tessera_engine **out, struct err *err)
 {
     struct err local;
@@ -438,6 +484,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     enum status s = resolve(e, o, err);
     if (!s && e->opt.mem_budget < CODE_MATTERS) mem_drop_code();
     if (!s) s = open_model(e, err);
+    if (!s && e->hp.denoise.sees) s = whole_texts(e, err);
     if (!s) s = layout_kv(e, err);
     if (!s) s = make_plans(e, err);
     if (!s) {
@@ -450,11 +497,13 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         second_find(e);
         if (!s) s = fit_budget(e, &e->placement, err);
     }
-    /* States and depths are those of a step. */
-    if (!s && (e->state_bytes || e->model.n_sets > ROWS_FIRST)) e->opt.n_batch = e->opt.n_ubatch;
+    /* States, depths and what rows see ahead are those of a step. */
+    if (!s && (e->state_bytes || e->model.n_sets > ROWS_FIRST || e->hp.denoise.sees))
+        e->opt.n_batch = e->opt.n_ubatch;
     if (!s) s = open_step_arrays(e, err);
     if (!s && !o->header_only) s = load(e, &e->placement, err);
     if (!s) open_tokenizer(e); /* while weights arrive */
+    if (!s) e->mask = mask_token(e);
     if (!s && !o->header_only) second_open(e);
     if (s) {
         tessera_close(e);
@@ -498,6 +547,9 @@ void tessera_close(tessera_engine *e)
     free(e->out_row);
     free(e->kv_base);
     free(e->kv_n);
+    free(e->end);
+    free(e->capacity);
+    free(e->choice_scale);
     free(e->pass);
     free(e->carry);
     free(e->logit);
@@ -539,7 +591,9 @@ struct tessera_model tessera_model(const tessera_engine *e)
         .n_expert_used = e->hp.n_expert_used, .file_bytes = gguf_file_bytes(e->file),
         .weight_bytes = e->placement.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
         .n_ubatch = e->opt.n_ubatch, .n_batch = fit_batch(e), .cpu = cpu_tier_name(e->tier), .type_label = common_type(e),
-        .hash = e->identity,
+        .hash = e->identity, .sees_both = e->hp.denoise.sees != SEES_BEFORE,
+        .block = e->hp.denoise.sees > 0 ? e->hp.denoise.sees : 0, .mask = e->mask,
+        .shifted = e->hp.denoise.shift,
     };
     for (int i = 0; i < e->weights.n; i++) {
         const struct weight *w = &e->weights.at[i];
@@ -750,13 +804,21 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
 {
     if (e->opt.header_only)
         return err_set(err, ERR_USAGE, "the model was opened for planning only");
+    const struct route_params *p = &e->hp.route;
+    int64_t pairs = 0;
     *n_rows = 0;
     for (int i = 0; i < n_in; i++) {
         const struct tessera_session *s = in[i].session;
         if (in[i].n < 1 || in[i].n > e->opt.n_batch - *n_rows)
             return err_set(err, ERR_RANGE, "a step takes 1 to %d tokens in all", e->opt.n_batch);
         *n_rows += in[i].n;
-        if (in[i].n > s->n_ctx - s->n)
+        if (in[i].rewrite && !e->hp.denoise.sees)
+            return err_set(err, ERR_USAGE, "%s sees only what is before a token: nothing on its "
+                           "timeline can be rewritten", e->arch->name);
+        if (in[i].rewrite && (in[i].at < 0 || in[i].n > s->n - in[i].at))
+            return err_set(err, ERR_RANGE, "tokens %d to %d are to be rewritten on a timeline of %d",
+                           in[i].at, in[i].at + in[i].n - 1, s->n);
+        if (!in[i].rewrite && in[i].n > s->n_ctx - s->n)
             return err_set(err, ERR_FULL, "the context is full: %d of %d tokens are used and %d "
                            "more were asked for", s->n, s->n_ctx, in[i].n);
         if (e->opt.depth_exact && s->n)
@@ -769,6 +831,13 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
                 return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary (0 to %d)",
                                in[i].ids[t], e->model.n_vocab - 1);
     }
+    for (int i = 0; p->choice.k_max && i < n_in; i++) {
+        const int64_t mine = (int64_t)in[i].n * p->choice.k_max;
+        pairs += mine > p->n_expert ? mine : p->n_expert;
+    }
+    if (pairs > route_pairs(p, *n_rows))
+        return err_set(err, ERR_RANGE, "%d texts of so few tokens in one step: each of %d experts "
+                       "takes a token of each", n_in, p->n_expert);
     return OK;
 }
 
@@ -800,22 +869,25 @@ static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, i
     int r = 0, n_out = 0;
     for (int i = 0; i < n_in; i++) {
         struct tessera_session *s = in[i].session;
+        const int32_t at = in[i].rewrite ? in[i].at : s->n;
         for (int l = 0; l < e->n_lines; l++) {
             e->kv_base[l * e->opt.n_batch + i] = s->line[l].kv.base;
             e->kv_n[l * e->opt.n_batch + i] = s->line[l].n;
         }
         e->stepped[i] = in[i].session;
-        e->input[i] = (struct step_input){in[i].n, -1, in[i].logits};
-        if (in[i].logits != TESSERA_LOGITS_NONE) e->input[i].out0 = n_out;
+        e->end[i] = in[i].rewrite ? s->n : s->n + in[i].n;
+        e->input[i] = (struct step_input){r, in[i].n};
         for (int t = 0; t < in[i].n; t++, r++) {
-            e->row[r] = (struct dev_row){in[i].ids[t], s->n + t, i};
+            e->row[r] = (struct dev_row){in[i].ids[t], at + t, i};
             e->serials[r] = s->serial;
             const bool out = in[i].logits == TESSERA_LOGITS_ALL ||
-                             (in[i].logits == TESSERA_LOGITS_LAST && t == in[i].n - 1);
+                             (in[i].logits == TESSERA_LOGITS_LAST && t == in[i].n - 1) ||
+                             (in[i].logits == TESSERA_LOGITS_SOME && in[i].some[t]);
             if (out) e->out_row[n_out++] = r;
         }
     }
     e->n_inputs = n_in;
+    e->n_out = n_out;
     return n_out;
 }
 
@@ -824,7 +896,7 @@ static enum status commit_lines(struct tessera_engine *e, const struct tessera_i
                                 struct err *err)
 {
     struct tessera_session *s = in->session;
-    for (int l = 0; l < e->n_lines; l++) {
+    for (int l = 0; l < e->n_lines && !in->rewrite; l++) {
         const int32_t n = (l ? s->line[l].n : s->n) + in->n;
         enum status st = engine_commit(e, &s->line[l].kv, session_bytes(s, l, n), err);
         if (st) return st;
@@ -868,6 +940,8 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
                     err)) ||
         (s = exec_run(e, plan_for(e, n_rows), n_rows, n_out, err))) {
         e->n_inputs = 0;
+        for (int i = 0; i < n_in; i++)
+            if (in[i].rewrite) session_cut(in[i].session, in[i].at);
         return s;
     }
     depth_commit(e, n_rows);
@@ -875,8 +949,9 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
         struct tessera_session *t = in[i].session;
         trim_lines(t);
         state_commit(t);
-        memcpy(t->ids + t->n, in[i].ids, sizeof *t->ids * (size_t)in[i].n);
-        t->n += in[i].n;
+        memcpy(t->ids + (in[i].rewrite ? in[i].at : t->n), in[i].ids,
+               sizeof *t->ids * (size_t)in[i].n);
+        t->n = e->end[i];
     }
     return OK;
 }
@@ -885,9 +960,15 @@ const float *tessera_logits(const tessera_engine *e, int i_in, int32_t row)
 {
     if (i_in < 0 || i_in >= e->n_inputs) return NULL;
     const struct step_input *in = &e->input[i_in];
-    if (row < 0 || row >= in->n || in->out0 < 0) return NULL;
-    if (in->logits == TESSERA_LOGITS_LAST && row != in->n - 1) return NULL;
-    const int at = in->out0 + (in->logits == TESSERA_LOGITS_LAST ? 0 : row);
+    if (row < 0 || row >= in->n) return NULL;
+    row += in->row0;
+    int at = 0, end = e->n_out; /* out_row rises */
+    while (at < end) {
+        const int mid = at + (end - at) / 2;
+        if (e->out_row[mid] < row) at = mid + 1;
+        else end = mid;
+    }
+    if (at == e->n_out || e->out_row[at] != row) return NULL;
     return (const float *)(const void *)((const char *)e->logits.base +
                                          (size_t)e->logits_stride * (size_t)at);
 }

@@ -67,6 +67,7 @@ struct tessera_engine {
     struct region across;            /* what goes from layer to layer, of steps that go in pieces */
     uint64_t *across_at;             /* [n_buf] its place there; UINT64_MAX = it does not */
     struct tok *tok;
+    int32_t mask;                    /* the token that hides others, -1 = none */
     struct err tok_err;
     char name[128];
     char *_Atomic warning[WARNINGS_MAX]; /* grows while weights arrive */
@@ -103,20 +104,22 @@ struct tessera_engine {
     } rows_of[ROWS_MAX];
     char **kv_base;                  /* [n_lines][n_batch] */
     int32_t *kv_n;                   /* [n_lines][n_batch] length of each input's lines before */
+    int32_t *end;                    /* [n_batch] tokens of each input's session with this step's */
     struct dev_carry *carry;         /* [n_ubatch] */
     unsigned char *pass;             /* [n_ubatch] */
     float *logit;                    /* [n_ubatch] */
     struct tessera_depth depth;
+    int32_t *capacity;               /* [n_batch] rows that an expert takes of each input; CHOOSE only */
+    float *choice_scale;             /* [n_expert + 1], see routing/choice.h; NULL = 1 */
     int32_t *serials;                /* [n_batch] session serial of each row */
     uint8_t *in_ram;                 /* [2][n_expert] of the layer being run, by expert; of a row */
     struct tessera_session **stepped; /* [n_ubatch] sessions of the inputs */
     struct dev_segment *segment;     /* [n_ubatch] NULL without recurrent layers */
     int *segment_of;                 /* [n_ubatch + 1] first segment of each input */
     struct step_input {
-        int32_t n, out0;             /* rows; first row of the logits buffer, -1 = none */
-        enum tessera_logits_of logits;
+        int32_t row0, n;             /* its first row in the step, rows */
     } *input;                        /* [n_batch] of the last step */
-    int n_inputs;
+    int n_inputs, n_out;             /* n_out: entries of out_row */
     uint32_t logits_stride;
     uint64_t n_steps;
     struct obs_ring obs;

@@ -17,6 +17,7 @@
 #include "moe/run/exec_part.h"
 #include "quant/codec.h"
 #include "quant/stack.h"
+#include "routing/choice.h"
 #include "routing/route.h"
 
 struct exec {
@@ -83,6 +84,83 @@ static void route_task(void *arg, int task, int worker)
     }
 }
 
+/* ---- choose: experts take rows ---- */
+
+static float *choice_logits(const struct exec *x, int r)
+{
+    const struct dev_buf *logits = &x->e->buf[x->route_op->in[0]];
+    return (float *)(void *)(logits->base + (size_t)logits->stride * (size_t)r);
+}
+
+static void score_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    struct exec *x = arg;
+    const struct route_params *p = &x->route_op->p.moe.route;
+    const int n = x->route.n_rows;
+    const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
+    for (int r = task * ROUTE_ROWS; r < end; r++) {
+        float *l = choice_logits(x, r);
+        choice_scores(p, elem_kernels(x->e->tier), l);
+        for (int k = 0; k < p->n_expert; k++) x->ctl.score[(size_t)k * (size_t)n + (size_t)r] = l[k];
+    }
+}
+
+static void take_task(void *arg, int expert, int worker)
+{
+    (void)worker;
+    struct exec *x = arg;
+    const struct tessera_engine *e = x->e;
+    const size_t n = (size_t)x->route.n_rows, at = (size_t)expert * n;
+    const bool one = x->route_op->p.moe.route.choice.whole_batch;
+    for (int i = 0; i < (one ? 1 : e->n_inputs); i++) {
+        const size_t row0 = one ? 0 : (size_t)e->input[i].row0;
+        choice_take(x->ctl.score + at + row0, one ? (int)n : e->input[i].n, e->capacity[i],
+                    x->ctl.taken + at + row0);
+    }
+}
+
+static void gates_task(void *arg, int task, int worker)
+{
+    (void)worker;
+    struct exec *x = arg;
+    const int n = x->route.n_rows, slots = x->route.n_used;
+    const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
+    for (int r = task * ROUTE_ROWS; r < end; r++)
+        x->ctl.n_of[r] = choice_gates(&x->route_op->p.moe.route, elem_kernels(x->e->tier),
+                                      x->e->choice_scale, choice_logits(x, r), x->ctl.taken + r, n,
+                                      x->ctl.id + (size_t)r * (size_t)slots,
+                                      x->ctl.w + (size_t)r * (size_t)slots);
+}
+
+/* How many rows of each input an expert takes: by the share of masked tokens among them. */
+static void set_capacity(struct exec *x)
+{
+    struct tessera_engine *e = x->e;
+    const struct route_params *p = &x->route_op->p.moe.route;
+    int all = 0;
+    for (int i = 0; i < e->n_inputs; i++) {
+        const struct step_input *in = &e->input[i];
+        int masked = 0;
+        for (int r = in->row0; r < in->row0 + in->n; r++) masked += x->row[r].id == p->choice.mask;
+        e->capacity[i] = choice_capacity(in->n, choice_k(&p->choice, (double)masked / in->n),
+                                         p->n_expert);
+        all += masked;
+    }
+    if (p->choice.whole_batch)
+        e->capacity[0] = choice_capacity(x->n_rows, choice_k(&p->choice, (double)all / x->n_rows),
+                                         p->n_expert);
+}
+
+static void choose(struct exec *x)
+{
+    const int tasks = (x->route.n_rows + ROUTE_ROWS - 1) / ROUTE_ROWS;
+    set_capacity(x);
+    pool_run(x->e->pool, score_task, x, tasks);
+    pool_run(x->e->pool, take_task, x, x->route_op->p.moe.route.n_expert);
+    pool_run(x->e->pool, gates_task, x, tasks);
+}
+
 /* Writes down what the layer's router chose, where that was, and how long it was waited for. */
 static void observe(struct exec *x, double waited)
 {
@@ -96,12 +174,13 @@ static void observe(struct exec *x, double waited)
     uint8_t *in_ram = x->e->in_ram + p->n_expert;
     for (int r = 0; r < x->route.n_rows; r++) {
         const int at = dev_row_at(&x->e->set[x->route_op->rows], r);
-        const int32_t *id = x->ctl.id + r * p->n_used;
-        for (int k = 0; k < p->n_used; k++) in_ram[k] = x->e->in_ram[id[k]];
+        const int n = x->route.n_of ? x->route.n_of[r] : p->n_used;
+        const int32_t *id = x->ctl.id + r * x->route.n_used;
+        for (int k = 0; k < n; k++) in_ram[k] = x->e->in_ram[id[k]];
         obs_put(&x->e->obs, &(struct obs){
             .step = x->e->n_steps, .layer = x->route_op->layer, .session = x->serial[at],
             .pos = x->row[at].pos, .token = x->row[at].id,
-            .n_used = p->n_used, .expert = id, .weight = x->ctl.w + r * p->n_used,
+            .n_used = n, .expert = id, .weight = x->ctl.w + r * x->route.n_used,
             .in_ram = in_ram, .wait_us = (uint32_t)(1e6 * waited),
         });
     }
@@ -126,14 +205,15 @@ static void run_route(struct exec *x, const struct op *op)
     const struct route_params *p = &op->p.moe.route;
     const int n = set_rows(x, op);
     x->route_op = op;
-    plan_route_layout(&x->ctl, x->e->buf[op->out[0]].base, x->plan->n_rows, p->n_used,
-                      p->n_expert);
+    plan_route_layout(&x->ctl, x->e->buf[op->out[0]].base, x->plan->n_rows, p);
     x->route.n_rows = n;
-    x->route.n_used = p->n_used;
+    x->route.n_used = route_slots(p);
+    x->route.n_of = x->ctl.n_of;
     if (!n) return;
-    pool_run(x->e->pool, route_task, x, (n + ROUTE_ROWS - 1) / ROUTE_ROWS);
-    x->route.n_active = route_group(x->ctl.id, n, p->n_used, p->n_expert, x->ctl.count,
-                                    x->ctl.expert, x->ctl.first, x->ctl.pair);
+    if (op->code == OP_CHOOSE) choose(x);
+    else pool_run(x->e->pool, route_task, x, (n + ROUTE_ROWS - 1) / ROUTE_ROWS);
+    x->route.n_active = route_group(x->ctl.id, x->ctl.n_of, n, x->route.n_used, p->n_expert,
+                                    x->ctl.count, x->ctl.expert, x->ctl.first, x->ctl.pair);
     x->route.w = x->ctl.w;
     x->route.gate = x->ctl.gate;
     x->route.up = x->ctl.up;
@@ -145,7 +225,8 @@ static void run_route(struct exec *x, const struct op *op)
     x->route.expert = x->ctl.expert;
     x->route.first = x->ctl.first;
     x->route.pair = x->ctl.pair;
-    x->route.n_pairs = x->plan->n_rows * p->n_used;
+    x->route.n_pairs = route_pairs(p, x->plan->n_rows);
+    x->route.n_slots = x->plan->n_rows * x->route.n_used;
     x->whole = x->route;
     struct devtier *t = &x->e->devtier;
     x->two_sides = devtier_on(t) && !x->e->watch.fn; /* watchers look into the CPU's scratch */
@@ -328,7 +409,7 @@ static enum status run_two_sides(struct exec *x, const struct op *op, struct err
     int n_cpu = n;
     x->bind.scratch = x->e->buf[op->in[2]].base;
     run_lists(x);
-    c->run_first[n] = x->route.n_rows * x->route.n_used;
+    c->run_first[n] = c->first[n];
     devtier_run(t, &x->whole, &x->e->buf[op->in[0]]);
     place_device(x, 0, &n_cpu);
     enum status s = run_cpu_side(x, op, &n_cpu, err);
@@ -505,6 +586,7 @@ static bool is_special(const struct exec *x, const struct op *op)
 {
     switch (op->code) {
     case OP_ROUTE:
+    case OP_CHOOSE:
     case OP_DEPTH:
     case OP_EXPERTS: return true;
     case OP_KV_PUT:
@@ -530,7 +612,8 @@ static enum status run_special(struct exec *x, const struct op *op, struct err *
 {
     if (is_missing(x, op) && bring(x, op, err)) return err->code;
     switch (op->code) {
-    case OP_ROUTE: run_route(x, op); return OK;
+    case OP_ROUTE:
+    case OP_CHOOSE: run_route(x, op); return OK;
     case OP_DEPTH: depth_run(x->e, op, x->n_rows); return OK;
     case OP_KV_PUT:
     case OP_ATTENTION:
@@ -563,6 +646,9 @@ static void attention_work(const struct exec *x, const struct op *op, struct pro
         const int at = dev_row_at(set, i), next = dev_row_at(set, i + 1 < r->n_rows ? i + 1 : i);
         const int32_t *pos = x->e->set[op->kv_rows].pos;
         uint64_t seen = (uint64_t)(pos ? pos[at] : row[at].pos) + 1;
+        if (op->p.attn.sees)
+            seen = (uint64_t)dev_last_seen(op->p.attn.sees, row[at].pos,
+                                           x->bind.end[row[at].session]) + 1;
         if (op->p.attn.window > 0 && seen > (uint64_t)op->p.attn.window)
             seen = (uint64_t)op->p.attn.window;
         r->kv_macs += seen * (uint64_t)op->p.attn.n_q_heads * (uint64_t)(dk + dv);
@@ -657,7 +743,7 @@ static void bind_step(struct exec *x, int n_out)
     depth_bind(e, x->n_rows, n_out);
     x->bind = (struct dev_bind){
         .buf = e->buf, .weight = e->weight, .row = e->row, .set = e->set,
-        .carry = e->carry, .n_inputs = e->n_inputs,
+        .carry = e->carry, .n_inputs = e->n_inputs, .end = e->end,
         .n_rows = x->n_rows, .n_ctx = e->opt.n_ctx, .kv_offset = e->kv_offset,
         .kv_type = e->opt.kv == TESSERA_KV_Q8_0 ? KV_Q8_0 : KV_F16,
         .segment = e->segment, .segment_of = e->segment_of, .state_offset = e->state_offset,
@@ -705,8 +791,10 @@ static enum status bind_part(struct tessera_engine *e, const struct exec_part *p
     e->kv_base[0] = s->line[0].kv.base;
     e->kv_n[0] = s->n;
     e->stepped[0] = s;
-    e->input[0] = (struct step_input){p->n, -1, TESSERA_LOGITS_NONE};
+    e->input[0] = (struct step_input){0, p->n};
+    e->end[0] = s->n + 1;
     e->n_inputs = 1;
+    e->n_out = p->n;
     for (int r = 0; r < p->n; r++) {
         e->row[r] = (struct dev_row){p->id, s->n, 0};
         e->serials[r] = s->serial;

@@ -249,14 +249,17 @@ enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err
                        e->hp.n_ctx_train);
     if (!chosen) want = e->hp.n_ctx_train < CTX_DEFAULT ? e->hp.n_ctx_train : CTX_DEFAULT;
     const int least = chosen || want < CTX_MIN ? want : CTX_MIN;
+    /* A text that is seen whole is one step. */
+    const bool whole = e->hp.denoise.sees != SEES_BEFORE;
+    if (whole && want > e->opt.n_ubatch) want = e->opt.n_ubatch;
     if (fit_all(e, want, least > CTX_ALL_RAM || want < CTX_ALL_RAM ? least : CTX_ALL_RAM, p))
         return OK;
     e->n_snapshots = e->state_bytes ? 1 : 0;
     while (want > least && kv_all(e, want) > budget / 4) want = less_context(want, least);
     while ((beside(e) + staging(e) > BESIDE_BYTES || fit_arena_bytes(e) > budget / 8) &&
-           smaller_batch(e, ROWS_MIN)) {}
+           smaller_batch(e, whole ? least : ROWS_MIN)) {}
     while (!solve(e, budget, want, p)) {
-        if (smaller_batch(e, e->opt.n_sessions)) continue;
+        if (smaller_batch(e, whole ? least : e->opt.n_sessions)) continue;
         if (want > least) {
             want = less_context(want, least);
         } else if (e->n_snapshots) {
@@ -270,6 +273,6 @@ enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err
                            (unsigned long long)((n + (1u << 20) - 1) >> 20));
         }
     }
-    e->opt.n_ctx = want;
+    e->opt.n_ctx = whole && want > e->opt.n_ubatch ? e->opt.n_ubatch : want;
     return fit_weights(e, budget, p) ? OK : err_set(err, ERR_BUDGET, "the plan does not fit");
 }

@@ -85,7 +85,7 @@ enum status gates_open(struct gates *g, const struct build *m, const int *op_ban
     if (!g->bank) return err_set(e, ERR_MEMORY, "no memory for the routers");
     int n_expert = 0;
     for (int i = 0; i < m->n_op; i++) {
-        if (m->op[i].code != OP_ROUTE) continue;
+        if (m->op[i].code != OP_ROUTE && m->op[i].code != OP_CHOOSE) continue;
         struct gate *one = &g->bank[op_bank[i]];
         one->route = &m->op[i];
         find(one, m, i);

@@ -1,5 +1,6 @@
 /* The generator: from a prompt and a session to text, above the step and the sampler; see
- * tessera.h.  This one is autoregressive: a step settles one token.
+ * tessera.h.  In a model that sees both sides denoise.c says what a step settles; in the others it is
+ * one token.
  *
  * DESIGN.  Text leaves as soon as it is settled.  Two things hold bytes back: a UTF-8 character
  * that is not whole yet (tok_stream), and a tail that could still become a stop string.  Invariant:
@@ -7,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moe/run/denoise.h"
 #include "moe/run/engine_int.h"
 #include "moe/run/sampler.h"
 
@@ -14,6 +16,7 @@ struct tessera_generator {
     struct tessera_session *s;
     struct tessera_generator_options opt;
     struct sampler sampler;
+    struct denoise *denoise; /* NULL = a step settles one token */
     char **stops;
     int32_t *ids;      /* prompt, then every sampled token: the whole timeline wanted */
     int n_ids, cap_ids;
@@ -79,10 +82,26 @@ enum status tessera_generator_open(tessera_session *s, const int32_t *ids, int n
         return st;
     }
     atomic_store(&s->engine->cancel, 0); /* a cancel meant for an earlier answer is not for this */
-    g->timing.n_prompt_reused = tessera_session_reuse(s, ids, n);
-    state_ask(s, n - 1); /* from there the same prompt can be answered again */
     g->timing.n_prompt = n;
     if (o->n_gen_max == 0) g->stop = TESSERA_STOP_LENGTH;
+    const struct tessera_denoising *w = &o->denoise;
+    if (!s->engine->hp.denoise.sees &&
+        (w->alg || w->cache || w->block || w->steps || w->threshold > 0 || w->guidance > 0 ||
+         w->alg_temp > 0)) {
+        tessera_generator_close(g);
+        return err_set(err, ERR_USAGE, "%s writes token by token: steps, blocks, an order, a threshold, "
+                       "a cache and guidance are for models that see both sides", s->engine->arch->name);
+    }
+    if (s->engine->hp.denoise.sees) {
+        if (!g->stop && (st = denoise_open(s, ids, n, o, &g->denoise, err))) {
+            tessera_generator_close(g);
+            return st;
+        }
+        *out = g;
+        return OK;
+    }
+    g->timing.n_prompt_reused = tessera_session_reuse(s, ids, n);
+    state_ask(s, n - 1); /* from there the same prompt can be answered again */
     *out = g;
     return OK;
 }
@@ -93,6 +112,7 @@ void tessera_generator_close(tessera_generator *g)
     for (int i = 0; g->stops && i < g->opt.n_stops; i++) free(g->stops[i]);
     free(g->stops);
     sampler_close(&g->sampler);
+    denoise_close(g->denoise);
     free(g->ids);
     free(g->text);
     free(g);
@@ -101,13 +121,14 @@ void tessera_generator_close(tessera_generator *g)
 bool tessera_generator_want(tessera_generator *g, int n_rows_max, struct tessera_input *in)
 {
     if (g->stop || n_rows_max < 1) return false;
+    g->t_mark = os_seconds();
+    if (g->denoise) return denoise_want(g->denoise, in);
     const int left = g->n_ids - g->s->n;
     const int n = left < n_rows_max ? left : n_rows_max;
     *in = (struct tessera_input){
         .session = g->s, .ids = g->ids + g->s->n, .n = n,
         .logits = n == left ? TESSERA_LOGITS_LAST : TESSERA_LOGITS_NONE,
     };
-    g->t_mark = os_seconds();
     return true;
 }
 
@@ -201,14 +222,53 @@ static void note_depths(struct tessera_generator *g)
     }
 }
 
+/* A character that is cut short comes out when the answer ends. */
+static enum status flush_text(struct tessera_generator *g, struct err *err)
+{
+    if (!g->stop || g->stop == TESSERA_STOP_STRING || !g->stream.n_held) return OK;
+    enum status st = append_piece(g, NULL, 0, err);
+    if (!st && cut_at_stop(g)) g->stop = TESSERA_STOP_STRING;
+    return st;
+}
+
+/* What the pass has settled at the beginning of the text goes on as if it had been sampled. */
+static enum status take_settled(struct tessera_generator *g, int i_in, struct tessera_answer *a,
+                                struct err *err)
+{
+    const struct tok *t = g->s->engine->tok;
+    int n_new;
+    enum status st = denoise_take(g->denoise, i_in, &n_new, err);
+    if (st) return st;
+    a->canvas = denoise_text(g->denoise, &a->n_canvas);
+    a->n_settled = denoise_settled(g->denoise);
+    g->timing.n_passes = denoise_passes(g->denoise);
+    if (!n_new) return OK; /* guidance: the first of two passes */
+    for (; g->n_ids < a->n_settled && !g->stop; g->timing.n_gen = ++g->n_gen) {
+        const int32_t id = a->canvas[g->n_ids];
+        a->id = id;
+        if (t && !g->opt.ignore_end && tok_is_end(t, id)) {
+            g->stop = TESSERA_STOP_END;
+        } else {
+            if ((st = push_id(g, id, err)) || (st = append_token(g, id, err))) return st;
+            if (cut_at_stop(g)) g->stop = TESSERA_STOP_STRING;
+        }
+    }
+    if (!g->stop && a->n_settled == a->n_canvas) g->stop = TESSERA_STOP_LENGTH;
+    if (a->id < 0) a->id = 0; /* something has settled, further on */
+    st = flush_text(g, err);
+    if (!st) hand_out(g, a);
+    return st;
+}
+
 enum status tessera_generator_take(tessera_generator *g, int i_in, struct tessera_answer *a,
                                    struct err *err)
 {
     *a = (struct tessera_answer){.text = "", .id = -1};
     drop_given(g);
     const double now = os_seconds(), spent = now - g->t_mark;
-    if (g->n_gen == 0) g->timing.prompt_s += spent;
+    if (g->n_gen == 0 && !g->timing.n_passes) g->timing.prompt_s += spent;
     else g->timing.gen_s += spent;
+    if (g->denoise) return take_settled(g, i_in, a, err);
     note_depths(g);
     if (g->s->n < g->n_ids) return OK; /* more of the prompt to come */
     const float *logits = tessera_logits(g->s->engine, i_in, g->s->engine->input[i_in].n - 1);
@@ -225,10 +285,7 @@ enum status tessera_generator_take(tessera_generator *g, int i_in, struct tesser
         if ((st = push_id(g, id, err)) || (st = append_token(g, id, err))) return st;
         g->stop = cut_at_stop(g) ? TESSERA_STOP_STRING : after_token(g);
     }
-    if (g->stop && g->stop != TESSERA_STOP_STRING && g->stream.n_held) {
-        st = append_piece(g, NULL, 0, err);
-        if (!st && cut_at_stop(g)) g->stop = TESSERA_STOP_STRING;
-    }
+    st = flush_text(g, err);
     if (!st) hand_out(g, a);
     return st;
 }

@@ -13,7 +13,7 @@ struct obs {
     int32_t layer;
     int32_t session;     /* serial number of the session */
     int32_t pos, token;
-    int32_t n_used;
+    int32_t n_used;      /* the same for all rows, unless experts choose them */
     const int32_t *expert; /* [n_used] in router-slot order; borrowed, as all arrays are */
     const float *weight;   /* [n_used] */
     const uint8_t *in_ram; /* [n_used] whether it was in memory when the router named it */
@@ -27,7 +27,7 @@ struct obs_ring {
     uint8_t *in_ram;     /* [cap][n_used] */
     void (*sink)(void *arg, const struct obs *o); /* sees every record as it is put; or NULL */
     void *sink_arg;
-    int stride, cap, n_used;
+    int stride, cap, n_used; /* n_used: at most */
     uint64_t n_written;  /* records ever */
 };
 
