@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "moe/base/osfile.h"
+#include "moe/run/chunk_run.h"
 #include "moe/run/depth_run.h"
 #include "quant/codec.h"
 #include "quant/stack.h"
@@ -446,6 +447,8 @@ static bool is_special(const struct exec *x, const struct op *op)
     switch (op->code) {
     case OP_ROUTE:
     case OP_DEPTH:
+    case OP_SPAN:
+    case OP_SMOOTH:
     case OP_EXPERTS: return true;
     case OP_EMBED: return !x->e->weight[op->weight[0]].data;
     case OP_MATMUL:
@@ -462,6 +465,8 @@ static enum status run_special(struct exec *x, const struct op *op, struct err *
     switch (op->code) {
     case OP_ROUTE: run_route(x, op); return OK;
     case OP_DEPTH: depth_run(x->e, op, x->n_rows); return OK;
+    case OP_SPAN:
+    case OP_SMOOTH: chunk_run(x->e, op); return OK;
     case OP_EXPERTS:
         if (!x->route.n_rows) return OK;
         return x->two_sides ? run_two_sides(x, op, err) : run_experts(x, op, err);

@@ -6,7 +6,7 @@
 
 #include "moe/run/engine_int.h"
 
-enum { RECORDS = 1 << 14, HEAD = 7 };
+enum { RECORDS = 1 << 14, HEAD = 8 };
 
 enum status obs_open(struct obs_ring *r, int n_used, struct err *e)
 {
@@ -40,11 +40,12 @@ void obs_put(struct obs_ring *r, const struct obs *o)
     w[4] = o->pos;
     w[5] = o->token;
     w[6] = (int32_t)o->wait_us;
-    memcpy(w + HEAD, o->expert, sizeof *w * (size_t)r->n_used);
+    w[7] = o->n_used;
+    memcpy(w + HEAD, o->expert, sizeof *w * (size_t)o->n_used);
     memcpy(r->weight + (size_t)(r->n_written % (uint64_t)r->cap) * (size_t)r->n_used, o->weight,
-           sizeof *o->weight * (size_t)r->n_used);
+           sizeof *o->weight * (size_t)o->n_used);
     memcpy(r->in_ram + (size_t)(r->n_written % (uint64_t)r->cap) * (size_t)r->n_used, o->in_ram,
-           (size_t)r->n_used);
+           (size_t)o->n_used);
     r->n_written++;
     if (r->sink) r->sink(r->sink_arg, o);
 }
@@ -56,7 +57,7 @@ int obs_get(const struct obs_ring *r, uint64_t i, struct obs *o)
     *o = (struct obs){
         .step = (uint32_t)w[0] | (uint64_t)(uint32_t)w[1] << 32,
         .layer = w[2], .session = w[3], .pos = w[4], .token = w[5],
-        .n_used = r->n_used, .expert = w + HEAD,
+        .n_used = w[7], .expert = w + HEAD,
         .weight = r->weight + (size_t)(i % (uint64_t)r->cap) * (size_t)r->n_used,
         .in_ram = r->in_ram + (size_t)(i % (uint64_t)r->cap) * (size_t)r->n_used,
         .wait_us = (uint32_t)w[6],

@@ -13,7 +13,7 @@ struct obs {
     int32_t layer;
     int32_t session;     /* serial number of the session */
     int32_t pos, token;
-    int32_t n_used;
+    int32_t n_used;      /* obs_open's at most */
     const int32_t *expert; /* [n_used] in router-slot order; borrowed, as all arrays are */
     const float *weight;   /* [n_used] */
     const uint8_t *in_ram; /* [n_used] whether it was in memory when the router named it */
