@@ -166,6 +166,7 @@ static int concepts(struct block *c, int x)
     const int n = c->h->n_layer - p->n_encoder - p->n_decoder, d = c->h->n_embd;
     const int end = p->loop_first + p->loop_count, was = b->err->code ? 0 : b->buf[x].width;
     if (d != was) x = build_linear(b, "concept_up", x, build_tiles(b, "concept.up.weight", 0, was, d, 1));
+    build_foresee(b, x);
     for (int l = 0, times = 1; l < n && !b->err->code; l++) {
         block_layer(c, p->n_encoder + l, &x);
         if (l + 1 == end && p->loop_count && times < p->loop_times) {
@@ -199,6 +200,7 @@ static void describe(struct build *b, const struct hparams *h)
     b->rows = ROWS_ALL;
     const int smooth = build_smooth(b, "smooth", y, chance, 0);
     build_add(b, "concept", smooth, x);
+    build_foresee(b, x);
     k.joint = p->joint ? smooth : 0;
     for (int l = h->n_layer - p->n_decoder; l < h->n_layer && !b->err->code; l++) {
         k.more = l + 1 < h->n_layer;

@@ -404,6 +404,89 @@ static void test_work(void **state)
     tessera_close(e);
 }
 
+/* Whether a group of the pool is of the concept network, layers 2 to 4 of "concept". */
+static bool is_network(const tessera_engine *e, const struct group *g)
+{
+    int l = -1;
+    const int w = e->resid.parts.part[g->part[0]].weight;
+    return sscanf(e->weights.at[w].name, "blk.%d.", &l) == 1 && l >= 2 && l <= 4;
+}
+
+/* Groups of the concept network that are not on disk alone; others are added to *others. */
+static int network_there(const tessera_engine *e, bool was[], int *others, int *fresh)
+{
+    int n = 0;
+    for (int i = 0; i < e->resid.n_groups; i++) {
+        const struct group *g = &e->resid.group[i];
+        const bool there = g->state != GROUP_DISK;
+        if (g->n_parts < 1) continue;
+        if (is_network(e, g)) {
+            *fresh += there && !was[i];
+            n += there;
+        } else {
+            *others += there && !was[i];
+        }
+        was[i] = there;
+    }
+    return n;
+}
+
+/* With hardly any memory: the same bits, and nothing of the concept network comes from the disk for
+ * tokens that begin no concept, whoever guesses what is needed next. */
+static void test_not_read(void **state)
+{
+    (void)state;
+    static const char *const guess[] = {"none", "gate,always", "previous,always", "frequency,always"};
+    static bool was[4096];
+    for (int i = 0; i < 4; i++) {
+        struct variant v = *find("once");
+        struct run one, got;
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(&v, N_IDS, &one);
+        v.open.mem_budget = smallest(&v.open);
+        v.open.predictor = guess[i];
+        tessera_engine *e = must_open(&v.open);
+        tessera_session *s = session(e);
+        assert_in_range(e->resid.n_groups, 1, 4095);
+        memset(was, 0, sizeof was);
+        feed(e, s, 1, 1, NULL, &got);
+        int others = 0, fresh = 0;
+        assert_true(network_there(e, was, &others, &fresh) > 0);
+        assert_true(fresh > 0);
+        others = fresh = 0;
+        for (int n = 2; n <= N_IDS; n++) {
+            feed(e, s, n, 1, NULL, &got);
+            (void)network_there(e, was, &others, &fresh);
+        }
+        assert_true(same(&got, &one));
+        assert_true(others > 0); /* the others do come and go */
+        if (fresh) fail_msg("%s: %d parts were read for nothing", guess[i], fresh);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* Every variant under the smallest budget, with guesses. */
+static void test_small_budget(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"c-last", "wide-sum", "loop", "hnet"};
+    for (int i = 0; i < 4; i++) {
+        struct variant v = *find(names[i]);
+        struct run one, got;
+        memset(&one, 0, sizeof one);
+        run_all(&v, N_IDS, &one);
+        v.open.mem_budget = smallest(&v.open);
+        v.open.predictor = i % 2 ? "previous,always" : "gate,always";
+        for (int piece = 1; piece < 80; piece += 77) {
+            memset(&got, 0, sizeof got);
+            run_all(&v, piece, &got);
+            if (!same(&got, &one)) fail_msg("%s, pieces of %d: other bits", names[i], piece);
+        }
+    }
+}
+
 /* ---- what must fail ---- */
 
 static void test_mutations(void **state)
@@ -518,6 +601,7 @@ int main(void)
         cmocka_unit_test(test_save), cmocka_unit_test(test_spill),
         cmocka_unit_test(test_zero_joint), cmocka_unit_test(test_first_factor),
         cmocka_unit_test(test_kv_bytes), cmocka_unit_test(test_work),
+        cmocka_unit_test(test_not_read), cmocka_unit_test(test_small_budget),
         cmocka_unit_test(test_mutations), cmocka_unit_test(test_bad_files),
     };
     return cmocka_run_group_tests_name("concept", tests, set_up, tear_down);

@@ -350,6 +350,7 @@ static void elem_row(const struct job *j, int r)
     case OP_DEPTH:
     case OP_SPAN:
     case OP_SMOOTH:
+    case OP_FORESEE:
     case OP_EXPERTS:
     case OP_L2_NORM:
     case OP_CONV:
@@ -892,6 +893,7 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_ROUTE:
     case OP_SPAN:
     case OP_SMOOTH:
+    case OP_FORESEE:
     case OP_DEPTH: ASSERT(!"routing is the executor's"); break;
     case OP_EMBED:
     case OP_ROPE_TABLE:
@@ -920,7 +922,7 @@ static bool cpu_supports(const struct dev *d, const struct op *op)
 {
     (void)d;
     return op->code != OP_ROUTE && op->code != OP_DEPTH && op->code != OP_SPAN &&
-           op->code != OP_SMOOTH;
+           op->code != OP_SMOOTH && op->code != OP_FORESEE;
 }
 
 static dev_fence cpu_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)

@@ -42,6 +42,7 @@
     X(OP_SPAN, "span", "out = sum of in since the row behind the last one that is in p.span.set")  \
     X(OP_SMOOTH, "smooth", "out = what the last row in in[0]'s set gave, smoothed by in[1]")       \
     X(OP_KV_CARRY, "kv-carry", "K and V of positions that went less deep come from where they did") \
+    X(OP_FORESEE, "foresee", "in = the rows that go into the layers behind: reads can begin")      \
     X(OP_GLU, "glu", "out = act(in[0]) * in[1], act as in p.glu")                                  \
     X(OP_ROUTE, "route", "chooses experts and their weights from the router's logits in[0]")       \
     X(OP_EXPERTS, "experts", "out = sum over a row's experts of w * down(glu(gate, up))")

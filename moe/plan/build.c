@@ -393,6 +393,12 @@ int build_smooth(struct build *b, const char *name, int in, int chance, float ma
     return x;
 }
 
+void build_foresee(struct build *b, int x)
+{
+    struct op *op = new_op(b, OP_FORESEE, "foresee");
+    op->in[0] = touch(b, x);
+}
+
 void build_kv_carry(struct build *b, int first, int n, int step)
 {
     if (b->err->code) return;

@@ -123,6 +123,9 @@ int build_depth(struct build *b, const char *name, int logits, int values, int w
 int build_boundary(struct build *b, const char *name, int mine, int before, struct depth_params p);
 int build_span(struct build *b, const char *name, int in, int set);
 int build_smooth(struct build *b, const char *name, int in, int chance, float margin);
+/* x goes into the layers that are described next: their experts can be foreseen and read from here on,
+ * where the layer before them was on other rows. */
+void build_foresee(struct build *b, int x);
 /* Before the rows at hand go through layers whose slots are first + (step - 1) n .. + n - 1: positions
  * that are not in these get what they have in the slots of their own depth, first + (depth - 1) n. */
 void build_kv_carry(struct build *b, int first, int n, int step);
