@@ -192,7 +192,7 @@ static void describe(struct build *b, const struct hparams *h)
     b->at_layer = -1;
     b->depth_first = 0;
     b->n_depth = 1;
-    const int set = build_row_set(b, "concepts", 1 / (double)p->ratio);
+    const int set = build_row_set(b, "chunk", 1 / (double)p->ratio);
     const int chance = boundaries(&k, x, set);
     const int span = p->sum ? build_span(b, "span", x, set) : x;
     b->rows = set;
