@@ -1,6 +1,6 @@
 /* Writes GGUF models with random weights, of any size: for benchmarks (gigabytes at disk speed) and
  * for tests (a few kilobytes).  Architectures llama (dense and Mixtral), qwen3moe, olmoe, and the
- * repeated mor and ouro.
+ * repeated mor and ouro, conceptmoe.
  *
  * DESIGN.  Weights are drawn as valid blocks of their format, not quantised from floats: random
  * codes and a scale such that the weights have the standard deviation 1/sqrt(columns), which keeps
@@ -52,6 +52,11 @@ struct gen_spec {
      * stop, is a half. */
     int n_repeats;
     float threshold[8], router_sigma;
+    /* conceptmoe: its first and its last layers.  Boundaries are planted: column 0 of the embedding says
+     * if an id is odd, the routers see that column alone, and so a concept begins wherever an odd id
+     * follows an even one or the other way round, whatever the layers make of the rest. */
+    int n_encoder, n_decoder;
+    float concept_threshold; /* of the chances, which are 0 and 1 */
     uint64_t seed;
 };
 
@@ -62,7 +67,7 @@ static inline struct gen_spec gen_defaults(void)
         .arch = "qwen3moe", .name = "random weights", .n_layer = 8, .n_embd = 2048, .n_head = 32,
         .n_head_kv = 4, .head_dim = 128, .n_ff = 768, .n_expert = 128, .n_expert_used = 8,
         .n_ctx = 32768, .rope_base = 1e6f, .rms_eps = 1e-6f, .type = QTYPE_Q8_0, .n_vocab = 256,
-        .threshold = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f}, .seed = 1,
+        .n_encoder = 1, .n_decoder = 1, .concept_threshold = 0.5f, .threshold = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f}, .seed = 1,
     };
 }
 
@@ -295,6 +300,10 @@ static void gen_routers(struct gen_model *m)
 {
     char name[32];
     if (gen_is(&m->spec, "ouro")) gen_router(m, "exit_gate");
+    for (int i = 0; gen_is(&m->spec, "conceptmoe") && i < 2; i++)
+        gen_add(m, i ? "concept.router_k" : "concept.router_q", -1,
+                (struct gen_tensor){.type = QTYPE_F32, .n_dims = 2, .dim = {
+                    (uint64_t)m->spec.n_embd, (uint64_t)m->spec.n_embd}});
     for (int r = 1; gen_is(&m->spec, "mor") && r <= m->spec.n_repeats; r++) {
         (void)snprintf(name, sizeof name, "rec.%d.router", r);
         gen_router(m, name);
@@ -304,6 +313,7 @@ static void gen_routers(struct gen_model *m)
 static void gen_layer(struct gen_model *m, int l)
 {
     const struct gen_spec *g = &m->spec;
+    const bool joint = gen_is(g, "conceptmoe") && l >= g->n_layer - g->n_decoder;
     int q = g->n_head * g->head_dim, kv = g->n_head_kv * g->head_dim, n = g->n_expert;
     bool olmoe = !strcmp(g->arch, "olmoe"), qwen = !strcmp(g->arch, "qwen3moe");
     gen_norm(m, "attn_norm", l, g->n_embd);
@@ -311,6 +321,11 @@ static void gen_layer(struct gen_model *m, int l)
     gen_matrix(m, "attn_k", l, g->n_embd, kv, 0);
     gen_matrix(m, "attn_v", l, g->n_embd, kv, 0);
     gen_matrix(m, "attn_output", l, q, g->n_embd, 0);
+    if (joint) {
+        gen_matrix(m, "attn_q_concept", l, g->n_embd, q, 0);
+        gen_matrix(m, "attn_k_concept", l, g->n_embd, kv, 0);
+        gen_matrix(m, "attn_v_concept", l, g->n_embd, kv, 0);
+    }
     if (olmoe || qwen) {
         gen_norm(m, "attn_q_norm", l, olmoe ? q : g->head_dim);
         gen_norm(m, "attn_k_norm", l, olmoe ? kv : g->head_dim);
@@ -355,10 +370,15 @@ static enum status gen_check(const struct gen_spec *g, struct err *e)
     unsigned char block[512];
     bool olmoe = !strcmp(g->arch, "olmoe"), llama = !strcmp(g->arch, "llama");
     const bool repeats = !strcmp(g->arch, "mor") || !strcmp(g->arch, "ouro");
+    const bool concepts = !strcmp(g->arch, "conceptmoe");
     rng_seed(&r, 0);
-    if (!llama && !olmoe && !repeats && strcmp(g->arch, "qwen3moe"))
-        return err_set(e, ERR_USAGE, "cannot generate %s; known: qwen3moe olmoe llama mor ouro",
-                       g->arch);
+    if (!llama && !olmoe && !repeats && !concepts && strcmp(g->arch, "qwen3moe"))
+        return err_set(e, ERR_USAGE, "cannot generate %s; known: qwen3moe olmoe llama mor ouro "
+                       "conceptmoe", g->arch);
+    if (concepts && (g->n_encoder < 1 || g->n_decoder < 1 ||
+                     g->n_encoder >= g->n_layer - g->n_decoder))
+        return err_set(e, ERR_USAGE, "%d and %d of %d layers leave none for concepts", g->n_encoder,
+                       g->n_decoder, g->n_layer);
     if (repeats && (g->n_expert || g->n_repeats < 1 || g->n_repeats > 8))
         return err_set(e, ERR_USAGE, "%s takes 1 to 8 --repeats and no experts", g->arch);
     if (g->type != GEN_Q4_K_M &&
@@ -520,6 +540,13 @@ static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const stru
         gguf_put_array(w, gen_key(k, g, "recursion.threshold"), GGUF_F32, g->threshold,
                        (uint64_t)g->n_repeats);
     }
+    if (!strcmp(g->arch, "conceptmoe")) {
+        gguf_put_u32(w, gen_key(k, g, "concept.encoder_block_count"), (uint32_t)g->n_encoder);
+        gguf_put_u32(w, gen_key(k, g, "concept.decoder_block_count"), (uint32_t)g->n_decoder);
+        gguf_put_f32(w, gen_key(k, g, "concept.target_ratio"), 2);
+        gguf_put_f32(w, gen_key(k, g, "concept.threshold"), g->concept_threshold);
+        gguf_put_bool(w, gen_key(k, g, "expert_weights_norm"), true);
+    }
     if (!strcmp(g->arch, "qwen3moe"))
         gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);
     if (!vocab && g->byte_vocab && !g->trace) gen_byte_vocab(w, g->chat);
@@ -639,6 +666,28 @@ static enum status gen_around(struct gguf_writer *w, struct gen_pools *p, struct
     return s;
 }
 
+/* An embedding whose column 0 says if the id is odd, and a router that sees nothing else. */
+static enum status gen_planted(struct gguf_writer *w, struct gen_pools *p, const struct gen_tensor *t,
+                               struct err *e)
+{
+    const size_t row_bytes = (size_t)qtype_bytes(t->type, t->dim[0]);
+    const bool embd = !strcmp(t->name, "token_embd.weight");
+    float *x = malloc(sizeof *x * (size_t)t->dim[0]);
+    unsigned char *row = malloc(row_bytes);
+    enum status s = x && row ? OK : err_set(e, ERR_MEMORY, "no memory for a row");
+    for (int i = 0; i < (int)t->dim[1] && !s; i++) {
+        for (int k = 0; k < (int)t->dim[0]; k++) x[k] = embd ? gen_normal(&p->rng) : 0;
+        if (embd) x[0] = i % 2 ? 16 : -16;
+        else x[0] = i == 0;
+        if (t->type == QTYPE_F32) memcpy(row, x, row_bytes);
+        else codec_encode(CPU_REF, t->type, x, NULL, row, (int64_t)t->dim[0]);
+        s = gguf_writer_data(w, row, row_bytes, e);
+    }
+    free(x);
+    free(row);
+    return s;
+}
+
 static enum status gen_data(struct gguf_writer *w, struct gen_pools *p, struct gen_model *m,
                             const struct gen_tensor *t, unsigned char *small, struct err *e)
 {
@@ -648,6 +697,9 @@ static enum status gen_data(struct gguf_writer *w, struct gen_pools *p, struct g
         if (strstr(t->name, ".attn_output.") || strstr(t->name, ".ffn_down_exps."))
             return gen_around(w, p, m, t, small, e);
     }
+    if (gen_is(&m->spec, "conceptmoe") &&
+        (!strcmp(t->name, "token_embd.weight") || !strncmp(t->name, "concept.", 8)))
+        return gen_planted(w, p, t, e);
     return gen_random(w, p, t, t->bytes, small, e);
 }
 

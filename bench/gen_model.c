@@ -11,13 +11,15 @@ static int usage(FILE *to)
 {
     (void)fputs(
         "usage: gen_model OUT [options]     a GGUF model with random weights\n"
-        "  --arch NAME      qwen3moe (default), olmoe, llama, mor, ouro\n"
+        "  --arch NAME      qwen3moe (default), olmoe, llama, mor, ouro, conceptmoe\n"
         "  --type TYPE      F32 F16 BF16 Q8_0 (default) Q4_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS\n"
         "                   MXFP4, or the mixture Q4_K_M\n"
         "  --layers N --embd N --heads N --kv-heads N --head-dim N --ff N (of one expert)\n"
         "  --experts N      0 = dense (llama, mor, ouro)\n"
         "  --router-spread N  of mor's and ouro's routers, in hundredths (default 0: all scores a half)\n"
         "  --repeats N      mor: recursions of the layers but the first and the last; ouro: loops\n"
+        "  --encoder N --decoder N  conceptmoe: first and last layers (default 1); a concept begins\n"
+        "                   wherever an odd id follows an even one or the other way round\n"
         "  --used N         experts per token\n"
         "  --ctx N          context length written to the file\n"
         "  --vocab FILE     copy this GGUF's tokenizer\n"
@@ -58,6 +60,7 @@ static bool option(struct gen_spec *g, const char *name, const char *value)
         {"--kv-heads", &g->n_head_kv}, {"--head-dim", &g->head_dim}, {"--ff", &g->n_ff},
         {"--experts", &g->n_expert}, {"--used", &g->n_expert_used}, {"--ctx", &g->n_ctx},
         {"--n-vocab", &g->n_vocab}, {"--repeats", &g->n_repeats},
+        {"--encoder", &g->n_encoder}, {"--decoder", &g->n_decoder},
     };
     const struct { const char *name; const char **to; } texts[] = {
         {"--arch", &g->arch}, {"--vocab", &g->vocab}, {"--name", &g->name},

@@ -27,6 +27,8 @@
     X(deepseek2)                                                                                   \
     X(glm4moe)                                                                                     \
     X(gptoss)                                                                                      \
+    X(conceptmoe)                                                                                  \
+    X(hnet)                                                                                        \
     X(mor)                                                                                         \
     X(nanbeige)                                                                                    \
     X(ouro)                                                                                        \

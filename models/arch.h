@@ -65,6 +65,27 @@ struct denoise_params {
     float temp, top_p;          /* 0 and 1 otherwise */
 };
 
+struct concept_params {         /* tokens merge into concepts (conceptmoe.c) */
+    int n_encoder, n_decoder;   /* layers before and behind them, which see tokens */
+    int n_embd;                 /* width of concepts */
+    int n_heads, n_kv_heads, n_ff, n_ff_expert, n_used; /* of their layers */
+    float ratio, threshold;     /* tokens per concept, expected; chance of a boundary */
+    bool sum;                   /* of a span's tokens, else its last one */
+    bool previous;              /* the query is of the token before, the key of the present one */
+    bool joint;                 /* the decoder's Q, K and V see the concept, too */
+    int loop_first, loop_count, loop_times; /* concept layers that run more than once */
+};
+
+enum { HNET_STAGES_MAX = 8 };
+
+struct hnet_params {            /* stages of chunks, outermost first (hnet.c) */
+    int n;
+    struct hnet_stage {
+        int n_embd, n_heads, n_ff, n_rot, window;
+        char encoder[132], decoder[132]; /* a letter for each layer */
+    } stage[HNET_STAGES_MAX];
+};
+
 /* What the keys of a file say, in the terms that these architectures share (models/keys.c). */
 struct hparams {
     int n_layer, n_embd, n_vocab, n_ctx_train;
@@ -95,6 +116,8 @@ struct hparams {
     struct recursion_params rec;
     struct denoise_params denoise;
     const struct gguf_kv *choice_scale; /* of gates, by how many experts took a row; NULL = none */
+    struct concept_params concept;
+    struct hnet_params hnet;
 };
 
 struct arch {
@@ -198,6 +221,7 @@ struct block {
     bool more;              /* layers follow whatever the last one's number: nothing is narrowed */
     int use_slot;           /* for the next layer, made before; 0 = a new one, else 1 + its number */
     bool reads_slot;        /* it looks at K and V there and leaves none */
+    int joint;              /* rows that attn_{q,k,v}_concept see beside the normed ones; 0 = none */
 };
 
 /* The whole model: embedding, layers, last norm, head.  Only rows that need logits pass the last

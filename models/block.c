@@ -137,19 +137,40 @@ static int qkv_tiles(struct block *k, int l, int which)
                        gated ? 2 * r.n[which] : r.n[which], 1);
 }
 
+/* The rows at hand of x. */
+static int rows_of(struct block *k, const char *name, int x)
+{
+    return !k->b->err->code && k->b->buf[x].rows != k->b->rows ? build_select(k->b, name, x) : x;
+}
+
+/* Adds the products of k->joint. */
+static void project_joint(struct block *k, int l, int n, const int *which, const char *const *name,
+                          const int *out)
+{
+    const struct qkv_rows r = qkv_rows(k->h);
+    int w[QKV], more[QKV];
+    for (int i = 0; i < n; i++)
+        w[i] = build_tiles(k->b, name_of(qkv_stem[which[i]], "_concept", "weight").s, l,
+                           k->h->n_embd, r.n[which[i]], 1);
+    build_linears(k->b, "attn_concept", rows_of(k, "concept", k->joint), n, w, name, more);
+    for (int i = 0; i < n; i++) build_add(k->b, "attn_concept", more[i], out[i]);
+}
+
 /* The products of n with K's, V's and Q's matrix, those that are wanted, in one step. */
 static void project(struct block *k, int l, const char *step, int n, const bool want[QKV],
                     int y[QKV])
 {
     static const char *const names[QKV] = {"k", "v", "q"};
     const char *name[QKV];
-    int w[QKV], out[QKV], m = 0;
+    int w[QKV], which[QKV], out[QKV], m = 0;
     for (int i = 0; i < QKV; i++) {
         if (!want[i]) continue;
+        which[m] = i;
         w[m] = qkv_tiles(k, l, i);
         name[m++] = names[i];
     }
     build_linears(k->b, step, n, m, w, name, out);
+    if (k->joint) project_joint(k, l, m, which, name, out);
     for (int i = QKV - 1; i >= 0; i--)
         if (want[i]) y[i] = out[--m];
 }
@@ -403,12 +424,7 @@ void block_feed_forward(struct block *k, int l, int x, int logits)
 
 int block_router(struct block *k, const char *step, const char *name, int n, int x)
 {
-    struct build *b = k->b;
-    const int w = build_tiles(b, name, 0, k->h->n_embd, n, 1);
-    if (!b->err->code && qtype_info(b->ws->at[w].type)->block > 1)
-        err_set(b->err, ERR_UNSUPPORTED, "tensor %s is quantised: what decides how deep a token goes "
-                "stays F32, or F16 or BF16 at least", name);
-    return build_linear(b, step, x, w);
+    return build_router(k->b, step, name, n, x);
 }
 
 int block_begin(struct block *k, struct build *b, const struct hparams *h,

@@ -219,8 +219,11 @@ int tessera_session_n(const tessera_session *s);      /* tokens in the timeline 
 int tessera_session_n_ctx(const tessera_session *s);
 const int32_t *tessera_session_ids(const tessera_session *s); /* [n], borrowed until it changes */
 
-/* Depth [n] of each token's pass; NULL where the model has no such thing. */
+/* Depth [n] of each token's pass; NULL where the model has no such thing.  Where tokens merge into
+ * concepts those that begin a boundary have depth 1, and the others 0. */
 const unsigned char *tessera_session_depths(const tessera_session *s);
+/* The chance [n] of a boundary at each token (NAN: loaded from a file); NULL: no concepts. */
+const float *tessera_session_chances(const tessera_session *s);
 
 /* A mark is a place on the timeline to come back to: everything after it is forgotten, exactly.
  *

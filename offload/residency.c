@@ -304,6 +304,7 @@ void resid_close(struct resid *r)
     free(r->expect);
     free(r->guess);
     free(r->seq);
+    free(r->off);
     free(r->seq_at);
     free(r->demand.item);
     free(r->ahead.item);
@@ -333,8 +334,10 @@ enum status resid_sequence(struct resid *r, const int *weight, int n, int *first
     for (int i = 0; i < n; i++)
         if (r->kind[weight[i]] == KIND_DENSE) total += list_pieces(r, weight[i], 0, false);
     free(r->seq);
+    free(r->off);
     r->seq = calloc((size_t)total + 1, sizeof *r->seq);
-    if (!r->seq) return err_set(e, ERR_MEMORY, "no memory for the order of reads");
+    r->off = calloc((size_t)total + 1, sizeof *r->off);
+    if (!r->seq || !r->off) return err_set(e, ERR_MEMORY, "no memory for the order of reads");
     r->n_seq = 0;
     for (int i = 0; i < n; i++) {
         first[i] = -1;

@@ -160,6 +160,7 @@ struct resid {
     /* the ring: pieces in the order of use, set by the engine */
     int32_t *seq;            /* [n_seq] groups */
     int32_t *seq_at;         /* [n pieces] place of each in seq */
+    bool *off;               /* [n_seq] it is not known that the step needs it */
     int n_seq;
 
     int pinned_piece;        /* group, -1 = none */
@@ -262,6 +263,9 @@ void resid_speculate(struct resid *r);
 /* Of a pass that scans: the next bank will most likely want these [n], distinct.  Where nearly all
  * of a layer's experts are wanted nobody has to say so. */
 void resid_expect(struct resid *r, int bank, const int32_t *expert, int n);
+
+/* Whether the matrix whose pieces begin at place `at` is read ahead: at first, yes. */
+void resid_expect_piece(struct resid *r, int at, bool on);
 
 /* A piece of a streamed matrix, by its place in the sequence; pinned until the next call. */
 struct resid_piece {

@@ -461,8 +461,21 @@ static void pieces_ahead(struct resid *r, int at)
 {
     int most = r->now.n_ring - 1 < PIECES_AHEAD ? r->now.n_ring - 1 : PIECES_AHEAD;
     if (most > r->n_seq - 1) most = r->n_seq - 1;
-    for (int d = 1; d <= most; d++)
-        if (!start_piece(r, r->seq[(at + d) % r->n_seq], at, d, AHEAD_KNOWN)) return;
+    for (int d = 1, n = 0; d < r->n_seq && n < most; d++) {
+        const int next = (at + d) % r->n_seq;
+        if (r->off[next]) continue;
+        if (!start_piece(r, r->seq[next], at, d, AHEAD_KNOWN)) return;
+        n++;
+    }
+}
+
+void resid_expect_piece(struct resid *r, int at, bool on)
+{
+    const struct group *g = &r->group[r->seq[at]];
+    const int weight = r->parts.part[g->part[0]].weight, n_rows = r->parts.weights->at[weight].n_rows;
+    pthread_mutex_lock(&r->fetch.lock);
+    for (int row = 0; row < n_rows; row += r->group[r->seq[at++]].n_rows) r->off[at] = !on;
+    pthread_mutex_unlock(&r->fetch.lock);
 }
 
 enum status resid_piece(struct resid *r, int at, struct resid_piece *p, struct err *e)

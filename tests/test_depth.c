@@ -18,23 +18,11 @@
 #include "moe/run/engine_int.h"
 #include "moe/tessera.h"
 #include "quant/build/convert.h"
-#include "tests/engine.h"
+#include "tests/refcase.h"
 #include "tests/rewrite.h"
 #include "tests/shared.h"
 
-enum { N_IDS = 100, VOCAB = 40, CASES = 64, N_SPLITS = 1000 };
-
-static char dir[64] = "/tmp/tessera-depth-XXXXXX";
-static int32_t ids[N_IDS];
-
-struct variant {
-    char name[40], model[40], options[80];
-    char path[160];
-    struct tessera_options open;
-};
-
-static struct variant variant[CASES];
-static int n_variants;
+enum { N_SPLITS = 1000 };
 
 /* ---- variants ---- */
 
@@ -96,129 +84,30 @@ static void make_variant(struct variant *v)
     char from[160], options[80];
     model_path(v->model, from);
     rw_open(&r, from);
-    v->open = tessera_defaults();
     (void)snprintf(options, sizeof options, "%s", v->options);
     for (char *o = strtok(options, " "); o; o = strtok(NULL, " ")) apply(v, &r, o);
     if (!strcmp(v->model, "mor-none")) drop_routers(&r);
-    (void)snprintf(v->path, sizeof v->path, "%s/%s.gguf", dir, v->name);
     rw_write(&r, v->path);
     rw_close(&r);
-    v->open.model_path = v->path;
-    v->open.n_threads = 2;
 }
 
 static int set_up(void **state)
 {
     (void)state;
-    size_t n = 0;
-    assert_non_null(mkdtemp(dir));
-    char *text = shared_slurp("tests/depth/text.ids", &n), *at = text;
-    assert_non_null(text);
-    for (int i = 0; i < N_IDS; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ",\n");
-    }
-    free(text);
-    text = shared_slurp("tests/depth/cases.txt", &n);
-    assert_non_null(text);
-    for (char *line = text, *end; *line && n_variants < CASES; line = end + 1) {
-        struct variant *v = &variant[n_variants++];
-        end = strchr(line, '\n');
-        *end = 0;
-        assert_true(sscanf(line, "%39s %39s %79[^\n]", v->name, v->model, v->options) >= 2);
-        make_variant(v);
-    }
-    free(text);
+    ref_open("tests/depth", make_variant);
     return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    for (int i = 0; i < n_variants; i++) (void)unlink(variant[i].path);
-    (void)rmdir(dir);
+    ref_close();
     return 0;
-}
-
-/* ---- running ---- */
-
-struct run {
-    float logits[N_IDS * VOCAB];
-    unsigned char depth[N_IDS];
-};
-
-/* The tokens that follow, to the n-th, in pieces of which next() says the size. */
-static void feed(tessera_engine *e, tessera_session *s, int n, int piece, struct rng *r,
-                 struct run *out)
-{
-    struct err err;
-    for (int at = tessera_session_n(s), m; at < n; at += m) {
-        m = r ? 1 + (int)rng_below(r, rng_below(r, 3) ? 4 : 60) : piece;
-        if (m > n - at) m = n - at;
-        const struct tessera_input in = {s, ids + at, m, TESSERA_LOGITS_ALL};
-        if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
-        for (int i = 0; i < m; i++)
-            memcpy(out->logits + (at + i) * VOCAB, tessera_logits(e, 0, i), sizeof(float) * VOCAB);
-    }
-    if (tessera_session_depths(s)) memcpy(out->depth, tessera_session_depths(s), (size_t)n);
-}
-
-static void run_all(const struct variant *v, int piece, struct run *out)
-{
-    tessera_engine *e = must_open(&v->open);
-    tessera_session *s = session(e);
-    feed(e, s, N_IDS, piece, NULL, out);
-    tessera_session_close(s);
-    tessera_close(e);
-}
-
-static bool same(const struct run *a, const struct run *b)
-{
-    return !memcmp(a->logits, b->logits, sizeof a->logits) &&
-           !memcmp(a->depth, b->depth, sizeof a->depth);
-}
-
-static void want_of(const char *name, struct run *out)
-{
-    char path[160];
-    size_t n = 0;
-    (void)snprintf(path, sizeof path, "tests/depth/%s.logits.f32", name);
-    char *p = shared_slurp(path, &n);
-    assert_non_null(p);
-    assert_int_equal(n, sizeof out->logits);
-    memcpy(out->logits, p, n);
-    free(p);
-    (void)snprintf(path, sizeof path, "tests/depth/%s.depth", name);
-    p = shared_slurp(path, &n);
-    assert_non_null(p);
-    assert_int_equal(n, sizeof out->depth);
-    memcpy(out->depth, p, n);
-    free(p);
-}
-
-/* Largest difference over the reference's root mean square. */
-static double distance(const struct run *a, const struct run *want)
-{
-    double sum = 0, max = 0;
-    for (int i = 0; i < N_IDS * VOCAB; i++) {
-        const double w = (double)want->logits[i], d = fabs((double)a->logits[i] - w);
-        sum += w * w;
-        if (!(d <= max)) max = d;
-    }
-    return max / sqrt(sum / (N_IDS * VOCAB));
 }
 
 static bool by_row(const struct variant *v)
 {
     return strcmp(v->model, "nanbeige") && (strcmp(v->model, "ouro") || v->open.exit_at > 0);
-}
-
-static const struct variant *find(const char *name)
-{
-    for (int i = 0; i < n_variants; i++)
-        if (!strcmp(variant[i].name, name)) return &variant[i];
-    fail_msg("no case %s", name);
-    return NULL;
 }
 
 /* ---- tests ---- */

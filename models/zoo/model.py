@@ -2,13 +2,13 @@
 
 What it is:  RMSNorm, grouped-query attention with per-head q/k norm and neox rope, SwiGLU, softmax-then-top-k routing with
              renormalised weights, tied embeddings. `experts=0` gives the dense layout; `recursions` a mixture-of-recursions; `mask` a
-             masked diffusion model that sees both sides, with experts that tokens choose or that choose tokens.
+             masked diffusion model that sees both sides, with experts that tokens choose or that choose tokens; `ratio` a ConceptMoE.
 Owns:        shapes, the forward pass, the loss (cross entropy and load balance).
 Never does:  read data, step an optimiser, write a file.
 
 Matrices and activations have the width `Model.half` (bf16 in training); norms, routers and the residual stream stay f32.
 """
-from dataclasses import dataclass, asdict
+from dataclasses import dataclass, asdict, replace
 import torch, torch.nn as nn, torch.nn.functional as F
 
 @dataclass
@@ -34,6 +34,11 @@ class Config:
     least: int = 0           # experts per token on average while all tokens are hidden, ...
     most: int = 0            # ... and when none is: linear in between, rounded
 
+    ratio: float = 0         # tokens per concept that training aims at; 0: no concepts (arXiv 2601.21420)
+    encoder: int = 0         # the first and the last layers, which see tokens; those between them see concepts
+    decoder: int = 0
+    concept_top: int = 0     # experts that a concept uses; a token uses `top`
+
     def dict(self): return asdict(self)
 
 PRESETS = {
@@ -50,6 +55,9 @@ PRESETS = {
     "denoise": Config(context=256, mask=0),
     "denoise-expert": Config(context=256, mask=0, choice="expert", least=2, most=2),
     "denoise-reverse": Config(context=256, mask=0, choice="expert", least=1, most=3),
+    # Two tokens to a concept, which uses twice the experts, and the twin: the same layers, experts and products per token.
+    "concept": Config(layers=6, width=128, heads=2, kv_heads=1, ff=128, ratio=2, encoder=1, decoder=1, concept_top=4),
+    "concept-twin": Config(layers=6, width=128, heads=2, kv_heads=1, ff=128),
     "tiny": Config(layers=2, experts=4),                 # for trying things out
 }
 
@@ -63,12 +71,14 @@ def rotate(x, cos, sin):
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-def project_qkv(x, wn, wqkv, qn, kn, cos, sin, heads, kv, eps):
-    """[B,T,D] -> q [B,heads,T,d], k and v [B,kv,T,d]"""
+def project_qkv(x, wn, wqkv, qn, kn, cos, sin, heads, kv, eps, more=None):
+    """[B,T,D] -> q [B,heads,T,d], k and v [B,kv,T,d]; more: what is added to all three before their norms"""
     B, T, _ = x.shape
     h = norm(x, wn, eps).to(wqkv.dtype)
     d = qn.numel()
-    z = F.linear(h, wqkv).view(B, T, heads + 2 * kv, d)
+    z = F.linear(h, wqkv)
+    if more is not None: z = z + more
+    z = z.view(B, T, heads + 2 * kv, d)
     q, k, v = z.split([heads, kv, kv], 2)
     q = rotate(norm(q, qn, eps).transpose(1, 2), cos, sin).to(wqkv.dtype)
     k = rotate(norm(k, kn, eps).transpose(1, 2), cos, sin).to(wqkv.dtype)
@@ -225,14 +235,17 @@ class Block(nn.Module):
         s.out = nn.Parameter(torch.empty(c.width, c.heads * c.head_dim))
         s.ffn = Experts(c) if c.experts else Dense(c)
 
-    def forward(s, x, cos, sin, share=None):
+    def forward(s, x, cos, sin, share=None, more=None, real=None):
+        """more: see project_qkv; real [B,T]: rows that are no filling, None: all"""
         c = s.c
         B, T, D = x.shape
-        q, k, v = project_qkv(x, s.attn_norm, s.qkv, s.q_norm, s.k_norm, cos, sin, c.heads, c.kv_heads, c.eps)
+        q, k, v = project_qkv(x, s.attn_norm, s.qkv, s.q_norm, s.k_norm, cos, sin, c.heads, c.kv_heads, c.eps, more)
         a = attend(q, k, v, c.mask < 0).transpose(1, 2).reshape(B, T, -1)
         x = x + F.linear(a, s.out)
         hf = norm_to(x, s.ffn_norm, c.eps, x).view(-1, D)
+        if real is not None: hf = hf[real.view(-1)]
         y, aux, count = s.ffn(hf.to(s.qkv.dtype), hf, share)
+        if real is not None: y = y.new_zeros(B * T, D).masked_scatter(real.view(-1, 1), y)
         return x + y.view(B, T, D), aux, count
 
 class Router(nn.Module):
@@ -308,6 +321,53 @@ class Recursions(nn.Module):
             out = out.scatter_add(1, wide, (p[..., r - 1] * (depth == r)).gather(1, rows)[..., None] * z)
         return out, aux, depth
 
+class Concepts(nn.Module):
+    """Neighbouring tokens that resemble each other become one row for the layers in the middle (arXiv 2601.21420). A token begins anew where
+    its query and the key of the token before it point apart; a concept is the sum of the tokens since the last one, its own included. While
+    gradients are wanted the decisions are drawn, near one half both ways; else they fall at one half."""
+    WEIGHT, TAU = 0.03, 6.0
+    def __init__(s, c):
+        super().__init__()
+        s.c, s.chance, s.bound = c, None, None
+        s.q_router = nn.Parameter(torch.empty(c.width, c.width)); s.k_router = nn.Parameter(torch.empty(c.width, c.width))
+        n = (c.heads + 2 * c.kv_heads) * c.head_dim
+        s.joint = nn.ParameterList(nn.Parameter(torch.empty(n, c.width)) for _ in range(c.decoder))
+
+    def decide(s, h):
+        """[B,T,D] -> chance and decision of a boundary [B,T], the loss that draws their mean to 1 / ratio"""
+        q, k = h @ s.q_router.t(), h @ s.k_router.t()
+        p = (1 - F.cosine_similarity(q[:, 1:], k[:, :-1], dim=-1, eps=1e-12)) / 2
+        p = torch.cat([torch.ones_like(p[:, :1]), p.clamp(0, 1)], 1)
+        with torch.no_grad():
+            sharp = torch.where(p > 0.5, p ** (1 / s.TAU), 1 - (1 - p) ** (1 / s.TAU))
+            b = torch.bernoulli(sharp) > 0 if s.training and s.drawn else p >= 0.5
+            b[:, 0] = True
+        R, share = s.c.ratio, b.float().mean()
+        aux = s.WEIGHT * R / (R - 1) * ((R - 1) * share * p.mean() + (1 - share) * (1 - p.mean()))
+        s.chance, s.bound = p.detach(), b
+        return p, b, aux
+
+    def forward(s, h, middle):
+        """h [B,T,D]; middle(x, real) runs the layers between on [B,M,D]. Returns h with its concepts, the concepts of each token, the loss."""
+        B, T, D = h.shape
+        s.drawn = torch.is_grad_enabled()
+        p, b, aux = s.decide(h)
+        n = b.sum(1)
+        M = min(T, -(-int(n.max()) // 32) * 32)          # few different sizes
+        at = (~b).byte().argsort(dim=1, stable=True)[:, :M]  # the boundaries, then anything
+        real = torch.arange(M, device=h.device) < n[:, None]
+        span = b.cumsum(1) - b.long()                    # boundaries before a token: the concept that it goes into
+        x = h.new_zeros(B, T + 1, D).scatter_add(1, span[..., None].expand(-1, -1, D), h)[:, :M] * real[..., None]
+        y = middle(x, real)
+        pm = p.gather(1, at)
+        stay = torch.log1p(-pm.clamp(max=1 - 1e-6))
+        stay = torch.cat([torch.zeros_like(stay[:, :1]), stay[:, 1:]], 1).cumsum(1)
+        later = torch.ones(M, M, dtype=torch.bool, device=h.device).tril()
+        A = (stay[:, :, None] - stay[:, None]).masked_fill(~later, float("-inf")).exp() * pm[:, None]
+        c = (A @ y).gather(1, (b.cumsum(1) - 1)[..., None].expand(-1, -1, D))
+        sure = torch.where(b, p, 1 - p)
+        return h + (sure + (1 - sure).detach())[..., None] * c, c, aux
+
 class TiedLoss(torch.autograd.Function):
     """Mean cross entropy of h @ E^T against y, in row blocks that stay in cache; the gradients are made on the way forward.
     With w [rows] the sum of what every row has, times its w."""
@@ -340,9 +400,11 @@ class Model(nn.Module):
         super().__init__()
         s.c = c
         s.embed = nn.Parameter(torch.empty(c.vocab, c.width))
-        s.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        middle = range(c.encoder, c.layers - c.decoder) if c.ratio else ()
+        s.blocks = nn.ModuleList(Block(replace(c, top=c.concept_top) if i in middle else c) for i in range(c.layers))
         s.norm = nn.Parameter(torch.ones(c.width))
         s.recursions = Recursions(c) if c.recursions else None
+        s.concepts = Concepts(c) if c.ratio else None
         s.depths = None          # of the last pass
         s.untied = None          # an output matrix of its own: only in files read back for comparison
         for n, p in s.named_parameters():
@@ -351,6 +413,9 @@ class Model(nn.Module):
             if n.endswith(("out", "down")): std *= (2 * c.layers) ** -0.5
             nn.init.normal_(p, 0, std)
             if not n.endswith("router"): p.data = p.data.to(half)
+        if s.concepts:
+            for p in (s.concepts.q_router, s.concepts.k_router): nn.init.eye_(p)
+            for p in s.concepts.joint: nn.init.zeros_(p)
 
     def forward(s, x, y=None):
         """Tokens [B,T] -> logits [B,T,V]; with targets y -> (cross entropy, router losses, expert counts per layer).
@@ -376,7 +441,20 @@ class Model(nn.Module):
             h, aux, s.depths = s.recursions(h, shared, cos, sin)
             aux = aux * c.layers # divided below
             h = s.blocks[-1](h, cos, sin)[0]
-        for b in s.blocks if not s.recursions else ():
+        if s.concepts:
+            def layers(z, which, **kw):
+                nonlocal aux
+                for i in which:
+                    more = F.linear(now, s.concepts.joint[i - c.layers + c.decoder]) if kw.get("joint") else None
+                    z, a, n = s.blocks[i](z, cos[:z.shape[1]], sin[:z.shape[1]], None, more, kw.get("real"))
+                    aux = aux + a; counts.append(n)
+                return z
+            h = layers(h, range(c.encoder))
+            h, now, a = s.concepts(h, lambda z, real: layers(z, range(c.encoder, c.layers - c.decoder), real=real))
+            aux = aux + a * c.layers # divided below
+            now = now.to(s.embed.dtype)
+            h = layers(h, range(c.layers - c.decoder, c.layers), joint=True)
+        for b in s.blocks if not (s.recursions or s.concepts) else ():
             h, a, n = b(h, cos, sin, share)
             aux = aux + a
             if n is not None: counts.append(n)

@@ -266,8 +266,8 @@ static void elem_row(const struct job *j, int r)
         break;
     }
     case OP_ROPE_TABLE:
-        rope_row(&op->p.rope.rope, rope_divisor(op, b), batch_row(op, b, r)->pos,
-                 frow(b, op->out[0], r));
+        rope_row(&op->p.rope.rope, rope_divisor(op, b),
+                 kv_pos(b, op->rows, dev_row_at(&b->set[op->rows], r)), frow(b, op->out[0], r));
         break;
     case OP_RMS_NORM:
         el->rms_norm(width, frow(b, op->in[0], r), b->weight[op->weight[0]].data, op->p.head.eps,
@@ -312,6 +312,11 @@ static void elem_row(const struct job *j, int r)
         el->add(width, (const float *)b->weight[op->weight[0]].data + op->p.bias.at,
                 frow(b, op->out[0], r));
         break;
+    case OP_FILL: {
+        const struct dev_weight *w = &b->weight[op->weight[0]];
+        memcpy(frow(b, op->out[0], r) + op->p.bias.at, w->data, sizeof(float) * (size_t)w->n_cols);
+        break;
+    }
     case OP_SELECT:
         memcpy(row_of(b, op->out[0], r), row_for(b, op->in[0], dev_row_at(&b->set[op->rows], r)),
                b->buf[op->out[0]].stride);
@@ -344,6 +349,9 @@ static void elem_row(const struct job *j, int r)
     case OP_ROUTE:
     case OP_CHOOSE:
     case OP_DEPTH:
+    case OP_SPAN:
+    case OP_SMOOTH:
+    case OP_FORESEE:
     case OP_EXPERTS:
     case OP_L2_NORM:
     case OP_CONV:
@@ -891,6 +899,9 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_DELTA: recur_run(d->pool, d->rk, op, b); break;
     case OP_ROUTE:
     case OP_CHOOSE:
+    case OP_SPAN:
+    case OP_SMOOTH:
+    case OP_FORESEE:
     case OP_DEPTH: ASSERT(!"routing is the executor's"); break;
     case OP_EMBED:
     case OP_ROPE_TABLE:
@@ -903,6 +914,7 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     case OP_KV_PUT:
     case OP_ADD:
     case OP_ADD_BIAS:
+    case OP_FILL:
     case OP_SELECT:
     case OP_SCATTER:
     case OP_SCALE:
@@ -917,7 +929,8 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
 static bool cpu_supports(const struct dev *d, const struct op *op)
 {
     (void)d;
-    return op->code != OP_ROUTE && op->code != OP_CHOOSE && op->code != OP_DEPTH;
+    return op->code != OP_ROUTE && op->code != OP_CHOOSE && op->code != OP_DEPTH &&
+           op->code != OP_SPAN && op->code != OP_SMOOTH && op->code != OP_FORESEE;
 }
 
 static dev_fence cpu_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)

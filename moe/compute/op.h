@@ -27,6 +27,7 @@
     X(OP_ATTENTION, "attention", "out = softmax(Q K / sqrt(d)) V over the slot, Q = in[0]")        \
     X(OP_ADD, "add", "out += in")                                                                  \
     X(OP_ADD_BIAS, "add-bias", "out += weight vector, from its element p.bias.at on")              \
+    X(OP_FILL, "fill", "values of out from p.bias.at on = weight vector")                           \
     X(OP_SCALE, "scale", "out *= p.scale.by, times the weight's only value where it has one")      \
     X(OP_GATE, "gate", "out *= sigmoid(in[0]), element by element or, if in is one wide, by row")  \
     X(OP_SOFTCAP, "softcap", "out = cap * tanh(out / cap)")                                        \
@@ -38,7 +39,10 @@
     X(OP_SELECT, "select", "out = the rows of in, which may be of another row set")                \
     X(OP_SCATTER, "scatter", "rows of out, which may be of another set, += by * in[1] * in[0]")    \
     X(OP_DEPTH, "depth", "how deep each row goes, and with that the next row set")                 \
+    X(OP_SPAN, "span", "out = sum of in since the row behind the last one that is in p.span.set")  \
+    X(OP_SMOOTH, "smooth", "out = what the last row in in[0]'s set gave, smoothed by in[1]")       \
     X(OP_KV_CARRY, "kv-carry", "K and V of positions that went less deep come from where they did") \
+    X(OP_FORESEE, "foresee", "in = the rows that go into the layers behind: reads can begin")      \
     X(OP_GLU, "glu", "out = act(in[0]) * in[1], act as in p.glu")                                  \
     X(OP_ROUTE, "route", "chooses experts and their weights from the router's logits in[0]")       \
     X(OP_CHOOSE, "choose", "experts choose their rows, of each session, by the logits in[0]")      \
@@ -113,6 +117,8 @@ enum depth_rule {
     DEPTH_REACH,  /* on go rows that have chosen `step` or more */
     DEPTH_EXIT,   /* the logit is of the chance to stop here; on go rows whose sum of chances is
                      below `at` */
+    DEPTH_BOUNDARY, /* out = the chance that a row begins anew, from in[0] and the row before's in[1]
+                       (routing/chunk.h); on go rows with a chance of `at` or more */
 };
 
 enum depth_score { DEPTH_SIGMOID, DEPTH_TANH, DEPTH_IDENTITY, DEPTH_SOFTMAX };
@@ -185,10 +191,12 @@ struct op {
         struct { struct route_params route; int n_ff; enum glu_act act; } moe; /* ROUTE, CHOOSE,
                                                                                   EXPERTS */
         struct { enum glu_act act; } glu;                         /* GLU */
-        struct { int at; } bias;                                  /* ADD_BIAS */
+        struct { int at; } bias;                                  /* ADD_BIAS, FILL */
         struct { float by; } scale;                               /* SCALE, SOFTCAP */
         struct { int taps, silu; } conv;                          /* CONV */
         struct depth_params depth;                                /* DEPTH */
+        struct { int set; } span;                                 /* SPAN */
+        struct { float margin; } smooth;                          /* SMOOTH */
         /* SCATTER: of the row of in[1], which may be -1, value `column`; put: = instead of += */
         struct { float by; int column, put; } scatter;
         /* KV_CARRY: the n slots of depth d are kv_slot + (d - 1) * n on; those of depth `step` get

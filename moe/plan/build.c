@@ -274,6 +274,25 @@ int build_linear(struct build *b, const char *name, int in, int weight)
     return out;
 }
 
+int build_router(struct build *b, const char *step, const char *name, int n, int in)
+{
+    const int w = build_tiles(b, name, 0, width_of(b, in), n, 1);
+    if (!b->err->code && qtype_info(b->ws->at[w].type)->block > 1)
+        err_set(b->err, ERR_UNSUPPORTED, "tensor %s is quantised: what decides which layers see a token "
+                "stays F32, or F16 or BF16 at least", name);
+    return build_linear(b, step, in, w);
+}
+
+int build_fill(struct build *b, const char *name, int width, int at, int weight)
+{
+    const int x = new_buf(b, name, BUF_F32, width);
+    struct op *op = new_op(b, OP_FILL, name);
+    op->p.bias.at = at;
+    op->weight[0] = weight;
+    op->out[0] = touch(b, x);
+    return x;
+}
+
 int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window,
                     int sinks)
 {
@@ -287,9 +306,6 @@ int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float sc
     if (b->sees && (window || s->rows != ROWS_ALL))
         err_set(b->err, ERR_UNSUPPORTED, "attention that looks ahead, with a window or on the rows of "
                 "set %s", b->set[s->rows].name);
-    if (window && s->rows != ROWS_ALL)
-        err_set(b->err, ERR_UNSUPPORTED, "a sliding window over the rows of set %s",
-                b->set[s->rows].name);
     op->p.attn.n_q_heads = n_q_heads;
     op->p.attn.n_kv_heads = s->n_heads;
     op->p.attn.dim = s->dim;
@@ -342,6 +358,49 @@ int build_depth(struct build *b, const char *name, int logits, int values, int w
     if (values) op->in[1] = touch(b, values);
     if (width) op->out[0] = touch(b, x);
     return x;
+}
+
+/* A vector that a session keeps between steps. */
+static int vector_slot(struct build *b, int width)
+{
+    return build_kv_slot(b, (struct kv_slot){.type = KV_SLOT_RECURRENT, .dim = width, .dim_v = 1});
+}
+
+int build_boundary(struct build *b, const char *name, int mine, int before, struct depth_params p)
+{
+    const int slot = vector_slot(b, width_of(b, before)), x = build_depth(b, name, mine, before, 1, p);
+    if (!b->err->code) b->op[b->n_op - 1].kv_slot = slot;
+    b->has_chances |= b->rows == ROWS_ALL;
+    return x;
+}
+
+int build_span(struct build *b, const char *name, int in, int set)
+{
+    const int x = new_buf(b, name, BUF_F32, width_of(b, in));
+    struct op *op = new_op(b, OP_SPAN, name);
+    op->p.span.set = set;
+    op->in[0] = touch(b, in);
+    op->out[0] = touch(b, x);
+    op->kv_slot = vector_slot(b, width_of(b, in));
+    return x;
+}
+
+int build_smooth(struct build *b, const char *name, int in, int chance, float margin)
+{
+    const int x = new_buf(b, name, BUF_F32, width_of(b, in));
+    struct op *op = new_op(b, OP_SMOOTH, name);
+    op->p.smooth.margin = margin;
+    op->in[0] = touch(b, in);
+    op->in[1] = touch(b, chance);
+    op->out[0] = touch(b, x);
+    op->kv_slot = vector_slot(b, width_of(b, in));
+    return x;
+}
+
+void build_foresee(struct build *b, int x)
+{
+    struct op *op = new_op(b, OP_FORESEE, "foresee");
+    op->in[0] = touch(b, x);
 }
 
 void build_kv_carry(struct build *b, int first, int n, int step, int from)

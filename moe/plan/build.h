@@ -55,6 +55,7 @@ struct build {
     int n_sets;
     /* Depth: a row's is depth_first and one for each set that it is in; n_depth 0 = no such thing. */
     int depth_first, n_depth;
+    bool has_chances;  /* of a boundary at each token */
     bool approximate;  /* rows that stop early leave K and V that stand for later ones */
     int sees;          /* of attention (op.h), the same in all layers */
     int at_layer;
@@ -89,17 +90,20 @@ int build_kv_slot(struct build *b, struct kv_slot slot);
 
 /* Each returns the buffer that holds the result. */
 int build_embed(struct build *b, const char *name, const char *out_name, int weight);
-/* divisor: vector of n_rot/2 that divide the angles, -1 = none. */
+/* Of the places on the timeline of the rows at hand.  divisor: vector of n_rot/2 that divide the
+ * angles, -1 = none. */
 int build_rope_table(struct build *b, struct rope_params p, int divisor);
 /* The same with other divisors where the context is longer than p.n_ctx_orig. */
 int build_rope_table_by_ctx(struct build *b, struct rope_params p, int divisor, int divisor_long);
 int build_norm(struct build *b, const char *name, int in, int weight, float eps);
 int build_linear(struct build *b, const char *name, int in, int weight);
+/* The product with a matrix of n rows that decides: it must not be quantised. */
+int build_router(struct build *b, const char *step, const char *name, int n, int in);
 /* Up to three products of the same input in one step; out[n] are buffers with the given names.
  * Weights whose activation formats differ become steps of their own. */
 void build_linears(struct build *b, const char *name, int in, int n, const int *weight,
                    const char *const *out_name, int *out);
-/* window 0 = all positions; sinks: vector of n_q_heads, -1 = none. */
+/* window 0 = all rows on the slot's timeline, else the last ones; sinks: vector of n_q_heads, -1 = none. */
 int build_attention(struct build *b, int q, int kv_slot, int n_q_heads, float scale, int window,
                     int sinks);
 /* The rows at hand of a buffer with more of them. */
@@ -113,11 +117,24 @@ void build_put(struct build *b, const char *name, int in, int into, int gate, in
  * earlier step that this one goes on from, 0 = none; width 0: nothing is given back. */
 int build_depth(struct build *b, const char *name, int logits, int values, int width,
                 struct depth_params p);
+/* Concepts (routing/chunk.h): each is on the rows at hand, whose order is a timeline of its own, and
+ * keeps a vector in a KV_SLOT_RECURRENT slot of that width between steps.
+ *   boundary  the rows that begin anew become p.set; returns their chances
+ *   span      the running sums of in since the last row in `set`
+ *   smooth    of the rows in `in` (a set of them), for every row: what the last one gave, smoothed */
+int build_boundary(struct build *b, const char *name, int mine, int before, struct depth_params p);
+int build_span(struct build *b, const char *name, int in, int set);
+int build_smooth(struct build *b, const char *name, int in, int chance, float margin);
+/* x goes into the layers that are described next: their experts can be foreseen and read from here on,
+ * where the layer before them was on other rows. */
+void build_foresee(struct build *b, int x);
 /* Before the rows at hand go through layers whose slots are first + (step - 1) n .. + n - 1: positions
  * that are not in these get what they have in the slots of step `from`, first + (from - 1) n; from 0:
  * of their own depth. */
 void build_kv_carry(struct build *b, int first, int n, int step, int from);
 int build_glu(struct build *b, enum glu_act act, int gate, int up);
+/* Rows of that width, the vector at `at` in each; the rest is room for the next ops. */
+int build_fill(struct build *b, const char *name, int width, int at, int weight);
 /* Room for heads that the next ops fill piece by piece. */
 int build_heads(struct build *b, const char *name, int n_heads, int dim);
 

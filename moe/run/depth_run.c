@@ -14,6 +14,7 @@
 
 #include <string.h>
 
+#include "moe/run/chunk_run.h"
 #include "routing/depth.h"
 
 /* The row of a buffer of any set that belongs to row `at` of the step. */
@@ -43,6 +44,7 @@ static bool one_row(const struct tessera_engine *e, const struct op *op,
     case DEPTH_EXIT:
         depth_exit(p, el, logit[0], op->in[1] < 0 ? NULL : row_for(e, op->in[1], at), out);
         return out[1] < p->at;
+    case DEPTH_BOUNDARY: break; /* chunk_run.c's */
     }
     return false;
 }
@@ -102,7 +104,8 @@ void depth_run(struct tessera_engine *e, const struct op *op, int n_rows)
     const struct depth_params *p = &op->p.depth;
     const struct dev_rows *from = &e->set[op->rows];
     const struct elem_kernels *el = elem_kernels(e->tier);
-    for (int r = 0; r < from->n; r++) {
+    if (p->rule == DEPTH_BOUNDARY) chunk_boundaries(e, op);
+    for (int r = 0; r < from->n && p->rule != DEPTH_BOUNDARY; r++) {
         const int at = dev_row_at(from, r);
         e->pass[r] = one_row(e, op, el, at);
     }

@@ -151,6 +151,7 @@ struct tessera_session {
         uint64_t spilled;            /* bytes of it in the file */
     } *line;                         /* [n_lines] */
     unsigned char *depth;            /* [n_ctx] of each token; NULL where there is no such thing */
+    float *chance;                   /* [n_ctx] of a boundary at each token; NULL: no such thing */
     int32_t carried[ROWS_MAX];       /* per step of KV_CARRY: positions that its slots have all of */
     struct state_pool state;
     int32_t *ids;                    /* [n_ctx] */

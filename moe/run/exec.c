@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "moe/base/osfile.h"
+#include "moe/run/chunk_run.h"
 #include "moe/run/depth_run.h"
 #include "moe/run/exec_part.h"
 #include "quant/codec.h"
@@ -186,18 +187,30 @@ static void observe(struct exec *x, double waited)
     }
 }
 
-/* The next layer's router on what this one's has seen, while absent experts are on their way. */
-static void foresee(struct exec *x, int bank)
+/* A layer's router on what lies in buffer `from`, rows of a set, while absent experts are on their
+ * way. */
+static void foresee(struct exec *x, int bank, int from, int set)
 {
     struct tessera_engine *e = x->e;
     struct forecast *g = &e->forecast;
     uint64_t stride;
     const bool scan = e->resid.streaming && !e->resid.all_ram && !e->resid.more;
-    const int n = x->route.n_rows < GATE_ROWS ? x->route.n_rows : GATE_ROWS;
+    const int n = e->set[set].n < GATE_ROWS ? e->set[set].n : GATE_ROWS;
     if (g->kind == PREDICT_NONE || bank >= e->resid.n_banks ||
         !(scan || (g->active && g->kind == PREDICT_GATE))) return;
-    float *logits = gates_run(&e->gates, bank, n, e->api, e->dev, &x->bind, &stride);
+    float *logits = gates_run(&e->gates, bank, from, n, e->api, e->dev, &x->bind, &stride);
     if (logits) forecast_gate(g, e, bank, n, logits, stride);
+}
+
+/* The next layer's, on what this one's has seen.  Where rates change it sees something else, if it
+ * runs at all: build_foresee() says when that is known. */
+static void foresee_next(struct exec *x, const struct op *op, int bank)
+{
+    const struct gates *g = &x->e->gates;
+    if (bank + 1 >= g->n_banks || !g->bank[bank].n) return;
+    const int next = g->bank[bank + 1].route->rows;
+    const bool same = next == op->rows || (next < ROWS_FIRST && op->rows < ROWS_FIRST);
+    if (same || !x->e->model.has_chances) foresee(x, bank + 1, g->bank[bank].hidden, op->rows);
 }
 
 static void run_route(struct exec *x, const struct op *op)
@@ -246,7 +259,7 @@ static void run_route(struct exec *x, const struct op *op)
         x->e->in_ram[wanted[i]] = was == RESID_IN_RAM || was == RESID_GUESSED;
     }
     forecast_routed(&x->e->forecast, x->e, bank, wanted, n_wanted);
-    foresee(x, bank + 1);
+    foresee_next(x, op, bank);
 }
 
 static bool cancelled(struct exec *x, const struct op *op, struct err *err)
@@ -571,6 +584,25 @@ static void run_branches(struct exec *x, const struct op *op)
     e->set[ROWS_ALL].n = e->set[ROWS_OUT].n = n;
 }
 
+/* Whether matrices that are multiplied with a set's rows are read ahead. */
+static void expect_pieces(struct exec *x, int set, bool on)
+{
+    const struct tessera_engine *e = x->e;
+    if (e->resid.all_ram || e->resid.now.dense_home) return;
+    for (int i = 0; i < e->model.n_op; i++)
+        for (int k = 0; k < OP_IO && e->model.op[i].rows == set; k++)
+            if ((e->model.op[i].code == OP_MATMUL || e->model.op[i].code == OP_HEAD_MATMUL) &&
+                e->model.op[i].weight[k] >= 0 && e->op_piece[i * OP_IO + k] >= 0)
+                resid_expect_piece(&x->e->resid, e->op_piece[i * OP_IO + k], on);
+}
+
+/* A set has rows: what its steps read is wanted. */
+static void wake(struct exec *x, int set)
+{
+    expect_pieces(x, set, true);
+    forecast_wake(&x->e->forecast, x->e, set);
+}
+
 /* ---- steps ---- */
 
 /* Whether something that the op names is not in RAM: it streams, or is on its way. */
@@ -588,6 +620,9 @@ static bool is_special(const struct exec *x, const struct op *op)
     case OP_ROUTE:
     case OP_CHOOSE:
     case OP_DEPTH:
+    case OP_SPAN:
+    case OP_SMOOTH:
+    case OP_FORESEE:
     case OP_EXPERTS: return true;
     case OP_KV_PUT:
     case OP_ATTENTION: return x->part || is_missing(x, op);
@@ -614,7 +649,15 @@ static enum status run_special(struct exec *x, const struct op *op, struct err *
     switch (op->code) {
     case OP_ROUTE:
     case OP_CHOOSE: run_route(x, op); return OK;
-    case OP_DEPTH: depth_run(x->e, op, x->n_rows); return OK;
+    case OP_DEPTH:
+        depth_run(x->e, op, x->n_rows);
+        if (op->p.depth.set && x->e->set[op->p.depth.set].n) wake(x, op->p.depth.set);
+        return OK;
+    case OP_FORESEE:
+        foresee(x, x->e->op_bank[op - x->e->model.op], op->in[0], op->rows);
+        return OK;
+    case OP_SPAN:
+    case OP_SMOOTH: chunk_run(x->e, op); return OK;
     case OP_KV_PUT:
     case OP_ATTENTION:
         if (!x->part) break;
@@ -762,6 +805,7 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
 {
     struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows};
     bind_step(&x, n_out);
+    for (int i = ROWS_FIRST; i < e->model.n_sets; i++) expect_pieces(&x, i, false);
     devtier_step(&e->devtier, n_rows);
     enum status s = resid_step(&e->resid, n_rows, err);
     if (!s) {

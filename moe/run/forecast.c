@@ -163,10 +163,20 @@ static int32_t find_row(struct forecast *g, const struct dev_row *row)
     return -1;
 }
 
-static void guess_oracle(struct forecast *g, struct tessera_engine *e)
+/* Whether the layers of a bank are on that set; ROWS_ALL: on those that every step has, which are all
+ * of them in models without boundaries. */
+static bool is_of(const struct tessera_engine *e, int bank, int set)
+{
+    const struct op *route = e->gates.bank[bank].route;
+    const int rows = !e->model.has_chances || route->rows < ROWS_FIRST ? ROWS_ALL : route->rows;
+    return rows == set;
+}
+
+static void guess_oracle(struct forecast *g, struct tessera_engine *e, int set)
 {
     const int32_t r = find_row(g, &e->row[0]);
     for (int b = 0; b < g->n_banks; b++) {
+        if (!is_of(e, b, set)) continue;
         memset(g->score, 0, sizeof *g->score * (size_t)g->n_experts);
         if (r >= 0)
             predict_seen(g->score, g->n_experts, 0, trace_experts(g->record, r, b),
@@ -176,28 +186,32 @@ static void guess_oracle(struct forecast *g, struct tessera_engine *e)
 }
 
 /* The model follows one timeline; where another, or a gap, comes between it begins anew. */
-static void guess_path(struct forecast *g, struct tessera_engine *e)
+static void follow_path(struct forecast *g, struct tessera_engine *e)
 {
-    const int n = g->n_experts;
     if (g->serial != e->serials[0] || g->next_pos != e->row[0].pos)
         path_reset(&g->learned.path, &g->path);
     g->serial = e->serials[0];
     g->next_pos = e->row[0].pos + 1;
     path_step(&g->learned.path, &g->path, e->row[0].id, g->mix, g->hidden,
               g->active ? g->p : NULL);
-    for (int b = 0; b < g->n_banks && g->active; b++) guess_bank(g, e, b, g->p + (size_t)b * (size_t)n);
 }
 
-/* Before the first layer, for those that need no hidden state. */
-static void guess_all(struct forecast *g, struct tessera_engine *e)
+/* Those that need no hidden state, for the layers of a set (is_of). */
+static void guess_set(struct forecast *g, struct tessera_engine *e, int set)
 {
-    if (g->kind == PREDICT_PATH && g->n_rows == 1) guess_path(g, e); /* it follows every token */
+    const bool one = g->n_rows == 1;
+    const float *score = g->kind == PREDICT_PATH && one ? g->p : NULL;
     if (!g->active) return;
-    if (g->kind == PREDICT_ORACLE && g->n_rows == 1) guess_oracle(g, e);
-    if (g->kind == PREDICT_PREVIOUS || g->kind == PREDICT_FREQUENCY)
-        for (int b = 0; b < g->n_banks; b++)
-            guess_bank(g, e, b, g->rate + (size_t)b * (size_t)g->n_experts);
+    if (g->kind == PREDICT_ORACLE && one) guess_oracle(g, e, set);
+    if (g->kind == PREDICT_PREVIOUS || g->kind == PREDICT_FREQUENCY) score = g->rate;
+    for (int b = 0; b < g->n_banks && score; b++)
+        if (is_of(e, b, set)) guess_bank(g, e, b, score + (size_t)b * (size_t)g->n_experts);
     resid_speculate(&e->resid);
+}
+
+void forecast_wake(struct forecast *g, struct tessera_engine *e, int set)
+{
+    if (e->model.has_chances && g->n_rows) guess_set(g, e, set);
 }
 
 void forecast_gate(struct forecast *g, struct tessera_engine *e, int bank, int n_rows,
@@ -312,7 +326,8 @@ void forecast_step(struct forecast *g, struct tessera_engine *e, int n_rows)
     g->start = os_seconds();
     g->waited = e->resid.count.waited;
     memset(g->n_guess, 0, sizeof *g->n_guess * (size_t)g->n_banks);
-    guess_all(g, e);
+    if (g->kind == PREDICT_PATH && n_rows == 1) follow_path(g, e); /* every token */
+    guess_set(g, e, ROWS_ALL);
 }
 
 static void verdict(struct forecast *g)

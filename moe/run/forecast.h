@@ -86,6 +86,8 @@ uint64_t forecast_bytes(const struct forecast *g);
 /* A step begins, a layer's router has chosen (after resid_route), a step has succeeded.  Without a
  * pool to read into they do nothing. */
 void forecast_step(struct forecast *g, struct tessera_engine *e, int n_rows);
+/* A row set that depends on data has got its first row: the layers on it are guessed, too. */
+void forecast_wake(struct forecast *g, struct tessera_engine *e, int set);
 void forecast_routed(struct forecast *g, struct tessera_engine *e, int bank, const int32_t *expert,
                      int n);
 /* logits [n_rows] of the next bank's gate, as gates_run() gives them.  Of a pass that scans all

@@ -128,15 +128,15 @@ enum status gates_commit(struct gates *g, const struct build *m, struct ledger *
     return s;
 }
 
-float *gates_run(struct gates *g, int bank, int n_rows, const struct dev_api *api, struct dev *dev,
-                 const struct dev_bind *bind, uint64_t *stride)
+float *gates_run(struct gates *g, int bank, int from, int n_rows, const struct dev_api *api,
+                 struct dev *dev, const struct dev_bind *bind, uint64_t *stride)
 {
     struct gate *one = &g->bank[bank];
-    if (bank < 1 || !g->buf || !one->n || !g->bank[bank - 1].n || n_rows > GATE_ROWS) return NULL;
+    if (from < 1 || !g->buf || !one->n || n_rows < 1 || n_rows > GATE_ROWS) return NULL;
     for (int k = 0; k < one->n; k++)
         for (int i = 0; i < OP_WEIGHTS; i++)
             if (one->op[k].weight[i] >= 0 && !bind->weight[one->op[k].weight[i]].data) return NULL;
-    one->op[0].in[0] = g->bank[bank - 1].hidden;
+    one->op[0].in[0] = from;
     for (int k = 0; k < GATE_OPS; k++) g->buf[k].width = one->width[k];
     struct dev_bind b = *bind;
     struct dev_rows set[ROWS_MAX];

@@ -42,9 +42,9 @@ uint64_t gates_bytes(const struct gates *g);
 enum status gates_commit(struct gates *g, const struct build *m, struct ledger *l,
                          struct dev_buf *buf, struct err *e);
 
-/* The guess of a bank from the hidden state of the bank before it, n_rows rows: logits [n_expert],
- * one row a stride after the other; NULL = none. */
-float *gates_run(struct gates *g, int bank, int n_rows, const struct dev_api *api, struct dev *dev,
-                 const struct dev_bind *b, uint64_t *stride);
+/* The guess of a bank from a hidden state, the first n_rows rows of buffer `from` (which is as wide as
+ * the bank's own): logits [n_expert], one row a stride after the other; NULL = none. */
+float *gates_run(struct gates *g, int bank, int from, int n_rows, const struct dev_api *api,
+                 struct dev *dev, const struct dev_bind *b, uint64_t *stride);
 
 #endif

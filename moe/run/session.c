@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -55,6 +56,7 @@ static void close_lines(struct tessera_session *s)
     }
     free(s->line);
     free(s->depth);
+    free(s->chance);
     free(s->ids);
 }
 
@@ -65,7 +67,9 @@ static enum status open_lines(struct tessera_session *s, struct err *err)
     s->ids = calloc(n, sizeof *s->ids);
     s->line = calloc((size_t)e->n_lines, sizeof *s->line);
     if (e->model.n_depth) s->depth = calloc(n, 1);
-    bool have = s->ids && s->line && (s->depth || !e->model.n_depth);
+    if (e->model.has_chances) s->chance = calloc(n, sizeof *s->chance);
+    bool have = s->ids && s->line && (s->depth || !e->model.n_depth) &&
+                (s->chance || !e->model.has_chances);
     for (int l = 1; have && l < e->n_lines; l++)
         have = (s->line[l].pos = calloc(n, sizeof *s->line[l].pos)) != NULL;
     if (!have) return err_set(err, ERR_MEMORY, "no memory for a session");
@@ -213,6 +217,7 @@ int tessera_session_n_ctx(const tessera_session *s) { return s->n_ctx; }
 const int32_t *tessera_session_ids(const tessera_session *s) { return s->ids; }
 
 const unsigned char *tessera_session_depths(const tessera_session *s) { return s->depth; }
+const float *tessera_session_chances(const tessera_session *s) { return s->chance; }
 
 struct tessera_mark tessera_session_mark(tessera_session *s)
 {
@@ -448,6 +453,7 @@ enum status tessera_session_load(tessera_session *s, const char *path, struct er
         s->n = (int32_t)tokens->value.n;
         for (int32_t i = 0; i < s->n; i++)
             s->ids[i] = (int32_t)gguf_elem_i64(&tokens->value, (uint64_t)i);
+        for (int32_t i = 0; i < s->n && s->chance; i++) s->chance[i] = NAN;
     }
     gguf_close(g);
     return st;

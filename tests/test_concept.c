@@ -1,0 +1,608 @@
+/* Models whose middle sees concepts instead of tokens against the independent reference of
+ * tests/concept/make.py: logits, every boundary and its chance, in every variant; the same bits in every
+ * split, batch and tier, after going back, spilling and saving; KV bytes as derived; the concept network's
+ * weights are not read where no token begins a concept; changes that must break the bound; files that
+ * must be refused.  Writes to a folder of its own in /tmp. */
+#include "moe/compute/elem.h"
+#include "moe/run/engine_int.h"
+#include "routing/chunk.h"
+#include "tests/refcase.h"
+#include "tests/rewrite.h"
+
+enum { N_SPLITS = 1000 };
+
+static void drop_joint(struct rw *r)
+{
+    for (int i = r->n - 1; i >= 0; i--)
+        if (strstr(r->t[i].name, "_concept.weight")) rw_drop(r, &r->t[i]);
+    rw_set(r, "concept.joint_decoding", 'b', 0, NULL);
+}
+
+static void open_model(struct rw *r, const char *model)
+{
+    char from[96];
+    (void)snprintf(from, sizeof from, "tests/concept/%.60s.gguf", model);
+    rw_open(r, from);
+}
+
+/* One option of cases.txt: a key, mostly. */
+static void apply(struct rw *r, const char *option)
+{
+    static char texts[CASES][16];
+    static int n_texts;
+    char word[40], key[64], *value;
+    int first, count, times;
+    (void)snprintf(word, sizeof word, "%s", option);
+    if ((value = strchr(word, '='))) *value++ = 0;
+    (void)snprintf(key, sizeof key, "concept.%s", word);
+    if (!strcmp(word, "plain")) drop_joint(r);
+    else if (!strcmp(word, "threshold")) rw_set(r, key, 'f', strtod(value, NULL), NULL);
+    else if (!strcmp(word, "loop")) {
+        assert_int_equal(sscanf(value, "%d,%d,%d", &first, &count, &times), 3);
+        rw_set(r, "concept.loop.first", 'u', first, NULL);
+        rw_set(r, "concept.loop.count", 'u', count, NULL);
+        rw_set(r, "concept.loop.times", 'u', times, NULL);
+    } else {
+        char *text = texts[n_texts++ % CASES];
+        (void)snprintf(text, sizeof texts[0], "%s", value);
+        rw_set(r, key, 's', 0, text);
+    }
+}
+
+static void make_variant(struct variant *v)
+{
+    struct rw r;
+    char options[80];
+    open_model(&r, v->model);
+    (void)snprintf(options, sizeof options, "%s", v->options);
+    for (char *o = strtok(options, " "); o; o = strtok(NULL, " ")) apply(&r, o);
+    rw_write(&r, v->path);
+    rw_close(&r);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    ref_open("tests/concept", make_variant);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    ref_close();
+    return 0;
+}
+
+/* ---- numbers ---- */
+
+static void test_reference(void **state)
+{
+    (void)state;
+    double worst = 0, worst_chance = 0;
+    assert_int_equal(n_variants, 17);
+    for (int i = 0; i < n_variants; i++) {
+        struct run got, want;
+        size_t n = 0;
+        memset(&got, 0, sizeof got);
+        want_of(variant[i].name, &want);
+        tessera_engine *e = must_open(&variant[i].open);
+        tessera_session *s = session(e);
+        feed(e, s, N_IDS, N_IDS, NULL, &got);
+        const double d = distance(&got, &want);
+        if (!(d <= 1e-4)) fail_msg("%s: %g of the reference's rms", variant[i].name, d);
+        assert_memory_equal(got.depth, want.depth, N_IDS);
+        char *p = ref_slurp(variant[i].name, ".chance.f32", &n);
+        assert_int_equal(n, sizeof(float) * N_IDS);
+        const float *chance = tessera_session_chances(s);
+        for (int t = 0; t < N_IDS; t++) {
+            float c;
+            memcpy(&c, p + sizeof c * (size_t)t, sizeof c);
+            worst_chance = fmax(worst_chance, fabs((double)c - (double)chance[t]));
+        }
+        free(p);
+        worst = d > worst ? d : worst;
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+    assert_true(worst_chance < 1e-4);
+    print_message("%d variants: worst difference %.2g of the reference's rms, of a chance %.2g\n",
+                  n_variants, worst, worst_chance);
+}
+
+static void test_splits(void **state)
+{
+    (void)state;
+    struct rng r;
+    int n = 0;
+    rng_seed(&r, 7);
+    for (int i = 0; i < n_variants; i++) {
+        struct run one, got;
+        struct err err;
+        memset(&one, 0, sizeof one);
+        run_all(&variant[i], N_IDS, &one);
+        tessera_engine *e = must_open(&variant[i].open);
+        tessera_session *s = session(e);
+        for (int k = 0; k < N_SPLITS / 17 + 1; k++, n++) {
+            memset(&got, 0, sizeof got);
+            if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
+            feed(e, s, N_IDS, 1, k ? &r : NULL, &got); /* the first one token by token */
+            if (!same(&got, &one)) fail_msg("%s: split %d differs", variant[i].name, k);
+        }
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+    assert_true(n >= N_SPLITS);
+    print_message("%d random splits: the same bits\n", n);
+}
+
+/* Going back to anywhere, as far as the states allow, and on again; marks are reached exactly. */
+static void test_rollback(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"c-last", "p-sum", "wide-sum", "loop", "hnet"};
+    struct rng r;
+    rng_seed(&r, 8);
+    for (int i = 0; i < 5; i++) {
+        const struct variant *v = find(names[i]);
+        struct run one, got;
+        struct err err;
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(v, N_IDS, &one);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
+        for (int k = 0; k < 40; k++) {
+            const int at = tessera_session_n(s);
+            const int n = at + (int)rng_below(&r, (uint32_t)(N_IDS - at) + 1);
+            const int end = n + (int)rng_below(&r, (uint32_t)(N_IDS - n) + 1);
+            feed(e, s, n, 1, &r, &got);
+            const struct tessera_mark mark = tessera_session_mark(s);
+            feed(e, s, end, 1, &r, &got);
+            if (tessera_session_rollback(s, mark, &err)) fail_msg("%s", err.msg);
+            assert_int_equal(tessera_session_n(s), n);
+            feed(e, s, end, 1, &r, &got);
+            const int to = (int)rng_below(&r, (uint32_t)end + 1);
+            if (tessera_session_rollback(s, (struct tessera_mark){to}, &err)) fail_msg("%s", err.msg);
+            assert_in_range(tessera_session_n(s), 0, to);
+        }
+        feed(e, s, N_IDS, 9, NULL, &got);
+        assert_true(same(&got, &one));
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* Sessions with different rates and at different places in one step, and every tier. */
+static void test_batch_and_tiers(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"c-sum", "p-last", "wide-last", "seldom", "hnet"};
+    static const char *const tiers[] = {"ref", "avx2", "avx512"};
+    for (int i = 0; i < 5; i++) {
+        struct variant v = *find(names[i]);
+        struct run one, got[3];
+        struct err err;
+        memset(&one, 0, sizeof one);
+        run_all(&v, N_IDS, &one);
+        v.open.n_sessions = 3;
+        tessera_engine *e = must_open(&v.open);
+        tessera_session *s[3];
+        for (int k = 0; k < 3; k++) s[k] = session(e);
+        memset(got, 0, sizeof got);
+        feed(e, s[1], 20, 20, NULL, &got[1]);
+        feed(e, s[2], 40, 7, NULL, &got[2]);
+        for (int step = 0; tessera_session_n(s[2]) < N_IDS - 3; step++) {
+            struct tessera_input in[3];
+            int at[3];
+            for (int k = 0; k < 3; k++) {
+                at[k] = tessera_session_n(s[k]);
+                in[k] = (struct tessera_input){s[k], ids + at[k], 1 + (step + k) % 3,
+                                               TESSERA_LOGITS_ALL};
+            }
+            if (tessera_step(e, in, 3, &err)) fail_msg("%s", err.msg);
+            for (int k = 0; k < 3; k++)
+                for (int t = 0; t < in[k].n; t++)
+                    memcpy(got[k].logits + (at[k] + t) * VOCAB, tessera_logits(e, k, t),
+                           sizeof(float) * VOCAB);
+        }
+        for (int k = 0; k < 3; k++) {
+            feed(e, s[k], N_IDS, 50, NULL, &got[k]);
+            if (!same(&got[k], &one)) fail_msg("%s: session %d differs in company", v.name, k);
+            tessera_session_close(s[k]);
+        }
+        tessera_close(e);
+        for (int t = 0; t < 3; t++) {
+            if (setenv("TESSERA_CPU", tiers[t], 1)) fail();
+            memset(&got[0], 0, sizeof got[0]);
+            run_all(&v, 31, &got[0]);
+            (void)unsetenv("TESSERA_CPU");
+            if (!same(&got[0], &one)) fail_msg("%s: tier %s differs", v.name, tiers[t]);
+        }
+    }
+}
+
+static void test_save(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"c-sum", "wide-last", "hnet"};
+    for (int i = 0; i < 3; i++) {
+        const struct variant *v = find(names[i]);
+        char path[128];
+        struct run one, got;
+        struct err err;
+        (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(v, N_IDS, &one);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
+        feed(e, s, 71, 71, NULL, &got);
+        if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
+        tessera_session_close(s);
+        s = session(e);
+        feed(e, s, 90, 90, NULL, &got);
+        if (tessera_session_load(s, path, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(tessera_session_n(s), 71);
+        assert_true(isnan(tessera_session_chances(s)[70]));
+        feed(e, s, N_IDS, 5, NULL, &got);
+        assert_true(same(&got, &one));
+        tessera_session_close(s);
+        tessera_close(e);
+        (void)unlink(path);
+    }
+}
+
+/* All timelines go to disk and come back, as when memory runs short. */
+static void test_spill(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"c-sum", "loop", "hnet"};
+    for (int i = 0; i < 3; i++) {
+        const struct variant *v = find(names[i]);
+        struct run one, got;
+        struct err err;
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(v, N_IDS, &one);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
+        for (int to = 20; to <= N_IDS; to += 20) {
+            feed(e, s, to, 20, NULL, &got);
+            if (session_spill(s, &err)) fail_msg("%s", err.msg);
+            assert_int_equal(session_committed(s), 0);
+        }
+        assert_true(same(&got, &one));
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* Three projections of zeros are no joint decoding. */
+static void test_zero_joint(void **state)
+{
+    (void)state;
+    static char zeros[64 * 64 * 2];
+    struct run plain, zero;
+    struct variant v = *find("c-last");
+    struct rw r;
+    memset(&plain, 0, sizeof plain);
+    memset(&zero, 0, sizeof zero);
+    run_all(find("c-last-plain"), N_IDS, &plain);
+    open_model(&r, "concept");
+    for (int i = 0; i < r.n; i++)
+        if (strstr(r.t[i].name, "_concept.weight")) r.t[i].piece[0].data = zeros;
+    (void)snprintf(v.path, sizeof v.path, "%s/zero.gguf", dir);
+    rw_write(&r, v.path);
+    rw_close(&r);
+    v.open.model_path = v.path;
+    run_all(&v, N_IDS, &zero);
+    assert_true(same(&plain, &zero));
+    (void)unlink(v.path);
+}
+
+/* The first factor of H-Net's smoothing is 0.9999, ConceptMoE's is 1. */
+static void test_first_factor(void **state)
+{
+    (void)state;
+    const float c[2] = {3, -2};
+    float y[2] = {0}, z[2] = {0};
+    chunk_smooth(2, 1, 1e-4f, c, y);
+    chunk_smooth(2, 1, 0, c, z);
+    assert_true(fabsf(y[0] / c[0] - 0.9999f) < 1e-7f && z[0] >= 3 && z[0] <= 3);
+    /* The dot product against double, at lengths that fill no sixteen lanes. */
+    struct rng r;
+    rng_seed(&r, 5);
+    for (int n = 1; n < 80; n++) {
+        float a[80], b[80];
+        double dot = 0;
+        for (int i = 0; i < n; i++) {
+            a[i] = (float)rng_below(&r, 2001) / 1000.0f - 1;
+            b[i] = (float)rng_below(&r, 2001) / 1000.0f - 1;
+            a[i] /= (float)n;
+            dot += (double)a[i] * (double)b[i];
+        }
+        assert_true(fabs((1 - dot) / 2 - (double)chunk_chance(n, a, b)) < 1e-6);
+    }
+}
+
+/* ---- memory and work ---- */
+
+static uint64_t round_page(uint64_t n)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (n + page - 1) / page * page;
+}
+
+static uint64_t kv_of(int layers, int rows, int heads)
+{
+    return (uint64_t)layers * (uint64_t)((rows + KV_PAGE - 1) / KV_PAGE) * (uint64_t)heads *
+           attn_head_bytes(KV_F16, 16, 16);
+}
+
+/* (L_E + L_D) S + L_C S/R rows of K and V, in whole pages; loops leave theirs on every pass. */
+static void test_kv_bytes(void **state)
+{
+    (void)state;
+    static const struct { const char *name; int tokens, network, heads; } cases[] = {
+        {"c-last", 4, 3, 2}, {"often", 4, 3, 2}, {"seldom", 4, 3, 2}, {"wide-sum", 2, 2, 3},
+        {"loop", 4, 1 + 2 * 3, 2},
+    };
+    for (int i = 0; i < 5; i++) {
+        const struct variant *v = find(cases[i].name);
+        struct run got;
+        int n = 0;
+        memset(&got, 0, sizeof got);
+        tessera_engine *e = must_open(&v->open);
+        tessera_session *s = session(e);
+        feed(e, s, N_IDS, 23, NULL, &got);
+        for (int t = 0; t < N_IDS; t++) n += got.depth[t];
+        assert_int_equal(session_committed(s), round_page(kv_of(cases[i].tokens, N_IDS, 2)) +
+                                               round_page(kv_of(cases[i].network, n, cases[i].heads)));
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+static uint64_t bytes_of(tessera_engine *e, const char *step, const char *name)
+{
+    struct tessera_step_kind k;
+    uint64_t n = 0;
+    for (int i = 0; tessera_profile_at(e, i, &k); i++)
+        if (!strcmp(k.step, step) && !strcmp(k.name, name)) n += k.bytes;
+    return n;
+}
+
+/* Decoding reads the concept network once for each boundary, and not once more: what the profile has
+ * measured, step by step, and what the counters say. */
+static void test_work(void **state)
+{
+    (void)state;
+    const struct variant *v = find("c-last");
+    struct run got;
+    struct err err;
+    memset(&got, 0, sizeof got);
+    tessera_engine *e = must_open(&v->open);
+    tessera_session *s = session(e);
+    if (tessera_profile(e, true, &err)) fail_msg("%s", err.msg);
+    feed(e, s, N_IDS, 1, NULL, &got);
+    uint64_t n = 0;
+    for (int t = 0; t < N_IDS; t++) n += got.depth[t];
+    assert_in_range(n, 20, 80);
+    const uint64_t experts = 2 * 2 * 3 * 64 * 32, out = 2 * 64 * 64;
+    assert_int_equal(bytes_of(e, "experts", "ffn_experts"), experts * (4 * N_IDS + 3 * n));
+    assert_int_equal(bytes_of(e, "matmul", "attn_output"), out * (4 * N_IDS + 3 * n));
+    const struct tessera_depth d = tessera_depth(e);
+    assert_int_equal(d.rows, N_IDS);
+    assert_int_equal(d.n_max, 1);
+    assert_int_equal(d.rows_at[1], n);
+    assert_int_equal(d.rows_at[0], N_IDS - n);
+    const uint64_t layer = 64 * (64 * 2 + 32 * 2 + 4) + 2 * 3 * 64 * 32;
+    assert_int_equal(d.macs_saved, (N_IDS - n) * 3 * layer);
+    assert_true(d.bytes_saved >= (N_IDS - n) * 3 * 2 * layer);
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+/* Whether a group of the pool is of the concept network, layers 2 to 4 of "concept". */
+static bool is_network(const tessera_engine *e, const struct group *g)
+{
+    int l = -1;
+    const int w = e->resid.parts.part[g->part[0]].weight;
+    return sscanf(e->weights.at[w].name, "blk.%d.", &l) == 1 && l >= 2 && l <= 4;
+}
+
+/* Groups of the concept network that are not on disk alone; others are added to *others. */
+static int network_there(const tessera_engine *e, bool was[], int *others, int *fresh)
+{
+    int n = 0;
+    for (int i = 0; i < e->resid.n_groups; i++) {
+        const struct group *g = &e->resid.group[i];
+        const bool there = g->state != GROUP_DISK;
+        if (g->n_parts < 1) continue;
+        if (is_network(e, g)) {
+            *fresh += there && !was[i];
+            n += there;
+        } else {
+            *others += there && !was[i];
+        }
+        was[i] = there;
+    }
+    return n;
+}
+
+/* With hardly any memory: the same bits, and nothing of the concept network comes from the disk for
+ * tokens that begin no concept, whoever guesses what is needed next. */
+static void test_not_read(void **state)
+{
+    (void)state;
+    static const char *const guess[] = {"none", "gate,always", "previous,always", "frequency,always"};
+    static bool was[4096];
+    for (int i = 0; i < 4; i++) {
+        struct variant v = *find("once");
+        struct run one, got;
+        memset(&one, 0, sizeof one);
+        memset(&got, 0, sizeof got);
+        run_all(&v, N_IDS, &one);
+        v.open.mem_budget = smallest(&v.open);
+        v.open.predictor = guess[i];
+        tessera_engine *e = must_open(&v.open);
+        tessera_session *s = session(e);
+        assert_in_range(e->resid.n_groups, 1, 4095);
+        memset(was, 0, sizeof was);
+        feed(e, s, 1, 1, NULL, &got);
+        int others = 0, fresh = 0;
+        assert_true(network_there(e, was, &others, &fresh) > 0);
+        assert_true(fresh > 0);
+        others = fresh = 0;
+        for (int n = 2; n <= N_IDS; n++) {
+            feed(e, s, n, 1, NULL, &got);
+            (void)network_there(e, was, &others, &fresh);
+        }
+        assert_true(same(&got, &one));
+        assert_true(others > 0); /* the others do come and go */
+        if (fresh) fail_msg("%s: %d parts were read for nothing", guess[i], fresh);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
+/* Every variant under the smallest budget, with guesses. */
+static void test_small_budget(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"c-last", "wide-sum", "loop", "hnet"};
+    for (int i = 0; i < 4; i++) {
+        struct variant v = *find(names[i]);
+        struct run one, got;
+        memset(&one, 0, sizeof one);
+        run_all(&v, N_IDS, &one);
+        v.open.mem_budget = smallest(&v.open);
+        v.open.predictor = i % 2 ? "previous,always" : "gate,always";
+        for (int piece = 1; piece < 80; piece += 77) {
+            memset(&got, 0, sizeof got);
+            run_all(&v, piece, &got);
+            if (!same(&got, &one)) fail_msg("%s, pieces of %d: other bits", names[i], piece);
+        }
+    }
+}
+
+/* ---- what must fail ---- */
+
+static void test_mutations(void **state)
+{
+    (void)state;
+    /* Each variant's reference is another's mutation. */
+    static const char *const pairs[][2] = {
+        {"c-last", "p-last"}, {"c-last", "c-sum"}, {"c-last", "c-last-plain"}, {"p-sum", "c-sum"},
+        {"c-last", "often"}, {"seldom", "once"}, {"always", "often"}, {"loop", "loop-all"},
+        {"c-last", "loop"}, {"wide-last", "wide-sum"},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        struct run got, want;
+        memset(&got, 0, sizeof got);
+        want_of(pairs[i][0], &want);
+        run_all(find(pairs[i][1]), N_IDS, &got);
+        if (distance(&got, &want) <= 3e-4) fail_msg("%s passes for %s", pairs[i][1], pairs[i][0]);
+    }
+}
+
+struct bad {
+    const char *model, *key;
+    char type;
+    double number;
+    const char *text, *want;
+};
+
+static void must_refuse(struct rw *r, const char *what, const char *want)
+{
+    struct err e;
+    char path[128];
+    tessera_engine *engine;
+    struct tessera_options o = tessera_defaults();
+    (void)snprintf(path, sizeof path, "%s/bad.gguf", dir);
+    rw_write(r, path);
+    rw_close(r);
+    o.model_path = path;
+    if (!tessera_open(&o, &engine, &e)) fail_msg("%s was taken", what);
+    if (!strstr(e.msg, want)) fail_msg("%s: \"%s\"", what, e.msg);
+    (void)unlink(path);
+}
+
+static void test_bad_files(void **state)
+{
+    (void)state;
+    static const struct bad bad[] = {
+        {"concept", "concept.encoder_block_count", 'u', 0, NULL, "encoder_block_count"},
+        {"concept", "concept.decoder_block_count", 'u', 5, NULL, "decoder_block_count"},
+        {"concept", "concept.encoder_block_count", 'u', 4e9, NULL, "encoder_block_count"},
+        {"concept", "concept.target_ratio", 'f', 0.5, NULL, "target_ratio says 0.5"},
+        {"concept", "concept.target_ratio", 'f', 1e9, NULL, "target_ratio"},
+        {"concept", "concept.target_ratio", 'f', NAN, NULL, "target_ratio"},
+        {"concept", "concept.threshold", 'f', 1.5, NULL, "threshold says 1.5"},
+        {"concept", "concept.threshold", 'f', -0.1, NULL, "threshold says -0.1"},
+        {"concept", "concept.query", 's', 0, "next", "says \"next\"; known are current and previous"},
+        {"concept", "concept.reduce", 's', 0, "mean", "says \"mean\"; known are last and sum"},
+        {"concept", "concept.ema_recursive", 'b', 0, NULL, "ema_recursive"},
+        {"concept", "concept.joint_decoding", 'b', 0, NULL, "attn_q_concept.weight"},
+        {"concept", "concept.loop.first", 'u', 4, NULL, "loop.first"},
+        {"concept", "concept.loop.count", 'u', 4, NULL, "loop.first"},
+        {"concept", "concept.loop.times", 'u', 0, NULL, "loop.first"},
+        {"concept", "concept.embedding_length", 'u', 96, NULL, "concept.up.weight"},
+        {"concept-wide", "concept.embedding_length", 'u', 64, NULL, "blk.1.attn_norm.weight"},
+        {"concept-wide", "concept.attention.head_count", 'u', 5, NULL, "head_count"},
+        {"concept-wide", "concept.expert_used_count", 'u', 9, NULL, "concept.expert_used_count"},
+        {"hnet", "stage_count", 'u', 1, NULL, "stage_count says 1"},
+        {"hnet", "stage_count", 'u', 9, NULL, "stage_count says 9"},
+        {"hnet", "stage.0.encoder_layout", 's', 0, "m4", "Mamba-2"},
+        {"hnet", "stage.1.decoder_layout", 's', 0, "t1Q2", "t1Q2"},
+        {"hnet", "stage.1.decoder_layout", 's', 0, "t", "layout says \"t\""},
+        {"hnet", "stage.1.decoder_layout", 's', 0, "t99999999999", "128 layers"},
+        {"hnet", "stage.1.feed_forward_length", 'u', 0, NULL, "feed_forward_length"},
+        {"hnet", "stage.1.embedding_length", 'u', 16, NULL, "as wide as"},
+        {"hnet", "stage.0.attention.head_count", 'u', 0, NULL, "head_count"},
+        {"hnet", "chunk.query", 's', 0, "current", "known is previous"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct rw r;
+        open_model(&r, bad[i].model);
+        rw_set(&r, bad[i].key, bad[i].type, bad[i].number, bad[i].text);
+        must_refuse(&r, bad[i].key, bad[i].want);
+    }
+    static const char *const gone[][2] = {
+        {"concept", "concept.router_q.weight"}, {"concept", "concept.router_k.weight"},
+        {"concept", "blk.6.attn_v_concept.weight"}, {"concept-wide", "concept.down.weight"},
+        {"hnet", "st.1.router_k.weight"}, {"hnet", "st.2.pad"}, {"hnet", "st.0.res_proj.bias"},
+    };
+    for (size_t i = 0; i < sizeof gone / sizeof *gone; i++) {
+        struct rw r;
+        open_model(&r, gone[i][0]);
+        struct rw_tensor *t = rw_find(&r, gone[i][1]);
+        assert_non_null(t);
+        rw_drop(&r, t);
+        must_refuse(&r, gone[i][1], gone[i][1]);
+    }
+    for (int i = 0; i < 2; i++) { /* what decides must not be rounded: its first bytes as blocks of Q8_0 */
+        struct rw r;
+        open_model(&r, i ? "hnet" : "concept");
+        struct rw_tensor *t = rw_find(&r, i ? "st.0.router_q.weight" : "concept.router_k.weight");
+        assert_non_null(t);
+        t->type = QTYPE_Q8_0;
+        t->piece[0].bytes = qtype_bytes(QTYPE_Q8_0, t->dim[0]) * t->dim[1];
+        must_refuse(&r, "a quantised router", "is quantised");
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reference), cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_rollback), cmocka_unit_test(test_batch_and_tiers),
+        cmocka_unit_test(test_save), cmocka_unit_test(test_spill),
+        cmocka_unit_test(test_zero_joint), cmocka_unit_test(test_first_factor),
+        cmocka_unit_test(test_kv_bytes), cmocka_unit_test(test_work),
+        cmocka_unit_test(test_not_read), cmocka_unit_test(test_small_budget),
+        cmocka_unit_test(test_mutations), cmocka_unit_test(test_bad_files),
+    };
+    return cmocka_run_group_tests_name("concept", tests, set_up, tear_down);
+}
