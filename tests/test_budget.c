@@ -109,6 +109,51 @@ static void bits_free(struct bits *b)
     free(b->got);
 }
 
+/* ---- full contexts ---- */
+
+/* A context that is full at the smallest budget, to the byte: what was lent to the weights comes back,
+ * page after page, though their slots are coarse. */
+static void check_full(const char *arch, unsigned type)
+{
+    enum { PAGE = 64, PAGES = 8 };
+    struct tessera_options o = options(model(arch, type, false), UINT64_MAX);
+    float *want = calloc(PAGES * VOCAB, sizeof *want);
+    struct err err;
+    for (int pages = PAGES; pages > 1; pages -= 2) {
+        o.n_ctx = pages * PAGE;
+        o.mem_budget = UINT64_MAX;
+        uint64_t least = 0;
+        for (int k = 0; k < 2; k++, o.mem_budget = least) {
+            tessera_engine *e = must_open(&o);
+            tessera_session *s = session(e);
+            if (!k) least = fit_least(e);
+            for (int at = 0; at < o.n_ctx; at += PAGE / 2) {
+                int32_t piece[PAGE / 2];
+                for (int i = 0; i < PAGE / 2; i++) piece[i] = ids[(at + i) % N];
+                const struct tessera_input in = {.session = s, .ids = piece, .n = PAGE / 2,
+                                                 .logits = TESSERA_LOGITS_LAST};
+                if (tessera_step(e, &in, 1, &err)) fail_msg("%s: %d of %d: %s", arch, at, o.n_ctx, err.msg);
+                if (at % PAGE == 0) continue;
+                float *row = want + (size_t)(at / PAGE) * VOCAB;
+                if (k) assert_memory_equal(row, tessera_logits(e, 0, PAGE / 2 - 1), VOCAB * sizeof *row);
+                else memcpy(row, tessera_logits(e, 0, PAGE / 2 - 1), VOCAB * sizeof *row);
+            }
+            assert_true(tessera_memory(e).peak <= o.mem_budget);
+            tessera_session_close(s);
+            tessera_close(e);
+        }
+    }
+    free(want);
+}
+
+static void test_full(void **state)
+{
+    (void)state;
+    check_full("olmoe", QTYPE_Q4_K);
+    check_full("qwen3moe", QTYPE_Q8_0);
+    check_full("llama", QTYPE_Q4_0);
+}
+
 /* ---- the same bits ---- */
 
 static void check_budgets(const char *arch, unsigned type, bool tied)
@@ -901,6 +946,7 @@ static int remove_dir(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_full),
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_resize),
         cmocka_unit_test(test_room),      cmocka_unit_test(test_lent),
         cmocka_unit_test(test_predictors), cmocka_unit_test(test_gate_names),

@@ -96,11 +96,17 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 
+static uint64_t whole_pages(uint64_t n)
+{
+    const uint64_t page = mem_page_size();
+    return (n + page - 1) / page * page;
+}
+
 /* Everything but weights, KV cache and staging; what a device reads from the host is part of it. */
 static uint64_t beside(const struct tessera_engine *e)
 {
-    return e->process + fit_arena_bytes(e) + fit_logits_bytes(e) + gates_bytes(&e->gates) +
-           e->device_plan.host;
+    return e->process + whole_pages(fit_arena_bytes(e)) + whole_pages(fit_logits_bytes(e)) +
+           gates_bytes(&e->gates) + e->device_plan.host;
 }
 
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
@@ -160,7 +166,12 @@ uint64_t fit_least(const struct tessera_engine *e)
 
 bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *p)
 {
-    const uint64_t have = e->resid.now.bytes + (e->resid.all_ram ? 0 : staging(e));
+    const struct ledger *l = &e->ledger;
+    const uint64_t taken = l->total + e->resid.now.bytes / PAGE_TABLE;
+    /* What nobody has is room, too: slots are coarse, and weights that gave way earlier gave more than
+     * was asked for. */
+    const uint64_t have = e->resid.now.bytes + (e->resid.all_ram ? 0 : staging(e)) +
+                          (l->budget > taken ? l->budget - taken : 0);
     bytes += staging(e);
     return have > bytes && place_solve(&e->resid.sizes, have - bytes, p);
 }
