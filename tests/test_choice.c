@@ -525,6 +525,46 @@ static void test_writing(void **state)
     free(text2);
 }
 
+/* A cache is measured against whole passes, and that changes nothing; where nothing is left out there
+ * is no distance. */
+static void test_measure(void **state)
+{
+    (void)state;
+    static const char *const lines[] = {"w alg=low_confidence g=24 b=8 cache=prefix",
+                                        "w alg=low_confidence g=24 b=8 cache=dual",
+                                        "w alg=low_confidence g=24 b=24 cache=dual"};
+    make_model("w", "token_choice");
+    for (int i = 0; i < 3; i++) {
+        char plain[2200];
+        struct err err;
+        struct tessera_answer a = {.stop = TESSERA_RUNNING};
+        tessera_generator *g;
+        write_text(lines[i], &opt, plain, sizeof plain);
+        tessera_engine *e = must_open(&opt);
+        tessera_session *s = session(e);
+        struct tessera_generator_options o = writing(lines[i]);
+        o.denoise.measure = true;
+        err_clear(&err);
+        if (tessera_generator_open(s, ids, N_PROMPT, &o, &g, &err)) fail_msg("%s", err.msg);
+        while (!a.stop)
+            if (tessera_generator_next(g, &a, &err)) fail_msg("%s", err.msg);
+        char *at = plain + 1; /* the same tokens in the end: pass:place:token */
+        (void)strtol(at, &at, 10);
+        while (*at) {
+            (void)strtol(at, &at, 10);
+            const long place = strtol(at + 1, &at, 10), token = strtol(at + 1, &at, 10);
+            assert_int_equal(a.canvas[place], token);
+        }
+        const struct tessera_timing t = tessera_generator_timing(g);
+        /* Blocks of b: all but the first pass of each; place k of a pass has b - k left. */
+        assert_int_equal(t.n_compared, i < 2 ? 3 * 28 : 276);
+        assert_true(t.kl > 1e-8 && t.n_changed >= 0 && t.n_changed < t.n_compared);
+        tessera_generator_close(g);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
 /* Another seed is another text; a threshold of next to nothing is one pass for each block. */
 static void test_ways(void **state)
 {
@@ -687,6 +727,7 @@ int main(void)
         cmocka_unit_test(test_transfers), cmocka_unit_test(test_reference),
         cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_rows),      cmocka_unit_test(test_writing),
+        cmocka_unit_test(test_measure),
         cmocka_unit_test(test_ways),      cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_bad_ways),  cmocka_unit_test(test_other_models),
         cmocka_unit_test(test_short_texts),
