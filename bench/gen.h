@@ -1,6 +1,6 @@
 /* Writes GGUF models with random weights, of any size: for benchmarks (gigabytes at disk speed) and
- * for tests (a few kilobytes).  Architectures llama (dense and Mixtral), qwen3moe, olmoe, and the
- * repeated mor and ouro, conceptmoe.
+ * for tests (a few kilobytes).  Architectures llama (dense and Mixtral), qwen3moe, olmoe, the
+ * repeated mor and ouro, conceptmoe, and ecdlm, which sees both sides and whose experts choose tokens.
  *
  * DESIGN.  Weights are drawn as valid blocks of their format, not quantised from floats: random
  * codes and a scale such that the weights have the standard deviation 1/sqrt(columns), which keeps
@@ -34,7 +34,7 @@ enum { GEN_POOL = 4 << 20, GEN_TENSORS = 16384, GEN_POOLS = 16 };
 enum { GEN_Q4_K_M = 1000 };
 
 struct gen_spec {
-    const char *arch; /* "qwen3moe", "olmoe", "llama", "mor", "ouro" */
+    const char *arch; /* "qwen3moe", "olmoe", "llama", "mor", "ouro", "ecdlm" */
     const char *name; /* general.name */
     int n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff; /* n_ff: of one expert */
     int n_expert, n_expert_used; /* 0 = dense (llama only) */
@@ -315,7 +315,8 @@ static void gen_layer(struct gen_model *m, int l)
     const struct gen_spec *g = &m->spec;
     const bool joint = gen_is(g, "conceptmoe") && l >= g->n_layer - g->n_decoder;
     int q = g->n_head * g->head_dim, kv = g->n_head_kv * g->head_dim, n = g->n_expert;
-    bool olmoe = !strcmp(g->arch, "olmoe"), qwen = !strcmp(g->arch, "qwen3moe");
+    bool olmoe = !strcmp(g->arch, "olmoe"), qwen = !strcmp(g->arch, "qwen3moe") ||
+                                                  !strcmp(g->arch, "ecdlm");
     gen_norm(m, "attn_norm", l, g->n_embd);
     gen_matrix(m, "attn_q", l, g->n_embd, q, 0);
     gen_matrix(m, "attn_k", l, g->n_embd, kv, 0);
@@ -372,9 +373,10 @@ static enum status gen_check(const struct gen_spec *g, struct err *e)
     const bool repeats = !strcmp(g->arch, "mor") || !strcmp(g->arch, "ouro");
     const bool concepts = !strcmp(g->arch, "conceptmoe");
     rng_seed(&r, 0);
-    if (!llama && !olmoe && !repeats && !concepts && strcmp(g->arch, "qwen3moe"))
+    if (!llama && !olmoe && !repeats && !concepts && strcmp(g->arch, "qwen3moe") &&
+        strcmp(g->arch, "ecdlm"))
         return err_set(e, ERR_USAGE, "cannot generate %s; known: qwen3moe olmoe llama mor ouro "
-                       "conceptmoe", g->arch);
+                       "conceptmoe ecdlm", g->arch);
     if (concepts && (g->n_encoder < 1 || g->n_decoder < 1 ||
                      g->n_encoder >= g->n_layer - g->n_decoder))
         return err_set(e, ERR_USAGE, "%d and %d of %d layers leave none for concepts", g->n_encoder,
@@ -546,6 +548,10 @@ static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const stru
         gguf_put_f32(w, gen_key(k, g, "concept.target_ratio"), 2);
         gguf_put_f32(w, gen_key(k, g, "concept.threshold"), g->concept_threshold);
         gguf_put_bool(w, gen_key(k, g, "expert_weights_norm"), true);
+    }
+    if (!strcmp(g->arch, "ecdlm")) {
+        gguf_put_u32(w, "tokenizer.ggml.mask_token_id", 0);
+        gguf_put_str(w, "ecdlm.expert_routing", "expert_choice");
     }
     if (!strcmp(g->arch, "qwen3moe"))
         gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);

@@ -11,7 +11,7 @@ static int usage(FILE *to)
 {
     (void)fputs(
         "usage: gen_model OUT [options]     a GGUF model with random weights\n"
-        "  --arch NAME      qwen3moe (default), olmoe, llama, mor, ouro, conceptmoe\n"
+        "  --arch NAME      qwen3moe (default), olmoe, llama, mor, ouro, conceptmoe, ecdlm\n"
         "  --type TYPE      F32 F16 BF16 Q8_0 (default) Q4_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS\n"
         "                   MXFP4, or the mixture Q4_K_M\n"
         "  --layers N --embd N --heads N --kv-heads N --head-dim N --ff N (of one expert)\n"

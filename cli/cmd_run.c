@@ -134,6 +134,15 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
         fprintf(stderr, "  (times are promised when `tessera doctor -m MODEL` has measured this machine)\n");
 }
 
+/* How far a cache has gone from passes over the whole text. */
+static void report_cache(const struct run *r, const struct tessera_timing *t)
+{
+    if (t->n_compared)
+        fprintf(stderr, "cache %s: KL %.2g nats from whole passes on average, on %d places; %.1f %% of them "
+                "have another likeliest token\n", r->a->cache, t->kl / t->n_compared, t->n_compared,
+                100.0 * t->n_changed / t->n_compared);
+}
+
 /* Prints until the end; the exit code. */
 static int print_all(struct run *r, tessera_generator *g)
 {
@@ -160,6 +169,7 @@ static int print_all(struct run *r, tessera_generator *g)
     if (r->a->analyze) {
         const struct tessera_timing t = tessera_generator_timing(g);
         if (!t.n_passes) analyze(r, &before, seconds);
+        report_cache(r, &t);
         cli_print_depth(r->e, t.prompt_s + t.gen_s);
     }
     return a.stop == TESSERA_STOP_CANCELLED ? CLI_INTERRUPTED : CLI_OK;
@@ -176,6 +186,7 @@ static int generate(struct run *r)
         .ignore_end = r->a->ignore_eos, .special_text = r->a->special,
         .denoise = cli_denoising(r->a),
     };
+    o.denoise.measure = r->a->analyze;
     err_clear(&err);
     if (tessera_model(r->e).sees_both)
         (void)cli_canvas_open(&r->canvas, tessera_tok(r->e), tessera_model(r->e).mask);

@@ -329,6 +329,8 @@ struct tessera_denoising {
     float threshold;      /* a pass settles all that are this probable and one at least; 0 = off */
     float guidance;       /* logits = u + (guidance + 1)(c - u), u: with the prompt hidden; 0 = off */
     float alg_temp;       /* Dream's orders: chance in what settles next; 0 = off */
+    bool measure;         /* with a cache: every pass that it makes cheaper is run as a whole beside it,
+                             in another session, and compared (tessera_timing) */
 };
 
 /* Why an answer ended. */
@@ -356,6 +358,9 @@ struct tessera_timing {
     int n_depth;             /* tokens computed whose depth is known; sum of these */
     int64_t depth_sum;
     int n_passes;            /* models that see both sides; 0 = others */
+    int n_compared;          /* tessera_denoising.measure: places; of them with another likeliest token; */
+    int n_changed;
+    double kl;               /* sum over them of KL(whole || cached), nats */
 };
 
 /* n_gen_max < 0: until it ends by itself or the context is full.  stops: n_stops strings that end

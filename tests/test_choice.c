@@ -525,6 +525,46 @@ static void test_writing(void **state)
     free(text2);
 }
 
+/* A cache is measured against whole passes, and that changes nothing; where nothing is left out there
+ * is no distance. */
+static void test_measure(void **state)
+{
+    (void)state;
+    static const char *const lines[] = {"w alg=low_confidence g=24 b=8 cache=prefix",
+                                        "w alg=low_confidence g=24 b=8 cache=dual",
+                                        "w alg=low_confidence g=24 b=24 cache=dual"};
+    make_model("w", "token_choice");
+    for (int i = 0; i < 3; i++) {
+        char plain[2200];
+        struct err err;
+        struct tessera_answer a = {.stop = TESSERA_RUNNING};
+        tessera_generator *g;
+        write_text(lines[i], &opt, plain, sizeof plain);
+        tessera_engine *e = must_open(&opt);
+        tessera_session *s = session(e);
+        struct tessera_generator_options o = writing(lines[i]);
+        o.denoise.measure = true;
+        err_clear(&err);
+        if (tessera_generator_open(s, ids, N_PROMPT, &o, &g, &err)) fail_msg("%s", err.msg);
+        while (!a.stop)
+            if (tessera_generator_next(g, &a, &err)) fail_msg("%s", err.msg);
+        char *at = plain + 1; /* the same tokens in the end: pass:place:token */
+        (void)strtol(at, &at, 10);
+        while (*at) {
+            (void)strtol(at, &at, 10);
+            const long place = strtol(at + 1, &at, 10), token = strtol(at + 1, &at, 10);
+            assert_int_equal(a.canvas[place], token);
+        }
+        const struct tessera_timing t = tessera_generator_timing(g);
+        /* Blocks of b: all but the first pass of each; place k of a pass has b - k left. */
+        assert_int_equal(t.n_compared, i < 2 ? 3 * 28 : 276);
+        assert_true(t.kl > 1e-8 && t.n_changed >= 0 && t.n_changed < t.n_compared);
+        tessera_generator_close(g);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
 /* Another seed is another text; a threshold of next to nothing is one pass for each block. */
 static void test_ways(void **state)
 {
@@ -634,6 +674,77 @@ static void test_bad_ways(void **state)
     not_written("w alg=low_confidence", 4, ERR_MISSING, "mask_token_id");
 }
 
+/* The first layer of a model of tests/awkward under another architecture's name. */
+static void one_layer_as(const char *model, const char *from, const char *to, const char *out)
+{
+    struct rw r;
+    struct err e;
+    char file[96], key[128];
+    (void)snprintf(file, sizeof file, "tests/awkward/%s.gguf", model);
+    rw_open(&r, file);
+    for (int i = r.n - 1; i >= 0; i--)
+        if ((!strncmp(r.t[i].name, "blk.", 4) && strncmp(r.t[i].name, "blk.0.", 6)) ||
+            !strncmp(r.t[i].name, "rope_freqs", 10)) /* llama's only */
+            rw_drop(&r, &r.t[i]);
+    struct gguf_writer *w = gguf_writer_new();
+    assert_non_null(w);
+    gguf_put_str(w, "general.architecture", to);
+    (void)snprintf(key, sizeof key, "%s.block_count", to);
+    gguf_put_u32(w, key, 1);
+    for (uint64_t i = 0; i < gguf_n_kv(r.g); i++) {
+        struct gguf_kv kv = *gguf_kv_at(r.g, i);
+        const size_t n = strlen(from);
+        char name[128];
+        (void)snprintf(name, sizeof name, "%.*s", (int)kv.key.n, kv.key.s);
+        if (!strcmp(name, "general.architecture") || strstr(name, ".block_count")) continue;
+        if (!strncmp(name, from, n) && name[n] == '.') (void)snprintf(key, sizeof key, "%s%s", to, name + n);
+        else (void)snprintf(key, sizeof key, "%s", name);
+        kv.key = (struct gguf_str){key, strlen(key)};
+        gguf_put_kv(w, &kv);
+    }
+    for (int i = 0; i < r.n; i++)
+        gguf_put_tensor(w, r.t[i].name, r.t[i].type, r.t[i].n_dims, r.t[i].dim, r.t[i].piece[0].bytes);
+    if (gguf_writer_begin(w, out, &e)) fail_msg("%s", e.msg);
+    for (int i = 0; i < r.n; i++)
+        if (gguf_writer_data(w, r.t[i].piece[0].data, r.t[i].piece[0].bytes, &e)) fail_msg("%s", e.msg);
+    if (gguf_writer_end(w, &e)) fail_msg("%s", e.msg);
+    gguf_writer_close(w);
+    rw_close(&r);
+}
+
+/* With one layer the last token sees the same from one side as from both: the architectures without a
+ * reference of their own give what those give whose layers they have, and other tokens do not. */
+static void test_siblings(void **state)
+{
+    (void)state;
+    static const char *const models[][3] = {
+        {"llama", "llama", "llada"}, {"qwen2", "qwen2", "dream"}, {"qwen3moe", "qwen3moe", "rnd1"}};
+    static float one[2][N_IDS * 64];
+    for (int i = 0; i < 3; i++) {
+        int32_t x[N_IDS];
+        size_t nv = 0;
+        for (int m = 0; m < 2; m++) {
+            struct err err;
+            one_layer_as(models[i][0], models[i][1], models[i][1 + m], path);
+            tessera_engine *e = must_open(&opt);
+            tessera_session *s = session(e);
+            nv = (size_t)tessera_model(e).n_vocab;
+            assert_true(nv <= 64);
+            for (int t = 0; t < N_IDS; t++) x[t] = ids[t] % (int)nv;
+            const struct tessera_input in = {s, x, N_IDS, TESSERA_LOGITS_ALL};
+            if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+            for (int t = 0; t < N_IDS; t++)
+                memcpy(one[m] + (size_t)t * nv, tessera_logits(e, 0, t), nv * sizeof *one[m]);
+            assert_int_equal(tessera_model(e).sees_both, m);
+            tessera_session_close(s);
+            tessera_close(e);
+        }
+        assert_memory_equal(one[0] + (N_IDS - 1) * nv, one[1] + (N_IDS - 1) * nv, nv * sizeof *one[0]);
+        assert_memory_not_equal(one[0] + (N_IDS - 9) * nv, one[1] + (N_IDS - 9) * nv,
+                                nv * sizeof *one[0]);
+    }
+}
+
 /* A model that sees only what is before a token. */
 static void test_other_models(void **state)
 {
@@ -687,9 +798,10 @@ int main(void)
         cmocka_unit_test(test_transfers), cmocka_unit_test(test_reference),
         cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_rows),      cmocka_unit_test(test_writing),
+        cmocka_unit_test(test_measure),
         cmocka_unit_test(test_ways),      cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_bad_ways),  cmocka_unit_test(test_other_models),
-        cmocka_unit_test(test_short_texts),
+        cmocka_unit_test(test_short_texts), cmocka_unit_test(test_siblings),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

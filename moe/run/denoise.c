@@ -171,7 +171,9 @@ struct denoise {
     int clean;                     /* positions whose K and V will not change; SEES_ALL: 0 */
     bool own_blocks, begun, second; /* begun: a pass of this block was run; second: of guidance */
     int32_t *blank;                /* [n] the text with its prompt hidden; guidance only */
-    struct region saved;           /* logits of that */
+    struct region saved;           /* logits of that, or of a cached pass that is measured */
+    struct tessera_session *beside; /* where passes are run as a whole, to measure */
+    struct tessera_timing measured;
     float *row;                    /* [n_vocab] */
     struct sampler_cand *cand;     /* [n_vocab] */
     int32_t end[ENDS_MAX];         /* never chosen */
@@ -289,9 +291,11 @@ static enum status open_saved(struct denoise *d, struct err *err)
 {
     struct tessera_engine *e = d->s->engine;
     const uint64_t most = (uint64_t)e->logits_stride * (uint64_t)(d->n - d->n_prompt);
-    if (!(d->opt.guidance > 0)) return OK;
+    d->opt.measure = d->opt.measure && d->opt.cache;
+    if (!(d->opt.guidance > 0) && !d->opt.measure) return OK;
     enum status s = region_reserve(&d->saved, &e->ledger, MEM_ACT, most, err);
-    return s ? s : engine_commit(e, &d->saved, most, err);
+    if (!s) s = engine_commit(e, &d->saved, most, err);
+    return s || !d->opt.measure ? s : tessera_session_open(e, d->s->n_ctx, &d->beside, err);
 }
 
 static void ban_ends(struct denoise *d)
@@ -343,6 +347,7 @@ void denoise_close(struct denoise *d)
 {
     if (!d) return;
     region_release(&d->saved);
+    tessera_session_close(d->beside);
     free(d->text);
     free(d->blank);
     free(d->hidden);
@@ -418,6 +423,53 @@ static float *saved_row(const struct denoise *d, int i)
                              (size_t)d->s->engine->logits_stride * (size_t)(i - d->n_prompt));
 }
 
+/* KL(p || q) of two rows of logits. */
+static double divergence(const float *p, const float *q, int n)
+{
+    double top[2] = {-INFINITY, -INFINITY}, sum[2] = {0}, kl = 0;
+    for (int i = 0; i < n; i++) {
+        if (value(p[i]) > top[0]) top[0] = value(p[i]);
+        if (value(q[i]) > top[1]) top[1] = value(q[i]);
+    }
+    for (int i = 0; i < n; i++) {
+        sum[0] += exp(value(p[i]) - top[0]);
+        sum[1] += exp(value(q[i]) - top[1]);
+    }
+    const double shift = top[1] + log(sum[1]) - top[0] - log(sum[0]);
+    for (int i = 0; i < n; i++) {
+        const double chance = exp(value(p[i]) - top[0]) / sum[0];
+        if (chance > 0) kl += chance * (value(p[i]) - value(q[i]) + shift);
+    }
+    return kl;
+}
+
+static int likeliest(const float *x, int n)
+{
+    int best = 0;
+    for (int i = 1; i < n; i++)
+        if (value(x[i]) > value(x[best])) best = i;
+    return best;
+}
+
+/* The pass that has just been taken, as a whole: its logits beside those that are saved. */
+static enum status measure(struct denoise *d, struct err *err)
+{
+    struct tessera_engine *e = d->s->engine;
+    const struct tessera_input in = {.session = d->beside, .ids = d->text, .n = d->n,
+                                     .logits = TESSERA_LOGITS_SOME, .some = d->want};
+    session_cut(d->beside, 0);
+    enum status s = tessera_step(e, &in, 1, err);
+    for (int i = d->block0; i < d->block1 && !s; i++) {
+        if (!d->hidden[i] || !d->want[i - d->shift]) continue;
+        const float *whole = tessera_logits(e, 0, i - d->shift), *cached = saved_row(d, i);
+        const int n = e->model.n_vocab;
+        d->measured.n_compared++;
+        d->measured.n_changed += likeliest(whole, n) != likeliest(cached, n);
+        d->measured.kl += divergence(whole, cached, n);
+    }
+    return s;
+}
+
 static void pick_one(struct denoise *d, const float *logits, int i)
 {
     const int n = d->s->engine->model.n_vocab;
@@ -451,17 +503,18 @@ enum status denoise_take(struct denoise *d, int i_in, int *n_new, struct err *er
     const struct tessera_engine *e = d->s->engine;
     *n_new = 0;
     d->n_passes++;
-    const bool blank = d->opt.guidance > 0 && !d->second;
+    const bool blank = d->opt.guidance > 0 && !d->second, compare = d->opt.measure && d->begun;
     for (int i = d->block0; i < d->block1; i++) {
         const int at = i - d->shift;
         if (!d->hidden[i] || !d->want[at]) continue;
         const float *logits = tessera_logits(e, i_in, at - d->from);
         if (!logits) return err_set(err, ERR_USAGE, "a pass without the logits that it was to give");
-        if (blank) memcpy(saved_row(d, i), logits, e->logits_stride);
-        else pick_one(d, logits, i);
+        if (blank || compare) memcpy(saved_row(d, i), logits, e->logits_stride);
+        if (!blank) pick_one(d, logits, i);
     }
     d->second = blank;
     if (blank) return OK;
+    if (compare && measure(d, err)) return err->code;
     decide(d);
     for (int i = d->block0; i < d->block1; i++) {
         if (!d->hidden[i] || !d->settle[i]) continue;
@@ -486,3 +539,10 @@ const int32_t *denoise_text(const struct denoise *d, int *n)
 
 int denoise_settled(const struct denoise *d) { return d->settled; }
 int denoise_passes(const struct denoise *d) { return d->n_passes; }
+
+void denoise_measured(const struct denoise *d, struct tessera_timing *t)
+{
+    t->n_compared = d->measured.n_compared;
+    t->n_changed = d->measured.n_changed;
+    t->kl = d->measured.kl;
+}

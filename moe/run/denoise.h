@@ -63,5 +63,7 @@ const int32_t *denoise_text(const struct denoise *d, int *n);
 /* Settled tokens at its beginning, without a hidden one between them. */
 int denoise_settled(const struct denoise *d);
 int denoise_passes(const struct denoise *d);
+/* Puts what tessera_denoising.measure has found into t. */
+void denoise_measured(const struct denoise *d, struct tessera_timing *t);
 
 #endif
