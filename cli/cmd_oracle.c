@@ -196,6 +196,7 @@ static int run(const struct cli_args *a, const struct oracle_args *own, enum ora
     cli_interrupt_target(NULL);
     if (!s && a->json) oracle_report_json(&j);
     else if (!s) oracle_report(&j);
+    if (!s && own->html) s = oracle_page(&j, own->html, &err);
     rc = s ? cli_fail(&err) : CLI_OK;
     tear_down(&j);
     cli_close_engine(j.e);
@@ -248,6 +249,8 @@ int cmd_oracle(int argc, char **argv)
          offsetof(struct oracle_args, special), 0, 0},
         {"--exit", "X", "looped models with a gate: as in run", CLI_F32,
          offsetof(struct oracle_args, exit_at), 1e-6, 1},
+        {"--html", "FILE", "pictures as one web page, the text coloured by what could be gained", CLI_STR,
+         offsetof(struct oracle_args, html), 0, 0},
         {"--fresh", NULL, "begin anew even if -o FILE has a part of this search", CLI_TRUE,
          offsetof(struct oracle_args, fresh), 0, 0},
         {0}};

@@ -4,6 +4,7 @@
  *   oracle_search.c  one token: the model as routing/oracle.h wants it
  *   oracle_file.c    results as they grow, so that an interrupted search goes on
  *   oracle_report.c  tables
+ *   oracle_page.c    the page
  *
  * A result is a row of floats per token, the same whether it was computed now or read, so a report does
  * not depend on where the search was interrupted. */
@@ -77,10 +78,17 @@ enum status oracle_read(struct oracle_job *j, const char *path, struct err *err)
 
 void oracle_report(const struct oracle_job *j);
 void oracle_report_json(const struct oracle_job *j);
+/* Losses of n levels from value first_value on, of every token, spent so that their mean level is at most
+ * `level`; INFINITY when that is not enough.  used [n]: tokens at each level, or NULL. */
+double oracle_shared_out(const struct oracle_job *j, int first_value, int n, double level, int *used);
 /* Loss of token t as the model is. */
 double oracle_loss_as_is(const struct oracle_job *j, int t);
 /* The least that the search found for it, whatever it costs. */
 double oracle_loss_best(const struct oracle_job *j, int t);
+
+/* ---- oracle_page.c ---- */
+
+enum status oracle_page(struct oracle_job *j, const char *path, struct err *err);
 
 static inline float *oracle_value(const struct oracle_job *j, int t)
 {

@@ -61,9 +61,7 @@ static double mean_best(const struct oracle_job *j)
     return sum / j->n_done;
 }
 
-/* Losses of levels first .. first + n - 1 of every token, spent at a mean of `level`; INFINITY when that
- * is not enough for the cheapest.  used [n]: tokens at each, or NULL. */
-static double spend(const struct oracle_job *j, int first_value, int n, double level, int *used)
+double oracle_shared_out(const struct oracle_job *j, int first_value, int n, double level, int *used)
 {
     double *loss = malloc(sizeof *loss * (size_t)j->n_done * (size_t)n), sum = INFINITY;
     int *at = malloc(sizeof *at * (size_t)j->n_done);
@@ -117,7 +115,7 @@ static void report_routes(const struct oracle_job *j)
     for (int c = least; c < n; c++) {
         printf("%7d", c);
         number(mean(j, c));
-        number(spend(j, 0, n, c, NULL));
+        number(oracle_shared_out(j, 0, n, c, NULL));
         number(mean(j, n + c));
         number(mean(j, 2 * n + c));
         printf("  %5.1f %% ", best_at ? 100.0 * best_at[c] / j->n_done : 0);
@@ -173,7 +171,7 @@ static void report_depth(const struct oracle_job *j)
         router[(int)v[0] - j->least_depth]++;
         depth += (double)v[0] / j->n_done;
     }
-    const double same = spend(j, 1, n, depth - j->least_depth, spent);
+    const double same = oracle_shared_out(j, 1, n, depth - j->least_depth, spent);
     printf("%7s %9s %9s %9s %9s\n", "depth", "loss of", "router,", "best,", "best at");
     printf("%7s %9s %9s %9s %9s\n", "", "all at it", "tokens", "tokens", "its mean");
     for (int d = 0; d < n; d++) {

@@ -43,6 +43,16 @@ t $O -p 'the cat and the hat in the inn' --what experts --all 10 --rounds 3
 expect 0
 ok "swaps that try all" "$(grep -c 'not everything was tried' "$DIR/out")" = 1
 
+# ---- pictures ----
+for w in routes experts; do
+    t $O -p 'the <cat> & the hat in the inn' --what $w --html "$DIR/$w.html"
+    expect 0
+    ok "no whole page" "$(head -c 15 "$DIR/$w.html")$(tail -n 1 "$DIR/$w.html")" = '<!doctype html></html>'
+    ok "no three figures" "$(grep -c '<svg class="figure"' "$DIR/$w.html")" = 3
+    ok "something from elsewhere" "$(grep -cE 'https?:|<script|src=|@import|url\(' "$DIR/$w.html")" = 0
+    ok "text that is not escaped" "$(grep -c '<cat\|& ' "$DIR/$w.html")" = 0
+done
+
 # ---- depth ----
 for m in mor-token mor-expert; do
     t oracle -m "tests/depth/$m.gguf" --ids 1,2,3,4,5,6,7,8,9,10 --what depth
