@@ -68,6 +68,7 @@ int cmd_convert(int argc, char **argv);
 int cmd_stack(int argc, char **argv);
 int cmd_trace(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
+int cmd_oracle(int argc, char **argv);
 
 /* The row of a command, NULL when there is none. */
 const struct cli_command *cli_command(const char *name);

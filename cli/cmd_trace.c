@@ -9,16 +9,18 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/trace_page.h"
 #include "moe/load/gguf.h"
 #include "moe/load/tok.h"
 #include "moe/load/trace.h"
 #include "moe/load/trace_export.h"
+#include "moe/run/branch.h"
 #include "moe/run/obs.h"
 #include "moe/run/sampler.h"
 #include "routing/fit/fit_path.h"
 
 struct trace_args {
-    const char *ids, *export;
+    const char *ids, *export, *html;
     struct cli_list activations; /* TENSOR=FILE */
     int decode, passes;
     bool one_by_one, special, train, norms;
@@ -48,6 +50,7 @@ struct recorder {
     int n_taps;
     float *norm;                   /* [n_ubatch] of the rows that the last norm has read; or NULL */
     struct err watch_err;
+    float *before;                 /* [n_vocab] logits of the row before the step */
     struct sampler sampler;
     int32_t *ids;                  /* [n] the text */
     int n, bos;                    /* bos: tokens at its start that every window begins with */
@@ -77,7 +80,7 @@ static enum status describe(struct recorder *r, bool norms, struct err *err)
         return err_set(err, ERR_MISSING, "this model has no experts: there are no routes to record");
     /* Where experts were says nothing when all of them are in memory. */
     const bool pool = tessera_traffic(r->e).token_disk_expected > 0;
-    const unsigned with = TRACE_WITH_WEIGHTS | (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
+    const unsigned with = TRACE_WITH_WEIGHTS | TRACE_WITH_LOSSES | (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
                           (norms ? TRACE_WITH_NORMS : 0);
     enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, with, &r->t, err);
     if (s) return s;
@@ -181,6 +184,17 @@ static enum status close_taps(struct recorder *r, enum status s, struct err *err
     return s;
 }
 
+/* How likely the step's tokens were, each by the logits of the row before it. */
+static void add_losses(struct recorder *r, const int32_t *ids, int n)
+{
+    const int n_vocab = r->t->n_vocab;
+    for (int i = 0; i < n; i++) {
+        const float *by = i ? tessera_logits(r->e, 0, i - 1) : r->first_pos ? r->before : NULL;
+        if (by) r->t->loss[r->first_row + i] = (float)branches_loss_of(by, n_vocab, ids[i]);
+    }
+    memcpy(r->before, tessera_logits(r->e, 0, n - 1), sizeof *r->before * (size_t)n_vocab);
+}
+
 /* One forward pass, recorded; logits of its last row to *logits. */
 static enum status step(struct recorder *r, const int32_t *ids, int n, const float **logits,
                         struct err *err)
@@ -207,6 +221,7 @@ static enum status step(struct recorder *r, const int32_t *ids, int n, const flo
     }
     r->n_steps++;
     r->n_rows += n;
+    if (!s) add_losses(r, ids, n);
     if (!s && r->exporting && !r->keeping) {
         s = trace_export_rows(&r->export, t, err);
         trace_clear(t);
@@ -289,17 +304,30 @@ static void report(const struct recorder *r, const char *path)
     cli_print_ahead(r->e, 15);
 }
 
+static enum status read_speeds(const char *path, struct machine *m, struct err *err)
+{
+    enum status s = machine_read(m, path, err);
+    if (s || (m->disk_random > 0 && m->ram_read_n > 0)) return s;
+    return err_set(err, ERR_MISSING, "%s has no measured disk and memory speeds: `tessera doctor -o FILE` "
+                   "measures them", path);
+}
+
 /* Writes what was asked for; the export has the rows already unless they were kept. */
-static enum status write_files(struct recorder *r, const struct cli_args *a, enum status s,
-                               struct err *err)
+static enum status write_files(struct recorder *r, const struct cli_args *a,
+                               const struct trace_args *own, enum status s, struct err *err)
 {
     s = close_taps(r, s, err);
-    if (!s && r->keeping) s = trace_write(r->t, a->output, err);
+    if (!s && a->output) s = trace_write(r->t, a->output, err);
     if (r->exporting && !s && r->keeping) s = trace_export_rows(&r->export, r->t, err);
-    if (!r->exporting) return s;
-    if (s) trace_export_abort(&r->export);
-    else s = trace_export_close(&r->export, err);
-    return s;
+    if (r->exporting && s) trace_export_abort(&r->export);
+    else if (r->exporting) s = trace_export_close(&r->export, err);
+    if (s || !own->html) return s;
+    struct machine m;
+    const struct trace_page page = {
+        .t = {r->t}, .name = {a->output ? a->output : "this run"}, .tok = tessera_tok(r->e),
+        .machine = a->machine ? &m : NULL};
+    if (a->machine) s = read_speeds(a->machine, &m, err);
+    return s ? s : trace_page_write(&page, own->html, err);
 }
 
 static int record(const struct cli_args *a, const struct trace_args *own)
@@ -322,9 +350,11 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     set.temp = own->temp;
     set.seed = (uint64_t)own->seed;
     enum status s = describe(r, own->norms, &err);
-    r->keeping = a->output != NULL;
+    r->keeping = a->output || own->html;
     if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
     if (!s) s = read_text(r, a, own, &err);
+    if (!s && !(r->before = malloc(sizeof *r->before * (size_t)tessera_model(r->e).n_vocab)))
+        s = err_set(&err, ERR_MEMORY, "no memory for logits");
     if (!s) s = open_taps(r, own, &err);
     if (!s && own->export) {
         s = trace_export_open(&r->export, own->export, trace_form_of(own->export), r->t, &err);
@@ -335,13 +365,14 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     if (!s) s = record_text(r, own, tessera_model(r->e).n_ubatch, &err);
     tessera_observe(r->e, NULL, NULL);
     cli_interrupt_target(NULL);
-    s = write_files(r, a, s, &err);
-    if (!s) report(r, a->output ? a->output : own->export);
+    s = write_files(r, a, own, s, &err);
+    if (!s) report(r, a->output ? a->output : own->export ? own->export : own->html);
     rc = s ? cli_fail(&err) : CLI_OK;
     sampler_close(&r->sampler);
     cli_close_engine(r->e);
     trace_free(r->t);
     free(r->norm);
+    free(r->before);
     free(r->ids);
     free(r);
     return rc;
@@ -378,6 +409,35 @@ static int export(const struct cli_args *a, const struct trace_args *own)
     if (s && p.open) trace_export_abort(&p.export);
     else if (!s) s = trace_export_close(&p.export, &err);
     if (!s) fprintf(stderr, "%s: %" PRIu64 " records\n", own->export, p.export.n);
+    return s ? cli_fail(&err) : CLI_OK;
+}
+
+/* ---- drawing ---- */
+
+/* One trace, or two side by side; -m names the model whose tokens they are. */
+static int draw(const struct cli_args *a, const struct trace_args *own)
+{
+    struct trace *t[2] = {NULL, NULL};
+    struct gguf *g = NULL;
+    struct tok *tok = NULL;
+    struct machine m;
+    struct err err;
+    enum status s = OK;
+    err_clear(&err);
+    for (int i = 0; i < a->n_pos && !s; i++) s = trace_read(a->pos[i], NULL, &t[i], &err);
+    if (!s && a->model) s = gguf_open(a->model, NULL, &g, &err);
+    if (!s && g) s = tok_open(g, &tok, &err);
+    if (!s && tok && t[0]->n_vocab && t[0]->n_vocab != tok_n_vocab(tok))
+        s = err_set(&err, ERR_SHAPE, "%s was recorded with another model than %s: their vocabularies have "
+                    "%d and %d tokens", a->pos[0], a->model, t[0]->n_vocab, tok_n_vocab(tok));
+    if (!s && a->machine) s = read_speeds(a->machine, &m, &err);
+    const struct trace_page page = {.t = {t[0], t[1]}, .name = {a->pos[0], a->pos[1]}, .tok = tok,
+                                    .machine = a->machine ? &m : NULL};
+    if (!s) s = trace_page_write(&page, own->html, &err);
+    if (tok) tok_close(tok);
+    if (g) gguf_close(g);
+    trace_free(t[0]);
+    trace_free(t[1]);
     return s ? cli_fail(&err) : CLI_OK;
 }
 
@@ -442,7 +502,12 @@ static int check(const struct cli_args *a, const struct trace_args *own)
                                       "--activations");
         return a->model ? cli_usage("trace", "--export reads '%s', no model", a->pos[0]) : CLI_GO_ON;
     }
-    if (!a->output && !own->export)
+    if (own->html && a->n_pos && !own->train) {
+        if (a->n_pos > 2) return cli_usage("trace", "--html of one trace, or of two side by side");
+        return a->output || own->export ? cli_usage("trace", "--html of a trace that is there takes no -o "
+                                                    "or --export") : CLI_GO_ON;
+    }
+    if (!a->output && !own->export && !own->html)
         return cli_usage("trace", "-o FILE is missing: where the record goes");
     if (own->train) {
         if (!a->n_pos) return cli_usage("trace", "--train wants the traces to learn from");
@@ -472,6 +537,9 @@ int cmd_trace(int argc, char **argv)
          offsetof(struct trace_args, special), 0, 0},
         {"--export", "FILE", "for other programs: .csv, .jsonl or .npy by its name; of a recording "
          "(with or without -o), or of a TRACE", CLI_STR, offsetof(struct trace_args, export), 0, 0},
+        {"--html", "FILE", "pictures as one web page: of a recording, of a TRACE, or of two side by side (-m "
+         "then names the model that tells what tokens mean)", CLI_STR, offsetof(struct trace_args, html), 0,
+         0},
         {"--norms", NULL, "record the length of the hidden state before every router, too", CLI_TRUE,
          offsetof(struct trace_args, norms), 0, 0},
         {"--activations", "TENSOR=FILE.npy", "what that tensor is multiplied with, or what that norm "
@@ -494,6 +562,7 @@ int cmd_trace(int argc, char **argv)
     if (rc == CLI_GO_ON) rc = check(&a, &own);
     if (rc != CLI_GO_ON) return rc;
     a.n_logits = own.one_by_one ? 1 : a.ubatch; /* all rows, see step() */
-    if (own.export && a.n_pos) return export(&a, &own);
+    if (own.export && a.n_pos && !own.train) return export(&a, &own);
+    if (own.html && a.n_pos && !own.train) return draw(&a, &own);
     return own.train ? train(&a, &own) : record(&a, &own);
 }

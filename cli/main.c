@@ -33,6 +33,8 @@ static const struct cli_command *commands(void)
         {"trace", "-m F -p TEXT | -f FILE -o OUT", "which experts a text uses, as a file", cmd_trace},
         {"replay", "TRACE... [--slots 5%,10%]", "cache policies and predictors on recorded routes",
          cmd_replay},
+        {"oracle", "-m F -f TEXT [--what routes]", "what the best routes, experts or depths would be",
+         cmd_oracle},
         {"doctor", "[-o FILE]", "what this machine has, how fast it is, what is slow", cmd_doctor},
         {NULL, NULL, NULL, NULL}};
     return table;

@@ -43,6 +43,12 @@ void depth_choose(const struct depth_params *p, const struct elem_kernels *el, c
     out[0] = (float)(best + 1);
 }
 
+void depth_choose_given(const struct depth_params *p, int depth, float *out)
+{
+    out[0] = (float)depth;
+    for (int i = 0; i < p->n_steps; i++) out[1 + i] = i == depth - 1 ? out[1 + p->n_steps + i] : 0;
+}
+
 void depth_exit(const struct depth_params *p, const struct elem_kernels *el, float logit,
                 const float *before, float *out)
 {

@@ -22,6 +22,9 @@ float depth_score(enum depth_score score, const struct elem_kernels *el, float l
 void depth_choose(const struct depth_params *p, const struct elem_kernels *el, const float *bias,
                   const float *logit, float *out);
 
+/* The same with the depth given: changes what depth_choose has written. */
+void depth_choose_given(const struct depth_params *p, int depth, float *out);
+
 /* DEPTH_EXIT.  chance = sigmoid(logit); out [3] = what is left of 1 after this step, the sum of the
  * chances so far, the chance to stop at this step; before: the step before's out, NULL = none.  The
  * last step takes all that is left. */

@@ -86,6 +86,37 @@ refuse 1 'short.gguf'
 ok "something was left behind" ! -e "$DIR/x3.csv"
 ok "something was left behind" ! -e "$DIR/x3.csv.part"
 
+# ---- pictures ----
+# page FILE FIGURES: a page that is whole, has so many figures, and needs nothing from elsewhere.
+page() {
+    ok "$1 is no whole page" "$(head -c 15 "$1")$(tail -n 1 "$1")" = '<!doctype html></html>'
+    ok "figures in $1" "$(grep -c '<svg class="figure"' "$1")" = "$2"
+    ok "$1 needs something from elsewhere" "$(grep -cE 'https?:|<script|src=|@import|url\(' "$1")" = 0
+    ok "tags of $1" "$(grep -o '<svg' "$1" | wc -l)" = "$(grep -o '</svg' "$1" | wc -l)"
+}
+t trace "$T" --html "$DIR/t.html"
+expect 0
+page "$DIR/t.html" 8
+t trace "$T" -m "$M" --html "$DIR/t.html" --machine /dev/null
+refuse 1 'no measured'
+t trace -m "$M" -p 'the <cat> & the hat' --decode 20 --html "$DIR/r.html"
+expect 0 'tokens in 21 steps'
+page "$DIR/r.html" 10
+ok "text that is not escaped" "$(grep -c '<cat\|& ' "$DIR/r.html")" = 0
+t trace "$T" "$DIR/again.gguf" -m "$M" --html "$DIR/two.html"
+expect 0
+page "$DIR/two.html" 21
+ok "a trace that does not agree with itself" "$(grep -c '34 of A&quot\|34 of A.s 34 tokens .* 100.0 % are chosen by both' "$DIR/two.html")" = 1
+t trace "$T" --html "$DIR/t.html" -o "$DIR/x"
+refuse 2 'takes no -o'
+t trace "$T" "$T" "$T" --html "$DIR/t.html"
+refuse 2 'one trace, or of two'
+t trace "$T" -m "$DIR/notok.gguf" --html "$DIR/x.html"
+refuse 1 'no tokenizer'
+t trace "$DIR/text" --html "$DIR/x.html"
+refuse 1 'text'
+ok "something was left behind" ! -e "$DIR/x.html"
+
 # In a budget that not all experts fit, where they were and how long they were waited for is recorded.
 "$GEN" "$DIR/wide.gguf" --tiny --embd 512 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab 2>/dev/null
 t trace -m "$DIR/wide.gguf" -p 'a hat' --decode 12 -c 64 --mem 1M -o "$DIR/x"

@@ -39,6 +39,7 @@ static struct trace *make_trace(int layers, int experts, int used, unsigned with
         t->session[r] = r < 7 ? 0 : r < 12 ? 1 : r % 2;
         t->pos[r] = r;
         t->token[r] = (int32_t)rng_below(&g, 1000);
+        if (t->loss && r) t->loss[r] = (float)rng_below(&g, 1000) / 7;
         for (int l = 0; l < layers; l++) {
             uint16_t *x = trace_experts(t, r, l);
             if (r == 3 && l == layers - 1) continue; /* not routed */
@@ -90,6 +91,8 @@ static void assert_same(const struct trace *a, const struct trace *b)
     assert_int_equal(!a->tier, !b->tier);
     assert_int_equal(!a->wait, !b->wait);
     assert_int_equal(!a->norm, !b->norm);
+    assert_int_equal(!a->loss, !b->loss);
+    if (a->loss) assert_memory_equal(a->loss, b->loss, 4 * rows);
     if (a->weight) assert_memory_equal(a->weight, b->weight, 4 * n); /* 1/1024ths are exact in F16 */
     if (a->tier) assert_memory_equal(a->tier, b->tier, n);
     if (a->wait) assert_memory_equal(a->wait, b->wait, 4 * rows * (size_t)a->n_layers);
@@ -102,7 +105,7 @@ static void test_round_trip(void **state)
     const int shapes[][4] = {{1, 1, 1, 1}, {3, 8, 2, 40}, {2, 255, 6, 30}, {2, 256, 6, 30},
                              {4, 300, 3, 9000}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        for (unsigned with = 0; with < 16; with++) {
+        for (unsigned with = 0; with < 32; with++) {
             struct trace *t = make_trace(shapes[i][0], shapes[i][1], shapes[i][2], with, shapes[i][3]);
             struct trace *u;
             struct err e;
@@ -416,18 +419,19 @@ static void test_export(void **state)
 {
     (void)state;
     size_t n;
-    struct trace *t = make_trace(3, 300, 4, 15, 20);
+    struct trace *t = make_trace(3, 300, 4, 31, 20);
     export_to(t, in_dir("x.csv"));
     char *text = slurp(in_dir("x.csv"), &n), *at = strchr(text, '\n') + 1;
     assert_memory_equal(text, "step,session,position,token,layer,expert_0,expert_1,", 52);
     for (int i = 0; i < 60; i++) {
-        double v[19];
-        for (int k = 0; k < 19; k++, at++) v[k] = strtod(at, &at);
+        double v[20];
+        for (int k = 0; k < 20; k++, at++) v[k] = strtod(at, &at);
         assert_true(v[0] == t->step[i / 3] && v[3] == t->token[i / 3] && v[4] == i % 3 + 3);
         const uint16_t x = trace_experts(t, i / 3, i % 3)[2];
         assert_true(v[7] == (x == TRACE_NONE ? -1 : x));
         assert_true((float)v[9] == t->weight[i * 4] && v[16] == t->tier[i * 4 + 3]);
         assert_true(v[17] == t->wait[i] && (float)v[18] == t->norm[i]);
+        assert_true((float)v[19] == t->loss[i / 3]);
         assert_int_equal(at[-1], '\n');
     }
     assert_true(at == text + n);
@@ -438,14 +442,15 @@ static void test_export(void **state)
     assert_int_equal(head % 64, 0);
     assert_int_equal(text[head - 1], '\n');
     assert_non_null(strstr(text + 10, "'shape':(60,)}"));
-    assert_int_equal(n - head, 60 * (9 * 4 + 4 * 4 + 4 + 8));
+    assert_int_equal(n - head, 60 * 68);
     for (int i = 0; i < 60; i++) {
-        const char *r = text + head + i * 64;
+        const char *r = text + head + i * 68;
         int32_t token;
         memcpy(&token, r + 12, 4);
         assert_int_equal(token, t->token[i / 3]);
         assert_memory_equal(r + 36, t->weight + i * 4, 16);
         assert_memory_equal(r + 60, t->norm + i, 4);
+        assert_memory_equal(r + 64, t->loss + i / 3, 4);
     }
     free(text);
     export_to(t, in_dir("x.jsonl"));

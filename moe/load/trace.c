@@ -37,9 +37,10 @@ enum status trace_new(int n_layers, int n_experts, int n_used, unsigned with, st
     t->tier = with & TRACE_WITH_TIERS ? malloc(1) : NULL;
     t->wait = with & TRACE_WITH_WAITS ? malloc(1) : NULL;
     t->norm = with & TRACE_WITH_NORMS ? malloc(1) : NULL;
+    t->loss = with & TRACE_WITH_LOSSES ? malloc(1) : NULL;
     if (!t->layer || !t->expert_bytes || (with & TRACE_WITH_WEIGHTS && !t->weight) ||
         (with & TRACE_WITH_TIERS && !t->tier) || (with & TRACE_WITH_WAITS && !t->wait) ||
-        (with & TRACE_WITH_NORMS && !t->norm)) {
+        (with & TRACE_WITH_NORMS && !t->norm) || (with & TRACE_WITH_LOSSES && !t->loss)) {
         trace_free(t);
         return err_set(e, ERR_MEMORY, "no memory for a trace");
     }
@@ -62,6 +63,7 @@ void trace_free(struct trace *t)
     free(t->tier);
     free(t->wait);
     free(t->norm);
+    free(t->loss);
     free(t);
 }
 
@@ -89,7 +91,8 @@ enum status trace_append(struct trace *t, int32_t n, struct err *e)
             (t->weight && !grow(&t->weight, rows * per_row, sizeof *t->weight)) ||
             (t->tier && !grow(&t->tier, rows * per_row, sizeof *t->tier)) ||
             (t->wait && !grow(&t->wait, rows * (size_t)t->n_layers, sizeof *t->wait)) ||
-            (t->norm && !grow(&t->norm, rows * (size_t)t->n_layers, sizeof *t->norm)))
+            (t->norm && !grow(&t->norm, rows * (size_t)t->n_layers, sizeof *t->norm)) ||
+            (t->loss && !grow(&t->loss, rows, sizeof *t->loss)))
             return err_set(e, ERR_MEMORY, "no memory for a trace of %d tokens", need);
         t->cap = cap;
     }
@@ -107,6 +110,7 @@ enum status trace_append(struct trace *t, int32_t n, struct err *e)
     if (t->norm)
         memset(t->norm + at * (size_t)t->n_layers, 0,
                some * (size_t)t->n_layers * sizeof *t->norm);
+    for (size_t i = 0; t->loss && i < some; i++) t->loss[at + i] = -1;
     t->n_rows = need;
     return OK;
 }
@@ -276,6 +280,7 @@ enum status trace_write(const struct trace *t, const char *path, struct err *e)
     if (t->tier) gguf_put_tensor(w, "tiers", T_I8, 3, dim, per);
     if (t->wait) gguf_put_tensor(w, "waits", T_I32, 2, layer_dim, layers * rows * 4);
     if (t->norm) gguf_put_tensor(w, "norms", T_F32, 2, layer_dim, layers * rows * 4);
+    if (t->loss) gguf_put_tensor(w, "losses", T_F32, 1, &rows, rows * 4);
     enum status s = gguf_writer_begin(w, path, e);
     for (int i = 0; i < N_WORDS && !s; i++) s = put_words(w, words[i].data, (size_t)rows, e);
     if (!s) s = put_experts(t, w, e);
@@ -283,6 +288,7 @@ enum status trace_write(const struct trace *t, const char *path, struct err *e)
     if (!s && t->tier) s = gguf_writer_data(w, t->tier, per, e);
     if (!s && t->wait) s = put_words(w, t->wait, (size_t)(layers * rows), e);
     if (!s && t->norm) s = put_words(w, t->norm, (size_t)(layers * rows), e);
+    if (!s && t->loss) s = put_words(w, t->loss, (size_t)rows, e);
     if (!s) s = gguf_writer_end(w, e);
     gguf_writer_close(w);
     return s;
@@ -365,6 +371,11 @@ static void put_norm(struct trace *t, uint64_t i, uint32_t v)
     memcpy(&t->norm[i], &v, sizeof v);
 }
 
+static void put_loss(struct trace *t, uint64_t i, uint32_t v)
+{
+    memcpy(&t->loss[i], &v, sizeof v);
+}
+
 /* ids, steps and positions must be what the rest of the tree takes for granted. */
 static enum status check_rows(struct reader *r)
 {
@@ -386,6 +397,8 @@ static enum status check_rows(struct reader *r)
     }
     for (size_t i = 0; t->norm && i < (size_t)t->n_rows * (size_t)t->n_layers; i++)
         if (!(t->norm[i] >= 0)) return bad(r, "a norm is no length");
+    for (int32_t i = 0; t->loss && i < t->n_rows; i++)
+        if (!(t->loss[i] >= -1)) return bad(r, "a loss is no loss");
     return OK;
 }
 
@@ -425,6 +438,10 @@ static enum status read_rows(struct reader *r, const uint64_t dim[3], uint64_t f
     if (t->norm) {
         if (!(x = tensor(r, "norms", T_F32, 2, layer_dim, 4))) return r->e->code;
         if ((s = values(r, x, from * dim[1], n * dim[1], 4, put_norm))) return s;
+    }
+    if (t->loss) {
+        if (!(x = tensor(r, "losses", T_F32, 1, &rows, 4))) return r->e->code;
+        if ((s = values(r, x, from, n, 4, put_loss))) return s;
     }
     return check_rows(r);
 }
@@ -486,7 +503,8 @@ static enum status read_head(struct reader *r, uint64_t dim[3])
     unsigned with = (gguf_find_tensor(r->g, "weights") ? TRACE_WITH_WEIGHTS : 0) |
                     (gguf_find_tensor(r->g, "tiers") ? TRACE_WITH_TIERS : 0) |
                     (gguf_find_tensor(r->g, "waits") ? TRACE_WITH_WAITS : 0) |
-                    (gguf_find_tensor(r->g, "norms") ? TRACE_WITH_NORMS : 0);
+                    (gguf_find_tensor(r->g, "norms") ? TRACE_WITH_NORMS : 0) |
+                    (gguf_find_tensor(r->g, "losses") ? TRACE_WITH_LOSSES : 0);
     if ((s = trace_new((int)layers, (int)experts, (int)used, with, &r->t, r->e))) return s;
     r->t->n_vocab = (int)vocab;
     r->t->model_hash = hash;

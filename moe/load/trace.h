@@ -13,7 +13,7 @@
  * tessera.model.{hash,name}; tensors, all with n_rows as last dimension: steps, sessions,
  * positions, tokens (I32), experts [n_used][n_layers] (I8, or I16 above 255 experts; all ones =
  * not routed), weights (F16, same shape), and optionally tiers (I8, same shape), waits (I32,
- * microseconds, [n_layers]) and norms (F32, [n_layers]).
+ * microseconds, [n_layers]), norms (F32, [n_layers]) and losses (F32).
  *
  * Owns its arrays.  Everything that a file says is checked before it is believed. */
 #ifndef MOE_LOAD_TRACE_H
@@ -47,9 +47,12 @@ struct trace {
     uint32_t *wait;           /* [n_rows][n_layers] microseconds that the layer waited; or NULL */
     float *norm;              /* [n_rows][n_layers] length of the hidden state that the router's norm
                                  reads; or NULL */
+    float *loss;              /* [n_rows] minus the log of the token's probability, given those before
+                                 it; -1 = not known; or NULL */
 };
 
-enum { TRACE_WITH_WEIGHTS = 1, TRACE_WITH_TIERS = 2, TRACE_WITH_WAITS = 4, TRACE_WITH_NORMS = 8 };
+enum { TRACE_WITH_WEIGHTS = 1, TRACE_WITH_TIERS = 2, TRACE_WITH_WAITS = 4, TRACE_WITH_NORMS = 8,
+       TRACE_WITH_LOSSES = 16 };
 
 /* An empty trace.  ERR_RANGE for shapes outside the limits, ERR_MEMORY. */
 enum status trace_new(int n_layers, int n_experts, int n_used, unsigned with, struct trace **out,

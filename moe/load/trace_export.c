@@ -87,6 +87,8 @@ static size_t trace_dict(char *to, size_t cap, const struct trace_export *x, uin
         at = add(to, at, cap, "wait_us", 1, "<u4");
     if (x->with & TRACE_WITH_NORMS)
         at = add(to, at, cap, "norm", 1, "<f4");
+    if (x->with & TRACE_WITH_LOSSES)
+        at = add(to, at, cap, "loss", 1, "<f4");
     return at + (size_t)snprintf(to + at, cap - at,
                                  "],'fortran_order':False,'shape':(%" PRIu64 ",)}", n);
 }
@@ -153,6 +155,7 @@ static void put_binary(FILE *f, const struct trace *t, int32_t row, int l)
     for (int k = 0; t->tier && k < t->n_used; k++) put_le(f, t->tier[at + (size_t)k], 1);
     if (t->wait) put_le(f, t->wait[in_layer], 4);
     if (t->norm) put_f32(f, t->norm[in_layer]);
+    if (t->loss) put_f32(f, t->loss[row]);
 }
 
 static void put_csv(FILE *f, const struct trace *t, int32_t row, int l)
@@ -167,6 +170,7 @@ static void put_csv(FILE *f, const struct trace *t, int32_t row, int l)
     for (int k = 0; t->tier && k < t->n_used; k++) fprintf(f, ",%d", t->tier[at + (size_t)k]);
     if (t->wait) fprintf(f, ",%" PRIu32, t->wait[in_layer]);
     if (t->norm) fprintf(f, ",%.9g", (double)t->norm[in_layer]);
+    if (t->loss) fprintf(f, ",%.9g", (double)t->loss[row]);
     (void)fputc('\n', f);
 }
 
@@ -176,7 +180,7 @@ static void put_csv_head(FILE *f, const struct trace *t)
     for (int k = 0; k < t->n_used; k++) fprintf(f, ",expert_%d", k);
     for (int k = 0; t->weight && k < t->n_used; k++) fprintf(f, ",weight_%d", k);
     for (int k = 0; t->tier && k < t->n_used; k++) fprintf(f, ",tier_%d", k);
-    fprintf(f, "%s%s\n", t->wait ? ",wait_us" : "", t->norm ? ",norm" : "");
+    fprintf(f, "%s%s%s\n", t->wait ? ",wait_us" : "", t->norm ? ",norm" : "", t->loss ? ",loss" : "");
 }
 
 /* JSON knows no NaN. */
@@ -209,6 +213,10 @@ static void put_json(FILE *f, const struct trace *t, int32_t row, int l)
         fprintf(f, ",\"norm\":");
         put_number(f, t->norm[in_layer]);
     }
+    if (t->loss) {
+        fprintf(f, ",\"loss\":");
+        put_number(f, t->loss[row]);
+    }
     fprintf(f, "}\n");
 }
 
@@ -220,7 +228,8 @@ enum status trace_export_open(struct trace_export *x, const char *path, enum tra
     *x = (struct trace_export){
         .form = form, .n_used = shape->n_used,
         .with = (shape->weight ? TRACE_WITH_WEIGHTS : 0) | (shape->tier ? TRACE_WITH_TIERS : 0) |
-                (shape->wait ? TRACE_WITH_WAITS : 0) | (shape->norm ? TRACE_WITH_NORMS : 0)};
+                (shape->wait ? TRACE_WITH_WAITS : 0) | (shape->norm ? TRACE_WITH_NORMS : 0) |
+                (shape->loss ? TRACE_WITH_LOSSES : 0)};
     enum status s = osfile_writer_open(&x->file, path, e);
     if (s) return s;
     if (form == TRACE_CSV) put_csv_head(x->file.fp, shape);

@@ -17,6 +17,7 @@
  *   tier_K      (tiers) where it was: 0 disk, 1 memory, 2 device                  u1, if recorded
  *   wait_us     microseconds for which the layer waited                           u4, if recorded
  *   norm        length of the hidden state that the router's norm reads           f4, if recorded
+ *   loss        minus the log of the token's probability; -1 = not known          f4, if recorded
  *
  * Floats have as many digits as give the same float back.  Weights of a trace file are F16, those of a run F32.
  * The file is written aside and renamed. */

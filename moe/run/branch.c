@@ -197,7 +197,7 @@ enum status branches_run(struct branches *b, int part, int n, const float *in, f
     return s;
 }
 
-static double loss_of(const float *logit, int n, int32_t target)
+double branches_loss_of(const float *logit, int n, int32_t target)
 {
     float most = logit[0];
     double sum = 0;
@@ -221,9 +221,26 @@ enum status branches_loss(struct branches *b, int n, const float *in, int32_t ta
             .n = k, .in_buf = b->last_in, .out_buf = -1, .width = b->n_embd,
             .in = in + (size_t)at * (size_t)b->n_embd}, err);
         for (int r = 0; r < k && !s; r++)
-            loss[at + r] = loss_of((const float *)(const void *)(
+            loss[at + r] = branches_loss_of((const float *)(const void *)(
                 (const char *)b->e->logits.base + (size_t)b->e->logits_stride * (size_t)r),
                 b->n_vocab, target);
     }
     return s;
+}
+
+/* ---- depth ---- */
+
+int branches_least_depth(const tessera_engine *e) { return e->model.depth_first; }
+
+enum status branches_depth(tessera_engine *e, int depth, struct err *err)
+{
+    if (!e->model.n_depth || e->opt.depth_exact)
+        return err_set(err, ERR_UNSUPPORTED, "%s: how deep a token goes does not depend on it alone%s",
+                       e->arch->name, e->opt.depth_exact ? ": leave --depth-exact out" :
+                       " (looped models need --exit)");
+    if (depth >= 0 && (depth < e->model.depth_first || depth > e->model.n_depth))
+        return err_set(err, ERR_RANGE, "depth %d; this model has %d to %d", depth,
+                       e->model.depth_first, e->model.n_depth);
+    e->forced_depth = depth;
+    return OK;
 }

@@ -55,5 +55,13 @@ enum status branches_run(struct branches *b, int part, int n, const float *in, f
 /* Minus the log of the probability of token `target` behind each row that has come through all parts. */
 enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
                           struct err *err);
+/* The same of logits [n]. */
+double branches_loss_of(const float *logit, int n, int32_t target);
+
+/* Sends every row so deep, whatever the router says, until it is told otherwise; -1: as the router
+ * says.  ERR_UNSUPPORTED where depth does not depend on the row; ERR_RANGE. */
+enum status branches_depth(tessera_engine *e, int depth, struct err *err);
+/* The least depth there is; the largest is tessera_depth().n_max. */
+int branches_least_depth(const tessera_engine *e);
 
 #endif

@@ -25,8 +25,8 @@ static float *row_for(const struct tessera_engine *e, int buf, int at)
     return (float *)(void *)(f->base + (uint64_t)f->stride * (uint64_t)row);
 }
 
-/* Fills out[0] for one row and says if it goes on. */
-static bool one_row(const struct tessera_engine *e, const struct op *op,
+/* What a router decides for one row: fills out and says if it goes on. */
+static bool decide(const struct tessera_engine *e, const struct op *op,
                     const struct elem_kernels *el, int at)
 {
     const struct depth_params *p = &op->p.depth;
@@ -47,6 +47,18 @@ static bool one_row(const struct tessera_engine *e, const struct op *op,
     case DEPTH_BOUNDARY: break; /* chunk_run.c's */
     }
     return false;
+}
+
+/* The same, where an oracle has not decided already. */
+static bool one_row(const struct tessera_engine *e, const struct op *op,
+                    const struct elem_kernels *el, int at)
+{
+    const struct depth_params *p = &op->p.depth;
+    const bool on = decide(e, op, el, at);
+    if (e->forced_depth < 0) return on;
+    if (p->rule == DEPTH_CHOOSE)
+        depth_choose_given(p, e->forced_depth, row_for(e, op->out[0], at));
+    return p->rule == DEPTH_EXIT ? e->forced_depth > p->step : e->forced_depth >= p->step;
 }
 
 /* Of each session's rows in the step the best ones, among those that are in the set at hand. */

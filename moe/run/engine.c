@@ -479,6 +479,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     *out = NULL;
     struct tessera_engine *e = calloc(1, sizeof *e);
     if (!e) return err_set(err, ERR_MEMORY, "no memory to open the model");
+    e->forced_depth = -1;
     e->tier = cpu_tier_best();
     e->api = dev_cpu_api();
     enum status s = resolve(e, o, err);
