@@ -127,7 +127,7 @@ $(BUILD)/tests/check_cuda: $(EMU)/plugin/tests/check_cuda.o $(EMU_OBJ) $(BUILD)/
 NVCC      ?= $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) /usr/local/cuda/bin/nvcc) nvcc)
 CUDA_HOME ?= $(abspath $(dir $(shell command -v $(NVCC) 2>/dev/null))/..)
 CUDA_ARCH ?= 75 80 86 89 90
-NVFLAGS    = -O3 -std=c++17 -I. -fmad=false -ftz=false -prec-div=true -Xcompiler -fPIC,-fvisibility=hidden \
+NVFLAGS    = -O3 -std=c++17 -I. -fmad=false -ftz=false -prec-div=true -Xcompiler -fPIC,-fvisibility=hidden,-fno-threadsafe-statics \
              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
              -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 CUDA_CC    = $(PLUGIN_CC) -I$(CUDA_HOME)/include -DCHECK_CUDA_ON='"a GPU"' -DCHECK_CUDA_CLOCK=1 -MMD -MP
@@ -148,7 +148,7 @@ build/cuda/%.o: %.c build/digest-$(DIGEST)
 
 tessera_cuda.so: $(PLUGIN_SRC:%.c=build/cuda/%.o) build/cuda/kernels.o
 	@$(if $(V),,echo "  link  $@")
-	$(Q)$(CC) $(CFLAGS) -shared -Wl,-Bsymbolic -Wl,--exclude-libs,ALL -o $@ $^ $(CUDA_LINK)
+	$(Q)$(CC) $(CFLAGS) -shared -Wl,-Bsymbolic,-z,defs -Wl,--exclude-libs,ALL -static-libgcc -o $@ $^ $(CUDA_LINK)
 
 build/cuda/check_cuda: build/cuda/tests/check_cuda.o build/cuda/kernels.o $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
