@@ -48,10 +48,10 @@ DIGEST := $(shell cat $(sort $(wildcard quant/*.[ch] moe/compute/*.[ch] moe/comp
             moe/compute/cuda/*.cu moe/base/*.h)) | \
             sha256sum | cut -c1-16)
 DEVID  := -DDEV_DIGEST='"$(DIGEST)"'
-build/digest-$(DIGEST):
-	@mkdir -p build && rm -f build/digest-* && touch $@
+# A file that is newer than what was built with another digest.
+$(shell mkdir -p build; echo $(DIGEST) | cmp -s - build/digest || echo $(DIGEST) >build/digest)
 $(BUILD)/moe/compute/devid.o: DEFS := $(DEVID)
-$(BUILD)/moe/compute/devid.o: build/digest-$(DIGEST)
+$(BUILD)/moe/compute/devid.o: build/digest
 
 $(BUILD)/libtessera.a: $(LIB_OBJ)
 	@rm -f $@
@@ -101,7 +101,7 @@ $(EMU)/%.o: tests/cuda_emu/%.c
 	@$(if $(V),,echo "  cc    $<")
 	$(Q)$(EMU_CC) -c -o $@ $<
 
-$(EMU)/plugin/%.o: %.c build/digest-$(DIGEST)
+$(EMU)/plugin/%.o: %.c build/digest
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  cc    $< (emulated)")
 	$(Q)$(EMU_CC) -c -o $@ $<
@@ -141,7 +141,7 @@ build/cuda/kernels.o: moe/compute/cuda/kernels.cu $(CUDA_H)
 	@$(if $(V),,echo "  nvcc  $< ($(CUDA_ARCH))")
 	$(Q)$(NVCC) $(NVFLAGS) -c -o $@ $<
 
-build/cuda/%.o: %.c build/digest-$(DIGEST)
+build/cuda/%.o: %.c build/digest
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  cc    $< (CUDA)")
 	$(Q)$(CUDA_CC) -c -o $@ $<
