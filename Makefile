@@ -42,6 +42,17 @@ $(BUILD)/%.o: %.c
 
 $(BUILD)/cli/main.o: DEFS := -DTESSERA_COMMIT='"$(COMMIT)"'
 
+# A plugin and the program must have been built from the same layouts and arithmetic: both carry a
+# digest of the sources that fix these.
+DIGEST := $(shell cat $(sort $(wildcard quant/*.[ch] moe/compute/*.[ch] moe/compute/cuda/*.[ch] \
+            moe/compute/cuda/*.cu moe/base/*.h)) | \
+            sha256sum | cut -c1-16)
+DEVID  := -DDEV_DIGEST='"$(DIGEST)"'
+# A file that is newer than what was built with another digest.
+$(shell mkdir -p build; echo $(DIGEST) | cmp -s - build/digest || echo $(DIGEST) >build/digest)
+$(BUILD)/moe/compute/devid.o: DEFS := $(DEVID)
+$(BUILD)/moe/compute/devid.o: build/digest
+
 $(BUILD)/libtessera.a: $(LIB_OBJ)
 	@rm -f $@
 	@$(if $(V),,echo "  ar    $@")
@@ -68,6 +79,81 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) $(LINK_$*) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
 
+# ---- the CUDA plugin ----
+
+# What of the program a plugin brings along, once more, as code for a shared object.
+PLUGIN_SRC := moe/compute/cuda/dev_cuda.c moe/compute/devid.c moe/base/err.c quant/qtype.c
+PLUGIN_CC  = $(CC) $(CFLAGS) -fPIC -fvisibility=hidden $(DEVID)
+
+# Without CUDA: its runtime, and the threads of kernels, emulated, for tests.
+EMU     := $(BUILD)/cuda_emu
+EMU_CC   = $(PLUGIN_CC) -Itests/cuda_emu -DCHECK_CUDA_ON='"the CPU, emulated"' -DCHECK_CUDA_CLOCK=0 -MMD -MP
+EMU_OBJ := $(EMU)/kernels.o $(EMU)/emu.o
+EMU_SO  := $(EMU)/tessera_cuda.so
+
+$(EMU)/kernels.o: moe/compute/cuda/kernels.cu
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $< (as C)")
+	$(Q)$(EMU_CC) -x c -c -o $@ $<
+
+$(EMU)/%.o: tests/cuda_emu/%.c
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $<")
+	$(Q)$(EMU_CC) -c -o $@ $<
+
+$(EMU)/plugin/%.o: %.c build/digest
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $< (emulated)")
+	$(Q)$(EMU_CC) -c -o $@ $<
+
+$(EMU_SO): $(PLUGIN_SRC:%.c=$(EMU)/plugin/%.o) $(EMU_OBJ)
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) -shared -Wl,-Bsymbolic -o $@ $^ -lm
+
+# The same of another build, which the program must refuse.
+$(EMU)/old/tessera_cuda.so: $(filter-out %devid.o,$(PLUGIN_SRC:%.c=$(EMU)/plugin/%.o)) $(EMU_OBJ) moe/compute/devid.c
+	@mkdir -p $(@D)
+	$(Q)$(filter-out -DDEV_DIGEST%,$(EMU_CC)) -DDEV_DIGEST='"of yesterday"' -shared -Wl,-Bsymbolic -o $@ $^ -lm
+
+$(BUILD)/tests/test_device: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
+
+$(BUILD)/tests/check_cuda: $(EMU)/plugin/tests/check_cuda.o $(EMU_OBJ) $(BUILD)/libtessera.a
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
+
+# With CUDA: `make cuda` builds tessera_cuda.so beside the program, and the same checker for a GPU.
+# CUDA_ARCH: compute capabilities to compile for; the last one is kept as PTX, too, for newer ones.
+NVCC      ?= $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) /usr/local/cuda/bin/nvcc) nvcc)
+CUDA_HOME ?= $(abspath $(dir $(shell command -v $(NVCC) 2>/dev/null))/..)
+CUDA_ARCH ?= 75 80 86 89 90
+NVFLAGS    = -O3 -std=c++17 -I. -fmad=false -ftz=false -prec-div=true -Xcompiler -fPIC,-fvisibility=hidden,-fno-threadsafe-statics \
+             $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+             -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
+CUDA_CC    = $(PLUGIN_CC) -I$(CUDA_HOME)/include -DCHECK_CUDA_ON='"a GPU"' -DCHECK_CUDA_CLOCK=1 -MMD -MP
+CUDA_LINK  = -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt -lm
+CUDA_H    := $(wildcard moe/compute/cuda/*.h) moe/compute/elem_exp.h moe/compute/op.h quant/tile.h quant/qtype.h
+
+cuda: tessera_cuda.so build/cuda/check_cuda
+
+build/cuda/kernels.o: moe/compute/cuda/kernels.cu $(CUDA_H)
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  nvcc  $< ($(CUDA_ARCH))")
+	$(Q)$(NVCC) $(NVFLAGS) -c -o $@ $<
+
+build/cuda/%.o: %.c build/digest
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $< (CUDA)")
+	$(Q)$(CUDA_CC) -c -o $@ $<
+
+tessera_cuda.so: $(PLUGIN_SRC:%.c=build/cuda/%.o) build/cuda/kernels.o
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) -shared -Wl,-Bsymbolic,-z,defs -Wl,--exclude-libs,ALL -static-libgcc -o $@ $^ $(CUDA_LINK)
+
+build/cuda/check_cuda: build/cuda/tests/check_cuda.o build/cuda/kernels.o $(BUILD)/libtessera.a
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LINK)
+
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
@@ -81,8 +167,8 @@ SCRIPTS := $(wildcard tests/cli_*.sh)
 REPLAY  := $(foreach f,$(FUZZ),"$(f) tests/corpus/$(f:$(BUILD)/tests/fuzz_%=%)")
 
 # One configuration: kernel checks (the longest, so first), unit tests, fuzz corpora, command line.
-test-one: $(BIN) $(TESTS) $(CHECKS) $(FUZZ) $(TOOLS)
-	$(Q)BIN=./$(BIN) GEN=$(BUILD)/bench/gen_model bash tests/run.sh \
+test-one: $(BIN) $(EMU_SO) $(EMU)/old/tessera_cuda.so $(TESTS) $(CHECKS) $(FUZZ) $(TOOLS)
+	$(Q)BIN=./$(BIN) EMU=$(EMU) GEN=$(BUILD)/bench/gen_model bash tests/run.sh \
 	    $(CHECKS) $(if $(SAN),,tests/includes.sh) $(TESTS) $(REPLAY) $(SCRIPTS)
 
 # Everything, twice: as released, and under AddressSanitizer and UBSan.
@@ -118,11 +204,12 @@ chat: $(BIN)
 	./$(BIN) chat -m models/zoo/story-q8_0.gguf
 
 clean:
-	rm -rf build tessera
+	rm -rf build tessera tessera_cuda.so
 
 install: $(BIN)
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/tessera
+	[ ! -f tessera_cuda.so ] || install -D -m 755 tessera_cuda.so $(DESTDIR)$(PREFIX)/lib/tessera/tessera_cuda.so
 
 -include $(shell find build -name '*.d' 2>/dev/null)
-.PHONY: all tools clean install test test-one check bench fuzz fuzz-targets chat
+.PHONY: all cuda tools clean install test test-one check bench fuzz fuzz-targets chat
 .SECONDARY:

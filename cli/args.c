@@ -41,8 +41,9 @@ static const struct cli_flag model_flags[] = {
     {"-ctv --cache-type-v", "TYPE", "type of its values; equals -ctk", CLI_KVTYPE, AT(kv_v), 0, 0},
     {"--mem", "SIZE", "memory for the whole process: 8G, 8GiB, 8192M, 50%, auto (default auto)",
      CLI_SIZE, AT(mem), 0, 0},
-    {"-dev --device", "NAME", "a second device that runs experts: sim, which stands in for a GPU (for "
-     "tests; its memory is RAM beside --mem), or none (default none)", CLI_STR, AT(device), 0, 0},
+    {"-dev --device", "NAME", "a second device that runs experts: cuda, a GPU, by a plugin that "
+     "`make cuda` builds; auto, the same where there is one; sim, which stands in for a GPU (for tests; its "
+     "memory is RAM beside --mem); none (default none)", CLI_STR, AT(device), 0, 0},
     {"--vram", "SIZE", "memory on the device for the whole process: 4G, auto (default auto)", CLI_SIZE,
      AT(vram), 0, 0},
     {"--pack", "DIR", "where re-laid-out copies go (none are made in this version)", CLI_STR,
@@ -65,7 +66,7 @@ static const struct cli_flag model_flags[] = {
      "training; to score texts", CLI_TRUE, AT(depth_exact), 0, 0},
     {"--analyze", NULL, "print the plan, then promised beside measured", CLI_TRUE, AT(analyze), 0,
      0},
-    {"--deterministic", NULL, "refuse lossy or reordered arithmetic (always so on the CPU)",
+    {"--deterministic", NULL, "refuse lossy or reordered arithmetic (always so, on every device)",
      CLI_TRUE, AT(deterministic), 0, 0},
     {0}};
 
@@ -645,15 +646,16 @@ static int check(const struct cli_spec *spec, struct cli_args *a)
     if (a->threads < 0) a->threads = 0;
     if (a->prompt && a->file && spec->groups & CLI_PROMPT)
         return cli_usage(spec->name, "-p and -f both name a prompt: give one");
-    if (a->device && strcmp(a->device, "sim") && strcmp(a->device, "none"))
-        return cli_usage(spec->name, "-dev %s: this version knows the devices sim and none",
+    if (a->device && strcmp(a->device, "cuda") && strcmp(a->device, "auto") &&
+        strcmp(a->device, "sim") && strcmp(a->device, "none"))
+        return cli_usage(spec->name, "-dev %s: this version knows the devices cuda, auto, sim and none",
                          a->device);
     if (!cli_alg_known(a->alg))
         return cli_usage(spec->name, "--alg %s: low_confidence, random, origin, maskgit_plus, "
                          "topk_margin and entropy are known", a->alg);
     if (!cli_cache_known(a->cache))
         return cli_usage(spec->name, "--cache %s: none, prefix and dual are known", a->cache);
-    if (a->vram && (!a->device || strcmp(a->device, "sim")) && spec->groups & CLI_MODEL)
+    if (a->vram && (!a->device || !strcmp(a->device, "none")) && spec->groups & CLI_MODEL)
         fprintf(stderr, "tessera: --vram is ignored: no device was named (-dev)\n");
     return CLI_GO_ON;
 }

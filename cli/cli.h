@@ -93,7 +93,7 @@ struct cli_args {
     int kv_k, kv_v;           /* -ctk, -ctv: enum tessera_kv; equal after parsing */
     uint64_t mem;             /* --mem; bytes, 0 = automatic */
     uint64_t vram;            /* --vram; bytes, 0 = automatic */
-    const char *device;       /* -dev: "sim", "none"; NULL = none */
+    const char *device;       /* -dev: "cuda", "auto", "sim", "none"; NULL = none */
     const char *pack;         /* --pack */
     const char *machine;      /* --machine */
     const char *policy, *predictor; /* --policy, --predictor */

@@ -36,6 +36,20 @@ int cli_fail(const struct err *e)
 
 /* ---- opening ---- */
 
+/* The device that -dev names, NULL = none.  What cannot be had is one line; of "auto" only when there is a
+ * plugin. */
+static const struct dev_api *named_device(const char *name)
+{
+    struct err e;
+    if (!name || !strcmp(name, "none")) return NULL;
+    if (!strcmp(name, "sim")) return dev_sim_api();
+    err_clear(&e);
+    const struct dev_api *api = dev_plugin("cuda", &e);
+    if (!api && (e.code != ERR_MISSING || strcmp(name, "auto")))
+        cli_warn("device cuda is not used: %s", e.msg);
+    return api;
+}
+
 struct tessera_options cli_engine_options(const struct cli_args *a)
 {
     struct tessera_options o = tessera_defaults();
@@ -50,7 +64,7 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     o.mem_budget = a->mem;
     o.header_only = a->header_only;
     o.vram_budget = a->vram;
-    if (a->device && !strcmp(a->device, "sim")) o.device = dev_sim_api();
+    o.device = named_device(a->device);
     o.policy = a->policy;
     o.predictor = a->predictor;
     o.loops = a->loops;

@@ -73,7 +73,8 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
     uint64_t least = 0, all = 0;
     memset(p, 0, sizeof *p);
     p->fixed = page_up(f.x) + page_up(f.rows) + page_up(f.scratch) + page_up(bias_all(o));
-    p->host = page_up(f.x) + page_up(f.rows) + DEVTIER_RING * page_up(f.slot);
+    p->host = page_up(f.x) + page_up(f.rows) + DEVTIER_RING * page_up(f.slot) +
+              page_up(o->api->caps(o->dev).host);
     for (int c = 0; c < s->n_classes; c++) {
         least += s->slot[c];
         all += s->slot[c] * (uint64_t)s->n_groups[c];
@@ -139,6 +140,20 @@ static enum status open_memory(struct devtier *t, struct err *e)
     return ok ? OK : err_set(e, ERR_DEVICE, "it gave less memory than it said it has");
 }
 
+/* What the experts' matrices and biases are, before any of them is there. */
+static void describe_weights(struct devtier *t)
+{
+    for (int b = 0; b < t->o.resid->n_banks; b++)
+        for (int k = 0; k < OP_WEIGHTS; k++) {
+            if (t->o.bank[b].op->weight[k] < 0) continue;
+            const struct weight *w = weight_of(&t->o, b, k);
+            t->weight[b * OP_WEIGHTS + k] = (struct dev_weight){
+                .type = w->type, .tiles = w->layout == WEIGHT_TILES, .n_cols = w->n_cols,
+                .n_rows = w->n_rows,
+            };
+        }
+}
+
 static enum status open_lists(struct devtier *t, struct err *e)
 {
     const size_t ne = (size_t)t->o.resid->n_experts, nb = (size_t)t->o.resid->n_banks;
@@ -164,6 +179,7 @@ static enum status open_lists(struct devtier *t, struct err *e)
     }
     if (!ok) return err_set(e, ERR_MEMORY, "no memory for the list of what is on it");
     for (size_t i = 0; i < ne * nb; i++) t->slot_of[i] = -1;
+    describe_weights(t);
     return policy_open(&p, &t->policy, e);
 }
 
@@ -174,16 +190,12 @@ static enum status send_biases(struct devtier *t, struct err *e)
     char *at = all ? t->api->alloc(t->dev, DEV_OWN, all) : NULL;
     if (all && !at) return err_set(e, ERR_DEVICE, "it gave less memory than it said it has");
     for (int b = 0; b < t->o.resid->n_banks; b++)
-        for (int k = 0; k < OP_WEIGHTS; k++) {
+        for (int k = OP_IO; k < OP_WEIGHTS; k++) {
             const int i = t->o.bank[b].op->weight[k];
             if (i < 0) continue;
             const struct weight *w = &t->o.weights->at[i];
-            struct dev_weight *dw = &t->weight[b * OP_WEIGHTS + k];
-            *dw = (struct dev_weight){.type = w->type, .tiles = w->layout == WEIGHT_TILES,
-                                      .n_cols = w->n_cols, .n_rows = w->n_rows};
-            if (k < OP_IO) continue;
             const char *from = resid_home(t->o.resid, i);
-            dw->data = at;
+            t->weight[b * OP_WEIGHTS + k].data = at;
             for (uint64_t done = 0, n; done < w->mat_bytes; done += n) {
                 n = w->mat_bytes - done < ring ? w->mat_bytes - done : ring;
                 memcpy(t->ring[0], from + done, n);
@@ -196,11 +208,26 @@ static enum status send_biases(struct devtier *t, struct err *e)
     return OK;
 }
 
-static enum status check_bank(const struct devtier *t, struct err *e)
+/* The op of a bank, with the indices that its weights have on the device. */
+static struct op device_op(const struct devtier *t, int bank)
 {
-    for (int b = 0; b < t->o.resid->n_banks; b++)
-        if (!t->api->supports(t->dev, t->o.bank[b].op))
-            return err_set(e, ERR_DEVICE, "it cannot run the experts of this model");
+    struct op op = *t->o.bank[bank].op;
+    op.in[0] = 0;
+    op.rows = ROWS_ALL; /* those that were sent */
+    for (int k = 0; k < OP_WEIGHTS; k++) op.weight[k] = op.weight[k] < 0 ? -1 : k;
+    return op;
+}
+
+static enum status check_banks(const struct devtier *t, struct err *e)
+{
+    for (int b = 0; b < t->o.resid->n_banks; b++) {
+        const struct op op = device_op(t, b);
+        const struct dev_weight *w = t->weight + b * OP_WEIGHTS;
+        if (t->api->supports(t->dev, &op, w)) continue;
+        return err_set(e, ERR_DEVICE, "it cannot run the experts of this model (%s: gate %s, up %s, "
+                       "down %s)", op.name, qtype_info(w[0].type)->name, qtype_info(w[1].type)->name,
+                       qtype_info(w[2].type)->name);
+    }
     return OK;
 }
 
@@ -217,11 +244,11 @@ enum status devtier_open(struct devtier *t, const struct devtier_options *o, str
     t->caps = t->api->caps(t->dev);
     t->n_pairs = pairs_of(o);
     enum status s = devtier_size(&t->o, t->caps.memory, &t->plan, e);
-    if (!s) s = check_bank(t, e);
     if (!s && !(t->charged = ledger_take(o->ledger, MEM_STAGING, t->plan.host)))
         s = err_set(e, ERR_BUDGET, "the memory budget has no room for its host side");
-    if (!s) s = open_memory(t, e);
     if (!s) s = open_lists(t, e);
+    if (!s) s = check_banks(t, e);
+    if (!s) s = open_memory(t, e);
     if (!s) s = send_biases(t, e);
     if (s) devtier_close(t);
     return s;
@@ -320,7 +347,6 @@ void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const
 /* Submits experts begin .. end - 1 of the list. */
 static void submit(struct devtier *t, const struct dev_route *r, int part, int begin, int end)
 {
-    const struct devtier_bank *b = &t->o.bank[t->at_bank];
     struct devtier_launch *l = &t->launch[part];
     l->route = (struct dev_route){
         .n_rows = r->n_rows, .n_used = r->n_used, .n_active = end, .n_pairs = t->n_pairs,
@@ -329,11 +355,8 @@ static void submit(struct devtier *t, const struct dev_route *r, int part, int b
         .first = t->first, .pair = t->pair, .gate = t->table[0], .up = t->table[1],
         .down = t->table[2],
     };
-    l->op = *b->op;
-    l->op.in[0] = 0;
-    l->op.rows = ROWS_ALL; /* those that were sent */
+    l->op = device_op(t, t->at_bank);
     l->rows = (struct dev_rows){.n = r->n_rows};
-    for (int k = 0; k < OP_WEIGHTS; k++) l->op.weight[k] = b->op->weight[k] < 0 ? -1 : k;
     l->bind = (struct dev_bind){
         .buf = &t->x, .weight = t->weight + t->at_bank * OP_WEIGHTS, .n_rows = r->n_rows,
         .set = &l->rows, .route = &l->route, .scratch = t->scratch_dev,

@@ -50,7 +50,7 @@ struct devtier_options {
 struct devtier_plan {
     int n_slots[PLACE_CLASSES], n_all;
     uint64_t slots, fixed;    /* bytes on the device: experts; rows, scratch, biases */
-    uint64_t host;            /* bytes of host memory */
+    uint64_t host;            /* bytes of host memory, the driver's included */
     uint64_t least;           /* bytes that it needs on the device at least */
 };
 

@@ -22,7 +22,10 @@ enum { TILE_ROWS = 16, STACK_FEW = 8 };
 struct stacked;
 
 /* Bytes of one tile of a matrix with n_cols columns. */
-size_t tile_bytes(enum qtype type, int n_cols);
+static inline size_t tile_bytes(enum qtype type, int n_cols)
+{
+    return TILE_ROWS * qtype_bytes(type, (uint64_t)n_cols);
+}
 
 /* Interleaves up to 16 GGUF rows (row_bytes apart) into one tile; rows beyond n_rows become 0.
  * Reads nothing beyond the n_rows rows; rows need no alignment. */
@@ -39,7 +42,14 @@ void tile_row_f32(enum qtype type, int n_cols, const void *tile, int row, float 
  * with q = round-to-nearest-even(x * (127/amax)), d = amax/127, and s16, s32 the sums of q over 16
  * and 32 neighbours; rest 0.  q = 0 and d = 0 where amax is below 2^-120 (127/amax must be finite);
  * a block with an infinity or a NaN in it gets q = 0 and d = NaN, so that its products are NaN. */
-size_t act_bytes(enum act_kind kind, int n_cols);
+static inline size_t act_bytes(enum act_kind kind, int n_cols)
+{
+    const size_t n = (size_t)n_cols;
+    size_t bytes = 4 * n;
+    if (kind == ACT_Q8_32) bytes = n + n / 32 * 8;
+    if (kind == ACT_Q8_256) bytes = n + n / 256 * 4 + n / 16 * 2 + n / 32 * 2;
+    return (bytes + 63) / 64 * 64;
+}
 
 struct mm_kernels {
     /* Prepares one row; out is 64-byte aligned. */

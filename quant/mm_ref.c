@@ -1,6 +1,6 @@
 /* The reference kernels: plain C, one output element after another, exactly the order that
- * quant/README.md fixes and every other tier repeats.  Also the choice of a tier's table and the
- * size of a prepared row.  Owns nothing. */
+ * quant/README.md fixes and every other tier repeats.  Also the choice of a tier's table.
+ * Owns nothing. */
 #include <math.h>
 #include <string.h>
 
@@ -22,14 +22,6 @@ _Static_assert(16LL * 128 * (16 * 63 * 127) + 32LL * 16 * 128 * (16 * 127) < INT
                "Q6_K sums fit int32");
 
 /* ---- activations ------------------------------------------------------------------------ */
-
-size_t act_bytes(enum act_kind kind, int n_cols)
-{
-    size_t n = (size_t)n_cols, bytes = 4 * n;
-    if (kind == ACT_Q8_32) bytes = n + n / 32 * 8;
-    if (kind == ACT_Q8_256) bytes = n + n / 256 * 4 + n / 16 * 2 + n / 32 * 2;
-    return (bytes + 63) / 64 * 64;
-}
 
 static void zero_tail(void *out, size_t used, size_t total)
 {

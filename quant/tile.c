@@ -93,11 +93,6 @@ static int plain_unit(enum qtype type)
     return type == QTYPE_F16 || type == QTYPE_BF16 ? 2 : 0;
 }
 
-size_t tile_bytes(enum qtype type, int n_cols)
-{
-    return TILE_ROWS * qtype_bytes(type, (uint64_t)n_cols);
-}
-
 /* ---- packing ---------------------------------------------------------------------------- */
 
 /* dst[j][r] = dword j of src[r], for n dwords. */

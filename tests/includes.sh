@@ -38,7 +38,7 @@ for f in $files; do
 done > build/includes.txt
 [ -s build/includes.txt ] && fail "$(cat build/includes.txt)"
 
-flags="-std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. -Wall -Wextra -Werror"
+flags="-std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -I. -Itests/cuda_emu -Wall -Wextra -Werror"
 flags="$flags $(pkg-config --cflags libcjson libedit hwloc cmocka)"
 for h in $(git ls-files --cached --others --exclude-standard '*.h' | grep -vE '_body\.h$|^tests/'); do
     # shellcheck disable=SC2086

@@ -1,6 +1,6 @@
-/* The second device: bit-equal logits wherever experts run (device sim, of every size, beside every
- * budget), the split by rates, admission; and devices that misbehave in every way, which end in one
- * line and the same bits. */
+/* The second device: bit-equal logits wherever experts run (device sim and the CUDA plugin on an emulated
+ * runtime, of every size, beside every budget), the split by rates, admission; and devices that
+ * misbehave in every way, which end in one line and the same bits. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -15,6 +15,7 @@
 #include "moe/base/machine.h"
 #include "moe/run/engine_int.h"
 #include "tests/engine.h"
+#include "tests/shared.h"
 
 enum { N = 60, VOCAB = 512, MIB = 1 << 20 };
 
@@ -100,10 +101,11 @@ static uint64_t named(const char *text, const char *before)
     return strtoull(at + strlen(before), NULL, 10) * MIB;
 }
 
-static uint64_t least_vram(const struct tessera_options *like)
+/* What the experts need, when a device takes `own` bytes for itself. */
+static uint64_t least_vram(const struct tessera_options *like, uint64_t own)
 {
     struct tessera_options o = *like;
-    o.vram_budget = MIB / 2;
+    o.vram_budget = own + MIB / 2;
     tessera_engine *e = must_open(&o);
     assert_false(devtier_on(&e->devtier));
     const uint64_t n = named(tessera_warning(e, 0), "take ");
@@ -113,14 +115,15 @@ static uint64_t least_vram(const struct tessera_options *like)
 
 /* ---- the same bits ---- */
 
-static void check_placements(const char *arch, unsigned type)
+static void check_placements(const char *arch, unsigned type, const struct dev_api *api, uint64_t own)
 {
     struct tessera_options o = options(model(arch, type));
     reference(&o);
-    o.device = dev_sim_api();
-    const uint64_t vram = least_vram(&o), mem = smallest(&o);
+    o.device = api;
+    const uint64_t vram = own + least_vram(&o, own), mem = smallest(&o);
     bool all_there = false, some_sent = false, some_refused = false, pooled = false;
-    for (int i = 0; i < 16; i++) {
+    const int every = own ? 5 : 1; /* emulated threads are slow */
+    for (int i = 0; i < 16; i += every) {
         o.vram_budget = vram + (uint64_t)(i % 4) * (uint64_t)(i % 4) * 2 * MIB;
         o.mem_budget = i < 8 ? UINT64_MAX : mem + (uint64_t)(i - 8) * MIB;
         const struct machine slow = {.ram_read_n = 1};
@@ -130,10 +133,13 @@ static void check_placements(const char *arch, unsigned type)
         assert_null(tessera_warning(e, 0));
         assert_true(e->devtier.plan.slots + e->devtier.plan.fixed <= o.vram_budget);
         check(e, i % 3 == 0 ? 1 : i % 3 == 1 ? 64 : 5);
-        check(e, 1);
+        check(e, own ? 11 : 1);
         const struct tessera_traffic t = tessera_traffic(e);
-        assert_true(t.device_ran > 0 && t.device_filled > 0 && t.device_seconds > 0);
-        assert_true(t.device_modelled);
+        if (!(t.device_ran > 0 && t.device_filled > 0 && t.device_seconds > 0))
+            fail_msg("%d: %llu ran, %llu filled, %g s, %s", i, (unsigned long long)t.device_ran,
+                     (unsigned long long)t.device_filled, t.device_seconds,
+                     tessera_warning(e, 0) ? tessera_warning(e, 0) : "no warning");
+        assert_true(t.device_modelled == !strcmp(api->name, "sim"));
         assert_true(o.mem_budget == UINT64_MAX || tessera_memory(e).peak <= o.mem_budget);
         all_there |= e->devtier.plan.n_all == 48;
         some_sent |= t.device_sent > 0;
@@ -142,15 +148,15 @@ static void check_placements(const char *arch, unsigned type)
         assert_true(t.device_sent == 0 || o.machine);
         tessera_close(e);
     }
-    assert_true(all_there && some_sent && some_refused && pooled);
+    assert_true(all_there && some_sent && (some_refused || own) && pooled);
 }
 
 static void test_same_bits(void **state)
 {
     (void)state;
-    check_placements("qwen3moe", QTYPE_Q8_0);
-    check_placements("olmoe", GEN_Q4_K_M);
-    check_placements("qwen3moe", QTYPE_F16);
+    check_placements("qwen3moe", QTYPE_Q8_0, dev_sim_api(), 0);
+    check_placements("olmoe", GEN_Q4_K_M, dev_sim_api(), 0);
+    check_placements("qwen3moe", QTYPE_F16, dev_sim_api(), 0);
 }
 
 /* Several sessions in a step, resizes in between, and a watcher, who needs the CPU's rows. */
@@ -337,9 +343,10 @@ static enum status no_open(uint64_t memory, struct dev **out, struct err *e)
     return err_set(e, ERR_DEVICE, "the driver is missing");
 }
 
-static bool supports_nothing(const struct dev *d, const struct op *op)
+static bool supports_nothing(const struct dev *d, const struct op *op, const struct dev_weight *w)
 {
     (void)d;
+    (void)w;
     (void)op;
     return false;
 }
@@ -424,6 +431,255 @@ static void test_sim_clock(void **state)
     assert_float_equal((float)seconds[0], (float)seconds[1], 1e-6);
 }
 
+/* ---- the CUDA plugin, on a runtime that is emulated (tests/cuda_emu) ---- */
+
+/* What its context is assumed to take where nothing can tell, and what rounding up may. */
+enum { CUDA_OWN = 640 + 34 };
+
+static const struct dev_api *plugin(const char *folder)
+{
+    char path[512];
+    struct err e;
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
+    assert_true(n > 0);
+    path[n] = 0;
+    (void)snprintf(strrchr(path, '/'), 64, "/../cuda_emu%s", folder);
+    (void)setenv("TESSERA_PLUGINS", path, 1);
+    err_clear(&e);
+    const struct dev_api *api = dev_plugin("cuda", &e);
+    if (!api) fail_msg("%s", e.msg);
+    return api;
+}
+
+static void test_cuda_same_bits(void **state)
+{
+    (void)state;
+    (void)setenv("TEST_CUDA", "", 1);
+    check_placements("olmoe", GEN_Q4_K_M, plugin(""), (uint64_t)CUDA_OWN * MIB);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* ten times slower */
+    check_placements("qwen3moe", QTYPE_Q8_0, plugin(""), (uint64_t)CUDA_OWN * MIB);
+    check_placements("qwen3moe", QTYPE_F16, plugin(""), (uint64_t)CUDA_OWN * MIB);
+#endif
+}
+
+/* Every type that it has kernels for, a step's pairs at once and in pieces. */
+static void test_cuda_types(void **state)
+{
+    static const struct { const char *arch; unsigned type; } m[] = {
+        {"qwen3moe", QTYPE_MXFP4}, {"llama", QTYPE_Q5_K}, {"llama", QTYPE_Q6_K},
+        {"qwen3moe", QTYPE_IQ4_XS}, {"olmoe", QTYPE_Q3_K}, {"qwen3moe", QTYPE_Q4_0},
+    };
+    (void)state;
+    (void)setenv("TEST_CUDA", "", 1);
+    for (size_t i = 0; i < sizeof m / sizeof m[0]; i++) {
+        struct tessera_options o = options(model(m[i].arch, m[i].type));
+        reference(&o);
+        o.device = plugin("");
+        for (int k = 0; k < 2; k++) {
+            o.vram_budget = (uint64_t)(k ? CUDA_OWN + 300 : CUDA_OWN + 12) * MIB;
+            tessera_engine *e = must_open(&o);
+            if (tessera_warning(e, 0)) fail_msg("%s: %s", m[i].arch, tessera_warning(e, 0));
+            check(e, 64);
+            check(e, 1);
+            assert_true(tessera_traffic(e).device_ran > 0);
+            assert_null(tessera_warning(e, 0));
+            tessera_close(e);
+        }
+    }
+}
+
+/* Architectures with biases, other activations, shared experts, experts of their own sizes. */
+static void feed_reference(const struct tessera_options *o, float *out, size_t cap)
+{
+    struct err err;
+    tessera_engine *e = must_open(o);
+    tessera_session *s = session(e);
+    const size_t n = (size_t)tessera_model(e).n_vocab;
+    int32_t known[24];
+    for (int i = 0; i < 24; i++) known[i] = ids[i] % (int32_t)n;
+    for (int at = 0, step = 1; at < 24; at += step) {
+        step = at < 8 ? 1 : 16;
+        struct tessera_input in = {s, known + at, step, TESSERA_LOGITS_LAST};
+        if (tessera_step(e, &in, 1, &err)) fail_msg("%s: %s", o->model_path, err.msg);
+        assert_true(((size_t)at + 1) * n <= cap);
+        memcpy(out + (size_t)at * n, tessera_logits(e, 0, step - 1), n * sizeof *out);
+    }
+    if (o->device && tessera_warning(e, 0)) fail_msg("%s: %s", o->model_path, tessera_warning(e, 0));
+    assert_true(!o->device || tessera_traffic(e).device_ran > 0);
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+static void test_cuda_reference(void **state)
+{
+    static const char *const names[] = {"gpt-oss-moe", "qwen2moe-moe", "deepseek2-moe", "glm4moe-moe",
+                                        "llama-moe", "olmoe-moe", "qwen3next-moe"};
+    char path[300], name[100];
+    (void)state;
+    (void)setenv("TEST_CUDA", "", 1);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        (void)snprintf(name, sizeof name, "reference/architectures/%s.gguf", names[i]);
+        if (!shared_file(path, sizeof path, name)) continue;
+        struct tessera_options o = options(path);
+        memset(want, 0, sizeof want);
+        memset(got, 0, sizeof got);
+        feed_reference(&o, want, N * VOCAB);
+        o.device = plugin("");
+        feed_reference(&o, got, N * VOCAB);
+        assert_memory_equal(want, got, sizeof want);
+    }
+}
+
+/* No driver, no card, an old one, no memory, calls that fail, a card that is lost: one line each. */
+static void test_cuda_misbehaves(void **state)
+{
+    static const struct { const char *mode, *line; unsigned mib; } m[] = {
+        {"driver", "driver version is insufficient", 0}, {"none", "no CUDA-capable device", 0},
+        {"old", "7.5 is the least", 0}, {"image", "no kernel image", 0},
+        {"small=64", "no memory left", 0}, {"small=546", "rows, scratch and an expert", 0},
+        {"", "context alone takes", 8},
+        {"malloc=1", "no memory left", 0}, {"malloc=3", "no memory left", 0},
+        {"malloc=5", "less memory than it said", 0}, {"host=1", "no memory left", 0},
+        {"host=3", "no memory left", 0}, {"host=6", "less memory than it said", 0},
+    };
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    reference(&o);
+    o.device = plugin("");
+    for (size_t i = 0; i < sizeof m / sizeof m[0]; i++) {
+        (void)setenv("TEST_CUDA", m[i].mode, 1);
+        o.vram_budget = (uint64_t)m[i].mib * MIB;
+        tessera_engine *e = must_open(&o);
+        const char *line = tessera_warning(e, 0);
+        if (!line || !strstr(line, m[i].line) || !strstr(line, "device cuda is not used"))
+            fail_msg("%s: %s", m[i].mode, line ? line : "no line");
+        assert_null(tessera_warning(e, 1));
+        check(e, 7);
+        tessera_close(e);
+    }
+    bool opened_first = false, closed_first = false;
+    for (int n = 1;; n += 1 + n / 4) {
+        char mode[32];
+        (void)snprintf(mode, sizeof mode, "lost=%d", n);
+        (void)setenv("TEST_CUDA", mode, 1);
+        o.vram_budget = 0;
+        tessera_engine *e = must_open(&o);
+        const bool opened = devtier_on(&e->devtier);
+        check(e, 1);
+        const char *line = tessera_warning(e, 0);
+        check(e, 9);
+        if (!line) {
+            tessera_close(e);
+            break; /* more commands than there are */
+        }
+        if (!strstr(line, opened ? "given up" : "not used") || !strstr(line, "launch failure"))
+            fail_msg("%s: %s", mode, line);
+        assert_null(tessera_warning(e, 1));
+        opened_first |= opened;
+        closed_first |= !opened;
+        tessera_close(e);
+    }
+    assert_true(opened_first && closed_first);
+    (void)setenv("TEST_CUDA", "", 1);
+    o.device = plugin("/old");
+    tessera_engine *e = must_open(&o);
+    assert_non_null(strstr(tessera_warning(e, 0), "another version"));
+    check(e, 9);
+    tessera_close(e);
+}
+
+/* Copies of all kinds, many at once, take effect as if one after the other. */
+static void test_cuda_order(void **state)
+{
+    enum { BIG = 256 << 10, N_HOST = 4, N_BACK = 40 };
+    static unsigned char model_of[BIG], expect[N_BACK][BIG];
+    const struct dev_api *api = plugin("");
+    struct rng r;
+    (void)state;
+    rng_seed(&r, 3);
+    (void)setenv("TEST_CUDA", "", 1);
+    for (int round = 0; round < 6; round++) {
+        struct dev *d;
+        struct err err;
+        err_clear(&err);
+        if (api->open(UINT64_MAX, &d, &err)) fail_msg("%s", err.msg);
+        unsigned char *own = api->alloc(d, DEV_OWN, BIG), *from[N_HOST];
+        unsigned char *back = api->alloc(d, DEV_HOST, (uint64_t)BIG * N_BACK);
+        for (int i = 0; i < N_HOST; i++) {
+            from[i] = api->alloc(d, DEV_HOST, BIG);
+            for (int k = 0; k < BIG; k++) from[i][k] = (unsigned char)(rng_u64(&r) >> 56);
+        }
+        (void)api->copy(d, own, from[0], BIG);
+        memcpy(model_of, from[0], BIG);
+        int n_back = 0;
+        while (n_back < N_BACK) {
+            const int kind = (int)rng_below(&r, 3), i = (int)rng_below(&r, N_HOST);
+            const uint32_t n = kind ? 65536 + rng_below(&r, 65536) : 1 + rng_below(&r, 9000);
+            const uint32_t at = rng_below(&r, BIG - n + 1);
+            if (kind < 2) {
+                (void)api->copy(d, own + at, from[i], n);
+                memcpy(model_of + at, from[i], n);
+            } else {
+                (void)api->copy(d, back + (size_t)n_back * BIG, own + at, n);
+                memcpy(expect[n_back], model_of + at, n);
+                memset(expect[n_back] + n, 0, BIG - n);
+                n_back++;
+            }
+        }
+        const dev_fence last = api->copy(d, back, back, 1);
+        assert_int_equal(api->wait(d, last, 10, &err), DEV_PASSED);
+        assert_memory_equal(back, expect, sizeof expect);
+        assert_true(api->clock(d) > 0);
+        api->close(d);
+    }
+}
+
+/* What does not answer is pending as long as one cares to wait, and does not keep the program. */
+static void test_cuda_late(void **state)
+{
+    const struct dev_api *api = plugin("");
+    struct dev *d, *other;
+    struct err err;
+    (void)state;
+    err_clear(&err);
+    (void)setenv("TEST_CUDA", "late=120", 1);
+    if (api->open(UINT64_MAX, &d, &err)) fail_msg("%s", err.msg);
+    char *host = api->alloc(d, DEV_HOST, 4096), *own = api->alloc(d, DEV_OWN, 4096);
+    enum dev_state s = DEV_PASSED;
+    dev_fence f = 0;
+    for (int i = 0; i < 60 && s == DEV_PASSED; i++)
+        s = api->wait(d, f = api->copy(d, own, host, 4096), 0.02, &err);
+    assert_int_equal(s, DEV_PENDING);
+    assert_int_equal(api->wait(d, f, 0, &err), DEV_PENDING);
+    api->close(d); /* gives up: what a hung card may still write to is left to it */
+    (void)setenv("TEST_CUDA", "", 1); /* from the next opening on it answers again */
+    if (api->open(UINT64_MAX, &other, &err)) fail_msg("%s", err.msg);
+    assert_int_equal(api->wait(d, f, 5, &err), DEV_PASSED);
+    api->close(other);
+    api->close(d);
+}
+
+/* Files that are no plugins. */
+static void test_no_plugin(void **state)
+{
+    char path[128];
+    struct err e;
+    (void)state;
+    (void)setenv("TESSERA_PLUGINS", dir, 1);
+    err_clear(&e);
+    assert_null(dev_plugin("cuda", &e));
+    assert_int_equal(e.code, ERR_MISSING);
+    (void)snprintf(path, sizeof path, "%s/tessera_cuda.so", dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    (void)fputs("not a shared object\n", f);
+    (void)fclose(f);
+    err_clear(&e);
+    assert_null(dev_plugin("cuda", &e));
+    assert_int_equal(e.code, ERR_DEVICE);
+    assert_non_null(strstr(e.msg, "does not load"));
+}
+
 static int make_dir(void **state)
 {
     (void)state;
@@ -446,6 +702,10 @@ int main(void)
         cmocka_unit_test(test_same_bits),   cmocka_unit_test(test_beside),
         cmocka_unit_test(test_bad_devices), cmocka_unit_test(test_late),
         cmocka_unit_test(test_unfit),       cmocka_unit_test(test_sim_clock),
+        cmocka_unit_test(test_no_plugin),   cmocka_unit_test(test_cuda_order),
+        cmocka_unit_test(test_cuda_late),   cmocka_unit_test(test_cuda_same_bits),
+        cmocka_unit_test(test_cuda_types),  cmocka_unit_test(test_cuda_reference),
+        cmocka_unit_test(test_cuda_misbehaves),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -28,8 +28,9 @@
 #include "moe/compute/op.h"
 #include "quant/mm.h"
 
-enum { DEV_ABI = 3 };
-#define DEV_BUILD "tessera 0.1.0, devices 3" /* what a plugin must have been built with */
+enum { DEV_ABI = 4 };
+extern const char dev_build[]; /* what a plugin must have been built with: a digest of the sources that
+                                  fix layouts and arithmetic (Makefile) */
 
 /* A buffer of a plan as the device sees it. */
 struct dev_buf {
@@ -150,15 +151,17 @@ struct dev_caps {
     uint64_t memory;          /* bytes that alloc(DEV_OWN) gives in all */
     double rate, rate_copy;   /* bytes per second: from its own memory; between it and the host */
     double latency;           /* seconds from a submission to its first effect */
+    uint64_t host;            /* bytes of host memory that its driver took when it was opened */
     bool modelled;            /* these and clock() come from a model of time, not from a clock */
 };
 
 struct dev_api {
     uint32_t abi, size;       /* DEV_ABI, sizeof(struct dev_api) */
-    const char *build;        /* DEV_BUILD */
+    const char *build;        /* dev_build */
     const char *name;
     bool own_memory;
-    bool (*supports)(const struct dev *d, const struct op *op);
+    /* weight: as the op will be bound to, by the op's indices; data is not looked at. */
+    bool (*supports)(const struct dev *d, const struct op *op, const struct dev_weight *weight);
     dev_fence (*submit)(struct dev *d, const struct op *ops, int n, const struct dev_bind *b);
     /* Waits for a fence, so many seconds at most; why it was lost is in e (may be NULL). */
     enum dev_state (*wait)(struct dev *d, dev_fence f, double seconds, struct err *e);
@@ -212,5 +215,12 @@ const struct dev_api *dev_cpu_api(void);
  * memory whose addresses the host cannot read and that is filled with NaN until it is written; keeps
  * time on a virtual clock.  It runs OP_EXPERTS. */
 const struct dev_api *dev_sim_api(void);
+
+/* A device that is a plugin: tessera_NAME.so, with DEV_PLUGIN_ENTRY in it, from the folder that
+ * TESSERA_PLUGINS names, or beside the program, or in ../lib/tessera from there.  Valid until the
+ * process ends; NULL, and why in e: not found (ERR_MISSING), or no plugin (ERR_DEVICE).  Whether it is
+ * of this build its caller asks. */
+const struct dev_api *dev_plugin(const char *name, struct err *e);
+#define DEV_PLUGIN_ENTRY "tessera_device" /* const struct dev_api *tessera_device(void) */
 
 #endif

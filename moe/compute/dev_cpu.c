@@ -926,9 +926,10 @@ static void run_op(struct dev *d, const struct op *op, const struct dev_bind *b)
     }
 }
 
-static bool cpu_supports(const struct dev *d, const struct op *op)
+static bool cpu_supports(const struct dev *d, const struct op *op, const struct dev_weight *weight)
 {
     (void)d;
+    (void)weight;
     return op->code != OP_ROUTE && op->code != OP_CHOOSE && op->code != OP_DEPTH &&
            op->code != OP_SPAN && op->code != OP_SMOOTH && op->code != OP_FORESEE;
 }
@@ -965,7 +966,7 @@ enum status dev_cpu_open(struct pool *pool, enum cpu_tier tier, struct dev **out
 const struct dev_api *dev_cpu_api(void)
 {
     static const struct dev_api api = {
-        .abi = DEV_ABI, .size = sizeof(struct dev_api), .build = DEV_BUILD, .name = "cpu",
+        .abi = DEV_ABI, .size = sizeof(struct dev_api), .build = dev_build, .name = "cpu",
         .supports = cpu_supports, .submit = cpu_submit, .wait = cpu_wait, .close = cpu_close,
     };
     return &api;

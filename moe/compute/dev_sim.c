@@ -184,9 +184,10 @@ static dev_fence put(struct dev *d, const struct command *c)
     return f;
 }
 
-static bool sim_supports(const struct dev *d, const struct op *op)
+static bool sim_supports(const struct dev *d, const struct op *op, const struct dev_weight *weight)
 {
     (void)d;
+    (void)weight;
     return op->code == OP_EXPERTS && op->p.moe.route.n_expert <= EXPERTS_MAX;
 }
 
@@ -294,7 +295,7 @@ static enum status sim_open(uint64_t memory, struct dev **out, struct err *e)
 const struct dev_api *dev_sim_api(void)
 {
     static const struct dev_api api = {
-        .abi = DEV_ABI, .size = sizeof(struct dev_api), .build = DEV_BUILD, .name = "sim",
+        .abi = DEV_ABI, .size = sizeof(struct dev_api), .build = dev_build, .name = "sim",
         .own_memory = true, .supports = sim_supports, .submit = sim_submit, .wait = sim_wait,
         .close = sim_close, .open = sim_open, .caps = sim_caps, .alloc = sim_alloc,
         .copy = sim_copy, .clock = sim_clock,

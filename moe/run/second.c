@@ -19,7 +19,7 @@ static void without(struct tessera_engine *e, const char *name, const char *why)
 static const char *unfit(const struct dev_api *api)
 {
     if (api->abi != DEV_ABI || api->size != sizeof *api || !api->build ||
-        strcmp(api->build, DEV_BUILD))
+        strcmp(api->build, dev_build))
         return "it was built for another version of Tessera";
     if (!api->own_memory || !api->open || !api->caps || !api->alloc || !api->copy || !api->clock ||
         !api->supports || !api->submit || !api->wait || !api->close)

@@ -1,0 +1,620 @@
+/* The CUDA device: dev.h's interface on CUDA's runtime.  Host code only; kernels are in kernels.cu.
+ *
+ * Owns its memory, two streams, events, and the lists that kernels read.  It runs OP_EXPERTS.  No type of
+ * CUDA's leaves this folder.  It never waits without an end: a GPU that does not answer is lost.
+ *
+ * DESIGN.  One stream works, another uploads, so that an expert can come in while others run.  Everything
+ * still takes effect in the order of submission: an upload waits for earlier work that touches its target
+ * (`lists`, `touched`), and work or a copy that touches what an upload writes waits for it (`pending`);
+ * nothing else waits.  A fence is an event; a ring of them goes round, and each is waited for
+ * before its turn comes again.
+ *
+ * The driver keeps some of the card's memory for itself (context, kernels, their stacks), and that counts:
+ * it is measured at open, where NVML tells how much of the card was in use before, and assumed where it
+ * does not.  Every block that is given out is counted in the driver's grains. */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "moe/compute/cuda/kernels.h"
+#include "moe/compute/dev.h"
+#include "quant/mm.h"
+
+enum { FENCES = 256, PENDING = 16, TOUCHED = 64, BLOCKS = 64, LIST_PAIRS = 512 };
+enum { MIB = 1 << 20, GRAIN = 2 * MIB, UPLOAD = 64 << 10 };
+static const uint64_t CONTEXT = 640u << 20; /* where nobody can tell: more than any seen */
+static const uint64_t AUTO_LEAVE = 512u << 20; /* of an automatic budget, for what else the card does */
+static const double CLOSE_SECONDS = 2, RING_SECONDS = 10;
+
+struct fence {
+    cudaEvent_t begin, end;
+    dev_fence id;       /* 0 = none yet */
+    bool counted;       /* in the clock */
+};
+
+/* Bytes that something submitted writes or reads. */
+struct range {
+    const char *at;
+    uint64_t bytes;
+    dev_fence f;
+};
+
+/* What kernels read of a submission: its host side, until that is on its way. */
+struct list {
+    struct gpu_pair *host;
+    int n;
+    uint64_t bytes[OP_IO]; /* of a matrix */
+    dev_fence f;
+};
+
+struct dev {
+    struct dev_caps caps;
+    uint64_t budget, used;      /* bytes of the card for blocks; of them given out */
+    cudaStream_t work, copies;
+    struct fence fence[FENCES];
+    dev_fence n_put;
+    struct range pending[PENDING], touched[TOUCHED];
+    int n_pending, next_touched;
+    dev_fence forgotten;        /* work up to here may touch anything */
+    struct list list[2];
+    int next_list;
+    struct gpu_pair *pairs;     /* on the device: stream order guards it */
+    void *block[BLOCKS];
+    enum dev_where where[BLOCKS];
+    int n_blocks;
+    double seconds;
+    struct err lost;
+};
+
+/* ---- errors ---- */
+
+static bool ok(struct dev *d, cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess) return true;
+    (void)err_set(&d->lost, ERR_DEVICE, "%s failed: %s", what, cudaGetErrorString(e));
+    return false;
+}
+
+static bool is_lost(const struct dev *d) { return d->lost.code != OK; }
+
+/* ---- fences ---- */
+
+static double now(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void rest(double waited)
+{
+    if (waited > 200e-6) (void)nanosleep(&(struct timespec){0, 20000}, NULL);
+}
+
+/* Adds what a fence that has passed took to the clock, once. */
+static void count(struct dev *d, struct fence *f)
+{
+    float ms = 0;
+    if (f->counted || !f->id) return;
+    f->counted = true;
+    if (ok(d, cudaEventElapsedTime(&ms, f->begin, f->end), "reading the clock")) d->seconds += ms * 1e-3;
+}
+
+static enum dev_state ask(struct dev *d, dev_fence id)
+{
+    struct fence *f = &d->fence[id % FENCES];
+    if (is_lost(d)) return DEV_LOST;
+    if (f->id != id || f->counted) return DEV_PASSED; /* its turn came again, or it was seen to pass */
+    const cudaError_t e = cudaEventQuery(f->end);
+    if (e == cudaErrorNotReady) return DEV_PENDING;
+    if (!ok(d, e, "its work")) return DEV_LOST;
+    count(d, f);
+    return is_lost(d) ? DEV_LOST : DEV_PASSED;
+}
+
+/* Time in which this process stood still (stopped, frozen, suspended) is not the card's fault: a turn of
+ * the loop counts as a tenth of a second at most. */
+static enum dev_state wait_for(struct dev *d, dev_fence id, double seconds)
+{
+    enum dev_state s = ask(d, id);
+    double waited = 0;
+    for (double last = now(); s == DEV_PENDING && waited < seconds; s = ask(d, id)) {
+        const double t = now();
+        waited += t - last < 0.1 ? t - last : 0.1;
+        last = t;
+        rest(waited);
+    }
+    return s;
+}
+
+/* Where the next fence begins; NULL: the device is lost. */
+static struct fence *begin(struct dev *d, cudaStream_t s)
+{
+    struct fence *f = &d->fence[(d->n_put + 1) % FENCES];
+    if (f->id && wait_for(d, f->id, RING_SECONDS) == DEV_PENDING)
+        (void)err_set(&d->lost, ERR_DEVICE, "it does not finish what it was given");
+    if (is_lost(d)) return NULL;
+    f->id = d->n_put + 1;
+    f->counted = false;
+    return ok(d, cudaEventRecord(f->begin, s), "an event") ? f : NULL;
+}
+
+static dev_fence end(struct dev *d, struct fence *f, cudaStream_t s)
+{
+    d->n_put++;
+    if (f && !is_lost(d)) (void)ok(d, cudaEventRecord(f->end, s), "an event");
+    return d->n_put;
+}
+
+/* The stream goes on when the fence has passed. */
+static void order(struct dev *d, cudaStream_t s, dev_fence id)
+{
+    const struct fence *f = &d->fence[id % FENCES];
+    if (id && f->id == id && !f->counted) (void)ok(d, cudaStreamWaitEvent(s, f->end, 0), "an event");
+}
+
+static bool overlap(const void *a, uint64_t a_bytes, const void *b, uint64_t b_bytes)
+{
+    return (const char *)a < (const char *)b + b_bytes && (const char *)b < (const char *)a + a_bytes;
+}
+
+/* The next submission of work touches these bytes, which are no matrices. */
+static void touch(struct dev *d, const void *at, uint64_t bytes)
+{
+    struct range *r = &d->touched[d->next_touched];
+    d->next_touched = (d->next_touched + 1) % TOUCHED;
+    if (r->f > d->forgotten) d->forgotten = r->f;
+    *r = (struct range){at, bytes, d->n_put + 1};
+}
+
+/* An upload to these bytes comes behind the work that touches them. */
+static void after_work(struct dev *d, const void *to, uint64_t bytes)
+{
+    order(d, d->copies, d->forgotten);
+    for (int i = 0; i < TOUCHED; i++)
+        if (overlap(to, bytes, d->touched[i].at, d->touched[i].bytes))
+            order(d, d->copies, d->touched[i].f);
+    for (int l = 0; l < 2; l++)
+        for (int i = 0; i < d->list[l].n; i++)
+            for (int k = 0; k < OP_IO; k++) {
+                if (!overlap(to, bytes, d->list[l].host[i].w[k], d->list[l].bytes[k])) continue;
+                order(d, d->copies, d->list[l].f);
+                i = d->list[l].n - 1; /* once is enough */
+                break;
+            }
+}
+
+/* Work that touches these bytes comes behind the uploads that write them. */
+static void after_uploads(struct dev *d, const void *at, uint64_t bytes)
+{
+    int n = 0;
+    for (int i = 0; i < d->n_pending; i++) {
+        const struct range *u = &d->pending[i];
+        if (overlap(at, bytes, u->at, u->bytes)) order(d, d->work, u->f);
+        else d->pending[n++] = *u;
+    }
+    d->n_pending = n;
+}
+
+static void note_upload(struct dev *d, void *to, uint64_t bytes, dev_fence f)
+{
+    if (d->n_pending == PENDING) {
+        order(d, d->work, d->pending[0].f);
+        memmove(d->pending, d->pending + 1, sizeof *d->pending * (PENDING - 1));
+        d->n_pending--;
+    }
+    d->pending[d->n_pending++] = (struct range){to, bytes, f};
+}
+
+/* ---- running ---- */
+
+struct layer {
+    const struct op *op;
+    const struct dev_bind *b;
+    const struct dev_weight *w[OP_WEIGHTS]; /* NULL = none */
+    enum act_kind kind;
+    uint64_t ff_stride, prep_stride, out_stride;
+    char *gate, *up, *prep;
+};
+
+static struct layer layer_of(const struct op *op, const struct dev_bind *b)
+{
+    struct layer l = {.op = op, .b = b};
+    for (int k = 0; k < OP_WEIGHTS; k++)
+        if (op->weight[k] >= 0) l.w[k] = &b->weight[op->weight[k]];
+    const uint64_t n = (uint64_t)b->route->n_pairs;
+    l.kind = qtype_info((uint32_t)l.w[2]->type)->act;
+    l.ff_stride = dev_experts_hidden_stride(l.w[0]->n_rows);
+    l.prep_stride = act_bytes(l.kind, l.w[0]->n_rows);
+    l.out_stride = dev_experts_out_stride(l.w[0]->n_cols);
+    l.gate = b->scratch;
+    l.up = l.gate + n * l.ff_stride;
+    l.prep = l.up + n * l.ff_stride;
+    return l;
+}
+
+static const float *bias_of(const struct layer *l, int k)
+{
+    return l->w[OP_IO + k] ? l->w[OP_IO + k]->data : NULL;
+}
+
+/* Matrices k .. k + n_mats - 1 of pairs c0 on. */
+static void product(struct dev *d, const struct layer *l, int k, int n_mats, int c0, int n_pairs)
+{
+    const struct dev_weight *w = l->w[k];
+    const struct dev_buf *x = &l->b->buf[l->op->in[0]];
+    char *const to[OP_IO] = {l->gate, l->up, l->b->route->pair_out};
+    struct gpu_product a = {
+        .pair = d->pairs, .n_pairs = n_pairs, .first = k, .n_mats = n_mats, .n_cols = w->n_cols,
+        .n_rows = w->n_rows, .tile_bytes = tile_bytes(w->type, w->n_cols), .x = x->base,
+        .x_stride = x->stride, .out_stride = k < 2 ? l->ff_stride : l->out_stride,
+    };
+    if (k == 2) {
+        a.x_by_pair = true;
+        a.x = l->prep + l->prep_stride * (uint64_t)c0;
+        a.x_stride = l->prep_stride;
+    }
+    for (int m = 0; m < n_mats; m++) {
+        a.bias[m] = bias_of(l, k + m);
+        a.out[m] = to[k + m] + a.out_stride * (uint64_t)c0;
+    }
+    if (!is_lost(d)) (void)ok(d, gpu_product(d->work, w->type, &a), "starting a product");
+}
+
+static void glu(struct dev *d, const struct layer *l, int c0, int n_pairs)
+{
+    const struct gpu_glu a = {
+        .n_pairs = n_pairs, .n = l->w[0]->n_rows, .act = (int)l->op->p.moe.act,
+        .gate = l->gate + l->ff_stride * (uint64_t)c0, .up = l->up + l->ff_stride * (uint64_t)c0,
+        .stride = l->ff_stride, .out = l->prep + l->prep_stride * (uint64_t)c0,
+        .out_stride = l->prep_stride,
+    };
+    if (!is_lost(d)) (void)ok(d, gpu_glu(d->work, l->kind, &a), "starting an activation");
+}
+
+/* Bytes of matrix k. */
+static uint64_t matrix_bytes(const struct dev_weight *w)
+{
+    return (uint64_t)((w->n_rows + TILE_ROWS - 1) / TILE_ROWS) * tile_bytes(w->type, w->n_cols);
+}
+
+/* Lists pairs from c0 on, n of them, the first of which is expert number a's; returns the number of the
+ * last one's expert. */
+static int list_pairs(struct dev *d, const struct layer *l, struct gpu_pair *list, int a, int c0, int n)
+{
+    const struct dev_route *rt = l->b->route;
+    for (int i = 0, last = -1; i < n; i++) {
+        while (c0 + i >= rt->first[a + 1]) a++;
+        list[i] = (struct gpu_pair){.w = {rt->gate[a], rt->up[a], rt->down[a]},
+                                    .row = rt->pair[c0 + i] / rt->n_used, .expert = rt->expert[a]};
+        for (int k = 0; k < OP_IO && a != last; k++)
+            after_uploads(d, list[i].w[k], matrix_bytes(l->w[k]));
+        last = a;
+    }
+    return a;
+}
+
+/* LIST_PAIRS pairs at a time. */
+static void run_experts(struct dev *d, const struct op *op, const struct dev_bind *b)
+{
+    const struct layer l = layer_of(op, b);
+    const struct dev_route *rt = b->route;
+    const bool same = l.w[0]->type == l.w[1]->type;
+    const int end_at = rt->first[rt->end];
+    const uint64_t x_bytes = (uint64_t)b->buf[op->in[0]].stride * (uint64_t)rt->n_rows;
+    after_uploads(d, b->buf[op->in[0]].base, x_bytes);
+    for (int a = rt->begin, at = rt->first[a], n; at < end_at && !is_lost(d); at += n) {
+        struct list *list = &d->list[d->next_list];
+        n = end_at - at < LIST_PAIRS ? end_at - at : LIST_PAIRS;
+        if (list->f && wait_for(d, list->f, RING_SECONDS) == DEV_PENDING)
+            (void)err_set(&d->lost, ERR_DEVICE, "it does not finish what it was given");
+        if (is_lost(d)) return;
+        a = list_pairs(d, &l, list->host, a, at, n);
+        list->n = n;
+        for (int k = 0; k < OP_IO; k++) list->bytes[k] = matrix_bytes(l.w[k]);
+        touch(d, b->buf[op->in[0]].base, x_bytes);
+        touch(d, b->scratch, (uint64_t)(l.prep - b->scratch) + l.prep_stride * (uint64_t)rt->n_pairs);
+        touch(d, rt->pair_out, l.out_stride * (uint64_t)rt->n_pairs);
+        struct fence *f = begin(d, d->work);
+        if (!f) return;
+        (void)ok(d, cudaMemcpyAsync(d->pairs, list->host, sizeof *d->pairs * (size_t)n, cudaMemcpyDefault,
+                                    d->work), "sending a list");
+        product(d, &l, 0, same ? 2 : 1, at, n);
+        if (!same) product(d, &l, 1, 1, at, n);
+        glu(d, &l, at, n);
+        product(d, &l, 2, 1, at, n);
+        list->f = end(d, f, d->work);
+        d->next_list ^= 1;
+    }
+}
+
+/* ---- the interface ---- */
+
+static bool cuda_supports(const struct dev *d, const struct op *op, const struct dev_weight *weight)
+{
+    (void)d;
+    if (op->code != OP_EXPERTS) return false;
+    for (int k = 0; k < OP_IO; k++) {
+        const struct dev_weight *w = &weight[op->weight[k]];
+        if (!w->tiles || !gpu_has_product(w->type)) return false;
+    }
+    return weight[op->weight[0]].n_rows == weight[op->weight[1]].n_rows &&
+           weight[op->weight[0]].n_cols == weight[op->weight[1]].n_cols;
+}
+
+static dev_fence cuda_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)
+{
+    for (int i = 0; i < n && !is_lost(d); i++) run_experts(d, &ops[i], b);
+    return d->n_put;
+}
+
+/* Large uploads go beside the work; everything else takes its turn in it. */
+static dev_fence cuda_copy(struct dev *d, void *to, const void *from, uint64_t bytes)
+{
+    bool host = false;
+    for (int i = 0; i < d->n_blocks; i++) host |= d->where[i] == DEV_HOST && d->block[i] == from;
+    const cudaStream_t s = host && bytes >= UPLOAD ? d->copies : d->work;
+    if (is_lost(d)) return ++d->n_put;
+    if (s == d->copies) after_work(d, to, bytes);
+    else {
+        after_uploads(d, to, bytes);
+        after_uploads(d, from, bytes);
+        touch(d, to, bytes);
+        touch(d, from, bytes);
+    }
+    struct fence *f = begin(d, s);
+    if (f) (void)ok(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s), "a copy");
+    const dev_fence id = end(d, f, s);
+    if (s == d->copies) note_upload(d, to, bytes, id);
+    return id;
+}
+
+static enum dev_state cuda_wait(struct dev *d, dev_fence f, double seconds, struct err *e)
+{
+    const enum dev_state s = f ? wait_for(d, f, seconds) : is_lost(d) ? DEV_LOST : DEV_PASSED;
+    if (s == DEV_LOST && e && !e->code) *e = d->lost;
+    return s;
+}
+
+static void *cuda_alloc(struct dev *d, enum dev_where where, uint64_t bytes)
+{
+    const uint64_t takes = (bytes + GRAIN - 1) / GRAIN * GRAIN;
+    void *p = NULL;
+    if (d->n_blocks == BLOCKS || (where == DEV_OWN && takes > d->budget - d->used)) return NULL;
+    if ((where == DEV_OWN ? cudaMalloc(&p, bytes) : cudaHostAlloc(&p, bytes, cudaHostAllocDefault)) !=
+        cudaSuccess)
+        return NULL;
+    if (where == DEV_OWN) d->used += takes;
+    d->where[d->n_blocks] = where;
+    d->block[d->n_blocks++] = p;
+    return p;
+}
+
+static struct dev_caps cuda_caps(const struct dev *d) { return d->caps; }
+
+static double cuda_clock(struct dev *d)
+{
+    for (int i = 0; i < FENCES; i++)
+        if (d->fence[i].id && !d->fence[i].counted) (void)ask(d, d->fence[i].id);
+    return d->seconds;
+}
+
+/* Whether everything that was submitted has ended, or never will. */
+static bool drained(struct dev *d)
+{
+    const double from = now();
+    for (double waited = 0; waited < CLOSE_SECONDS; waited = now() - from) {
+        const cudaError_t a = d->work ? cudaStreamQuery(d->work) : cudaSuccess;
+        const cudaError_t b = d->copies ? cudaStreamQuery(d->copies) : cudaSuccess;
+        if (a != cudaErrorNotReady && b != cudaErrorNotReady) return true;
+        rest(waited);
+    }
+    return false;
+}
+
+/* A GPU that still works on something may write: what it knows of is left alone then. */
+static void cuda_close(struct dev *d)
+{
+    if (!drained(d)) return;
+    for (int i = 0; i < d->n_blocks; i++)
+        (void)(d->where[i] == DEV_OWN ? cudaFree(d->block[i]) : cudaFreeHost(d->block[i]));
+    for (int i = 0; i < FENCES; i++) {
+        if (d->fence[i].begin) (void)cudaEventDestroy(d->fence[i].begin);
+        if (d->fence[i].end) (void)cudaEventDestroy(d->fence[i].end);
+    }
+    if (d->work) (void)cudaStreamDestroy(d->work);
+    if (d->copies) (void)cudaStreamDestroy(d->copies);
+    (void)cudaDeviceReset();
+    free(d);
+}
+
+/* ---- opening ---- */
+
+/* Bytes of the card that are in use, by anybody; false: nobody can tell before there is a context. */
+static bool card_used(uint64_t *bytes)
+{
+    struct { unsigned long long total, free, used; } m;
+    int (*init)(void), (*stop)(void), (*handle)(const char *, void **), (*memory)(void *, void *);
+    char id[32];
+    void *so = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL), *card = NULL;
+    bool told = false;
+    if (!so) return false;
+    struct { const char *name; void *fn; } f[] = {
+        {"nvmlInit_v2", &init}, {"nvmlShutdown", &stop}, {"nvmlDeviceGetHandleByPciBusId_v2", &handle},
+        {"nvmlDeviceGetMemoryInfo", &memory}};
+    bool all = true;
+    for (int i = 0; i < 4; i++) {
+        void *at = dlsym(so, f[i].name);
+        all &= at != NULL;
+        memcpy(f[i].fn, &at, sizeof at);
+    }
+    if (all && !init()) {
+        told = cudaDeviceGetPCIBusId(id, sizeof id, 0) == cudaSuccess && !handle(id, &card) &&
+               !memory(card, &m);
+        (void)stop();
+    }
+    (void)dlclose(so);
+    if (told) *bytes = m.used;
+    return told;
+}
+
+/* Resident bytes of this process. */
+static uint64_t resident(void)
+{
+    unsigned long long size, pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (!f) return 0;
+    if (fscanf(f, "%llu %llu", &size, &pages) != 2) pages = 0;
+    (void)fclose(f);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static enum status find_card(struct err *e)
+{
+    int n = 0, major = 0, minor = 0;
+    const cudaError_t c = cudaGetDeviceCount(&n);
+    if (c != cudaSuccess || n < 1)
+        return err_set(e, ERR_DEVICE, "there is no GPU that CUDA can use: %s",
+                       c == cudaSuccess ? "no card" : cudaGetErrorString(c));
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) != cudaSuccess)
+        return err_set(e, ERR_DEVICE, "the GPU does not say what it is");
+    if (major * 10 + minor < 75)
+        return err_set(e, ERR_DEVICE, "the GPU's compute capability is %d.%d; 7.5 is the least", major,
+                       minor);
+    return OK;
+}
+
+/* Everything that lives as long as the device, and on the card: streams, events, kernels, the list. */
+static bool open_parts(struct dev *d)
+{
+    if (!ok(d, cudaSetDeviceFlags(cudaDeviceScheduleYield), "setting up the GPU") ||
+        !ok(d, cudaSetDevice(0), "making a context") ||
+        !ok(d, cudaStreamCreateWithFlags(&d->work, cudaStreamNonBlocking), "making a stream") ||
+        !ok(d, cudaStreamCreateWithFlags(&d->copies, cudaStreamNonBlocking), "making a stream") ||
+        !ok(d, gpu_load_all(), "loading the kernels"))
+        return false;
+    for (int i = 0; i < FENCES; i++)
+        if (!ok(d, cudaEventCreateWithFlags(&d->fence[i].begin, cudaEventDefault), "making an event") ||
+            !ok(d, cudaEventCreateWithFlags(&d->fence[i].end, cudaEventDefault), "making an event"))
+            return false;
+    return true;
+}
+
+/* How much of the card there is for us, in `budget`; the context has been made. */
+static enum status find_memory(struct dev *d, uint64_t memory, bool told, uint64_t before, struct err *e)
+{
+    size_t free_bytes = 0, total = 0;
+    uint64_t after = 0, context = CONTEXT;
+    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess)
+        return err_set(e, ERR_DEVICE, "the GPU does not say how much memory it has");
+    if (told && card_used(&after) && after > before) context = after - before;
+    uint64_t room = free_bytes;
+    if (memory == UINT64_MAX) room = room > AUTO_LEAVE ? room - AUTO_LEAVE : 0;
+    else if (memory <= context)
+        return err_set(e, ERR_BUDGET, "%llu MiB are too little: its context alone takes %s%llu",
+                       (unsigned long long)(memory / MIB), told ? "" : "perhaps ",
+                       (unsigned long long)(context / MIB));
+    else if (room > memory - context) room = memory - context;
+    d->budget = room / GRAIN * GRAIN;
+    return OK;
+}
+
+/* Seconds of a copy of so many bytes, at best; 0: it failed. */
+static double time_copy(struct dev *d, void *to, const void *from, uint64_t bytes)
+{
+    double best = 0;
+    for (int i = 0; i < 5; i++) {
+        const double before = d->seconds;
+        if (wait_for(d, cuda_copy(d, to, from, bytes), RING_SECONDS) != DEV_PASSED) return 0;
+        const double t = d->seconds - before;
+        if (!best || t < best) best = t;
+    }
+    return best;
+}
+
+/* What the device says of its speed is measured, in memory that is given back. */
+static enum status measure(struct dev *d, struct err *e)
+{
+    const uint64_t bytes = d->budget / 4 < 64u * MIB ? d->budget / 4 / GRAIN * GRAIN : 64u * MIB;
+    const uint64_t over = bytes < 8u * MIB ? bytes : 8u * MIB;
+    const int n = d->n_blocks;
+    const uint64_t used = d->used;
+    char *a = cuda_alloc(d, DEV_OWN, bytes), *b = cuda_alloc(d, DEV_OWN, bytes);
+    char *host = cuda_alloc(d, DEV_HOST, over);
+    double own = 0, link = 0, least = 0;
+    if (bytes && a && b && host) {
+        own = time_copy(d, a, b, bytes);
+        link = own ? time_copy(d, a, host, over) : 0;
+        const double from = now();
+        for (int i = 0; link && i < 16; i++)
+            if (wait_for(d, cuda_copy(d, host, a, 64), RING_SECONDS) != DEV_PASSED) link = 0;
+        least = (now() - from) / 16;
+    }
+    (void)drained(d);
+    d->n_pending = 0;
+    while (d->n_blocks > n) {
+        d->n_blocks--;
+        (void)(d->where[d->n_blocks] == DEV_OWN ? cudaFree(d->block[d->n_blocks])
+                                                : cudaFreeHost(d->block[d->n_blocks]));
+    }
+    d->used = used;
+    d->seconds = 0;
+    if (is_lost(d)) return err_set(e, ERR_DEVICE, "%s", d->lost.msg);
+    if (!own || !link) return err_set(e, ERR_DEVICE, "there is no memory left on it");
+    d->caps.rate = 2 * (double)bytes / own; /* read and written */
+    d->caps.rate_copy = (double)over / link;
+    d->caps.latency = least;
+    return OK;
+}
+
+static enum status open_all(struct dev *d, uint64_t memory, struct err *e)
+{
+    uint64_t before = 0;
+    const uint64_t was = resident();
+    enum status s = find_card(e);
+    if (s) return s;
+    const bool told = card_used(&before);
+    if (!open_parts(d)) return err_set(e, ERR_DEVICE, "%s", d->lost.msg);
+    s = find_memory(d, memory, told, before, e);
+    if (!s) s = measure(d, e);
+    if (s) return s;
+    d->pairs = cuda_alloc(d, DEV_OWN, sizeof *d->pairs * LIST_PAIRS);
+    bool all = d->pairs;
+    for (int i = 0; i < 2; i++)
+        all &= (d->list[i].host = cuda_alloc(d, DEV_HOST, sizeof *d->pairs * LIST_PAIRS)) != NULL;
+    if (!all) return err_set(e, ERR_DEVICE, "there is no memory left on it");
+    /* What alloc() rounds up is not the caller's to plan for. */
+    const uint64_t slack = 16 * (uint64_t)GRAIN, left = d->budget - d->used;
+    d->caps.memory = left > slack ? left - slack : 0;
+    const uint64_t is = resident();
+    d->caps.host = is > was ? is - was : 0;
+    return OK;
+}
+
+static enum status cuda_open(uint64_t memory, struct dev **out, struct err *e)
+{
+    struct dev *d = calloc(1, sizeof *d);
+    *out = NULL;
+    if (!d) return err_set(e, ERR_MEMORY, "no memory for device cuda");
+    const enum status s = open_all(d, memory, e);
+    if (s) cuda_close(d);
+    else *out = d;
+    return s;
+}
+
+__attribute__((visibility("default"))) const struct dev_api *tessera_device(void);
+
+const struct dev_api *tessera_device(void)
+{
+    static const struct dev_api api = {
+        .abi = DEV_ABI, .size = sizeof(struct dev_api), .build = dev_build, .name = "cuda",
+        .own_memory = true, .supports = cuda_supports, .submit = cuda_submit, .wait = cuda_wait,
+        .close = cuda_close, .open = cuda_open, .caps = cuda_caps, .alloc = cuda_alloc,
+        .copy = cuda_copy, .clock = cuda_clock,
+    };
+    return &api;
+}
