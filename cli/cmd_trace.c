@@ -51,6 +51,7 @@ struct recorder {
     float *norm;                   /* [n_ubatch] of the rows that the last norm has read; or NULL */
     struct err watch_err;
     float *before;                 /* [n_vocab] logits of the row before the step */
+    struct concept_text concepts;  /* for a page */
     struct sampler sampler;
     int32_t *ids;                  /* [n] the text */
     int n, bos;                    /* bos: tokens at its start that every window begins with */
@@ -245,6 +246,7 @@ static enum status record_window(struct recorder *r, const int32_t *ids, int n, 
                                         tessera_session_n(r->session));
         s = step(r, &id, 1, &logits, err);
     }
+    if (!s && r->keeping) s = concept_text_add(&r->concepts, r->e, r->session, err);
     tessera_session_close(r->session);
     r->session = NULL;
     r->n_sessions++;
@@ -325,7 +327,7 @@ static enum status write_files(struct recorder *r, const struct cli_args *a,
     struct machine m;
     const struct trace_page page = {
         .t = {r->t}, .name = {a->output ? a->output : "this run"}, .tok = tessera_tok(r->e),
-        .machine = a->machine ? &m : NULL};
+        .concepts = &r->concepts, .machine = a->machine ? &m : NULL};
     if (a->machine) s = read_speeds(a->machine, &m, err);
     return s ? s : trace_page_write(&page, own->html, err);
 }
@@ -371,6 +373,7 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     sampler_close(&r->sampler);
     cli_close_engine(r->e);
     trace_free(r->t);
+    concept_text_free(&r->concepts);
     free(r->norm);
     free(r->before);
     free(r->ids);

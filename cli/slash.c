@@ -135,11 +135,24 @@ static void show_depth(struct talk *t)
     fprintf(stderr, "%s\n", cli_tty(stdout) ? "" : " (colours: on a terminal only)");
 }
 
+/* A mark behind each token of an answer that ends a concept, on or off. */
+static void show_concepts(struct talk *t)
+{
+    if (!tessera_session_chances(t->s)) {
+        fprintf(stderr, "tessera: this model merges no tokens into concepts\n");
+        return;
+    }
+    t->show_concepts = !t->show_concepts;
+    fprintf(stderr, "a %s|%s behind each token that closes a concept: %s\n", cli_dim(), cli_plain(),
+            t->show_concepts ? "shown" : "not shown");
+}
+
 static bool do_show(struct talk *t, const char *arg)
 {
+    if (!strcmp(arg, "concepts")) return show_concepts(t), true;
     if (!strcmp(arg, "depth")) return show_depth(t), true;
     if (*arg) {
-        fprintf(stderr, "tessera: /show alone, or /show depth\n");
+        fprintf(stderr, "tessera: /show alone, /show depth or /show concepts\n");
         return true;
     }
     cli_print_model(t->e, t->a);

@@ -233,6 +233,17 @@ const char *talk_depth_colour(int depth, int n_max)
     return ramp[depth >= n_max ? N - 1 : depth * (N - 1) / n_max];
 }
 
+/* A mark where the token before the one that comes now, whose pass was the last one, closes a concept. */
+static bool print_mark(const struct talk *t)
+{
+    const unsigned char *depth = tessera_session_depths(t->s);
+    const int at = tessera_session_n(t->s) - 1;
+    if (!t->show_concepts || !depth || at < 0 || !depth[at]) return true;
+    const bool colour = *cli_dim() && cli_tty(stdout);
+    return (!colour || cli_out(cli_dim(), strlen(cli_dim()))) && cli_out("|", 1) &&
+           (!colour || cli_out(cli_plain(), strlen(cli_plain())));
+}
+
 /* Text of the token whose pass came last. */
 static bool print_said(const struct talk *t, const char *s, size_t n)
 {
@@ -253,7 +264,7 @@ static bool show(void *arg, enum chat_part part, const char *s, size_t n)
         return true;
     }
     end_thought(a);
-    return keep_text(&a->said, s, n) && print_said(a->t, s, n);
+    return keep_text(&a->said, s, n) && print_mark(a->t) && print_said(a->t, s, n);
 }
 
 /* Takes in what the generator gave. */

@@ -30,6 +30,7 @@ struct talk {
     int n_answers;          /* seeds differ from answer to answer */
     struct tessera_timing last, sum; /* sum.n_prompt counts what was computed */
     bool show_depth;        /* answers are coloured by the depth of each token's pass */
+    bool show_concepts;     /* a mark behind tokens of answers that close one */
     bool failed;            /* something went wrong that is worth exit code 1 */
 };
 

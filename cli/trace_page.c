@@ -559,6 +559,7 @@ enum status trace_page_write(const struct trace_page *w, const char *path, struc
     if (b) s = draw_two(&p, w, e);
     for (int i = 0; i < 2 && w->t[i] && !s; i++) s = one(&p, w, i, e);
     if (!s) draw_text(&p, w);
+    if (!s && w->concepts) concept_page(&p, w->concepts, w->tok);
     if (!s) return page_close(&p, e);
     page_abort(&p);
     return s;

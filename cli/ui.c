@@ -107,6 +107,9 @@ void cli_print_depth(const tessera_engine *e, double seconds)
     uint64_t sum = 0;
     if (!d.n_max || !d.rows) return;
     for (int i = 0; i <= d.n_max; i++) sum += (uint64_t)i * d.rows_at[i];
+    if (d.concepts && d.rows > d.rows_at[0])
+        fprintf(stderr, "  %-15s%.2f tokens to each\n", "concepts",
+                (double)d.rows / (double)(d.rows - d.rows_at[0]));
     fprintf(stderr, "  %-15smean %.2f of %d;", "depth", (double)sum / (double)d.rows, d.n_max);
     for (int i = 0; i <= d.n_max; i++)
         if (d.rows_at[i])
@@ -130,7 +133,10 @@ void cli_print_speed(const struct tessera_timing *t, const tessera_engine *e, co
     if (t->n_prompt_reused > 0) fprintf(stderr, " (%d kept)", t->n_prompt_reused);
     const struct tessera_depth d = tessera_depth(e);
     char deep[48] = "";
-    if (d.n_max && t->n_depth)
+    if (d.concepts && d.n_max == 1 && t->depth_sum)
+        (void)snprintf(deep, sizeof deep, ", %.2f tokens to a concept",
+                       (double)t->n_depth / (double)t->depth_sum);
+    else if (d.n_max && t->n_depth)
         (void)snprintf(deep, sizeof deep, ", depth %.2f of %d",
                        (double)t->depth_sum / t->n_depth, d.n_max);
     if (t->n_passes) {

@@ -157,6 +157,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e);
 enum { TESSERA_DEPTH_MAX = 16 };
 struct tessera_depth {
     int n_max;                     /* the deepest; 0 is a depth, too */
+    bool concepts;                 /* depth 1 and more: tokens that begin one */
     uint64_t rows, rows_at[TESSERA_DEPTH_MAX + 1];
     uint64_t bytes, bytes_saved;   /* of weights */
     uint64_t macs, macs_saved;

@@ -41,7 +41,7 @@ ok "no bytes saved" "$(grep -c 'of weights, .* not needed ([0-9]* %); products [
 ok "no time saved" "$(grep -c 's less than at full depth' "$DIR/err")" = 1
 ok "the colours are not told" "$(grep -c 'depth of the pass that gave each token: shown; 0 1 2 3 (colours: on a terminal only)' "$DIR/err")" = 1
 ok "they cannot be switched off" "$(grep -c 'each token: not shown' "$DIR/err")" = 1
-ok "/show takes anything" "$(grep -c '/show alone, or /show depth' "$DIR/err")" = 1
+ok "/show takes anything" "$(grep -c '/show alone, /show depth or /show concepts' "$DIR/err")" = 1
 input '/show depth\n'
 t chat -m "$DIR/ouro.gguf"
 expect 0 'all tokens go equally deep'

@@ -18,14 +18,15 @@ def entropy(f): return -(f * (f + 1e-12).log()).sum(-1)
 class Watch:
     """Sees what every router picks: how often each expert, and how many experts a token shares with the one before it."""
     def __init__(s, net):
-        s.top, s.kept, s.pairs = net.c.top, torch.zeros(net.c.layers), 0
-        s.used = torch.zeros(net.c.layers, net.c.experts)
+        s.kept, s.pairs = torch.zeros(net.c.layers), torch.zeros(net.c.layers)
+        s.used, s.top = torch.zeros(net.c.layers, net.c.experts), [b.ffn.c.top for b in net.blocks]
         for i, b in enumerate(net.blocks): b.ffn.register_forward_pre_hook(lambda m, a, i=i: s.see(i, a[1] @ m.router.t()))
     def see(s, i, logits):
-        on = torch.zeros_like(logits).scatter_(1, logits.topk(s.top).indices, 1)
+        top = s.top[i]
+        on = torch.zeros_like(logits).scatter_(1, logits.topk(top).indices, 1)
         s.used[i] += on.sum(0)
-        s.kept[i] += (on[1:] * on[:-1]).sum()
-        if i == 0: s.pairs += len(on) - 1
+        s.kept[i] += (on[1:] * on[:-1]).sum() / top
+        s.pairs[i] += len(on) - 1
     def take(s):
         """The counts since the last call."""
         u, s.used = s.used, torch.zeros_like(s.used)
@@ -45,10 +46,14 @@ def held_out(net, sp, data, limit):
             z = torch.from_numpy(ids[k * T:k * T + T + 1])[None]
             total += net(z[:, :-1], z[:, 1:])[0].item()
             if net.depths is not None: depths.append(net.depths.flatten())
+            if net.concepts: depths.append(net.concepts.bound.flatten())
         if watch: used.append(watch.take())
         loss = total / n
         print(f"| {name} | {n * T} | {loss:.4f} | {math.exp(loss):.2f} | {loss * n * T / math.log(2) / size:.3f} |", flush=True)
-    if depths:
+    if net.concepts:
+        d = torch.cat(depths).float()
+        print(f"\n{len(d) / d.sum():.3f} tokens to a concept; the aim was {net.c.ratio:g}")
+    elif depths:
         d = torch.cat(depths)
         print(f"\nmean depth {d.float().mean():.3f} of {net.c.recursions}; tokens of depth 0, 1, ...: "
               + ", ".join(f"{x / len(d) * 100:.1f} %" for x in torch.bincount(d, minlength=net.c.recursions + 1).tolist()))
@@ -57,7 +62,7 @@ def held_out(net, sp, data, limit):
     f, each = f.sum(0) / f.sum((0, 2))[:, None], f / f.sum(-1, keepdim=True)
     h = entropy(f) / math.log(E)
     told = (entropy(each.mean(0)) - entropy(each).mean(0)) / math.log(len(used))
-    kept = watch.kept / watch.pairs / net.c.top
+    kept = watch.kept / watch.pairs
     print("\n| layer | routing entropy / uniform | most used | least used | tells the set | kept |\n|---|---|---|---|---|---|")
     for i in range(len(h)): print(f"| {i} | {h[i] * 100:.1f} % | {f[i].max() * 100:.2f} % | {f[i].min() * 100:.2f} % | {told[i] * 100:.1f} % | {kept[i] * 100:.1f} % |")
     print(f"\ntells the set: information that a picked expert carries about stories, dialogues or books, of what there is; "

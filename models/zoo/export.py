@@ -1,6 +1,6 @@
 """Checkpoint -> GGUF, and back.
 
-What it is:  writes the f32 master weights of a run as a qwen3moe (or qwen3, mor or ecdlm) GGUF with its tokenizer and ChatML template; reads such
+What it is:  writes the f32 master weights of a run as a qwen3moe (or qwen3, mor, conceptmoe or ecdlm) GGUF with its tokenizer and ChatML template; reads such
              a file into the torch model again, so that the file and not only the checkpoint can be evaluated.
 Owns:        the mapping between our parameter names and GGUF's.
 Never does:  quantise (the runtime does), or change a weight beyond its number format. Norms and routers stay f32.
@@ -30,10 +30,14 @@ def names(c):
     x = "_exps" if c.experts else ""
     if c.router == "token": yield "rec.router", "recursions.rec.0.router", None, True
     for r in range(c.recursions if c.router == "expert" else 0): yield f"rec.{r + 1}.router", f"recursions.rec.{r}.router", None, True
+    for a in "qk" if c.ratio else "": yield f"concept.router_{a}", f"concepts.{a}_router", None, True
     for i in range(c.layers):
         g, o = f"blk.{i}.", f"blocks.{i}."
         for a, b in (("attn_norm", "attn_norm"), ("attn_q_norm", "q_norm"), ("attn_k_norm", "k_norm"), ("ffn_norm", "ffn_norm")): yield g + a, o + b, None, True
         for a, r in (("q", (0, q)), ("k", (q, q + kv)), ("v", (q + kv, q + 2 * kv))): yield g + "attn_" + a, o + "qkv", r, False
+        at = i - c.layers + c.decoder
+        for a, r in (("q", (0, q)), ("k", (q, q + kv)), ("v", (q + kv, q + 2 * kv))) if c.ratio and at >= 0 else ():
+            yield g + f"attn_{a}_concept", f"concepts.joint.{at}", r, False
         yield g + "attn_output", o + "out", None, False
         if c.experts: yield g + "ffn_gate_inp", o + "ffn.router", None, True
         yield g + "ffn_gate" + x, o + "ffn.gate_up", (0, c.ff), False
@@ -43,7 +47,7 @@ def names(c):
 def write(ckpt, tokenizer, out, f32):
     c, preset, w = weights(ckpt)
     sp = spm.SentencePieceProcessor(model_file=tokenizer)
-    arch = "mor" if c.recursions else "ecdlm" if c.mask >= 0 else "qwen3moe" if c.experts else "qwen3"
+    arch = "mor" if c.recursions else "conceptmoe" if c.ratio else "ecdlm" if c.mask >= 0 else "qwen3moe" if c.experts else "qwen3"
     g = gguf.GGUFWriter(out, arch)
     if c.mask >= 0:
         g.add_bool("ecdlm.attention.causal", False); g.add_bool("diffusion.shift_logits", True)
@@ -53,6 +57,12 @@ def write(ckpt, tokenizer, out, f32):
             g.add_string("ecdlm.expert_choice.schedule", "static" if c.least == c.most else "linear_reverse")
             for k, v in (("k", c.top), ("k_min", c.least), ("k_max", c.most)): g.add_uint32("ecdlm.expert_choice." + k, v)
     if c.recursions: g.add_uint32("mor.recursion.count", c.recursions); g.add_string("mor.recursion.router", c.router)
+    if c.ratio:
+        for k, v in (("encoder_block_count", c.encoder), ("decoder_block_count", c.decoder), ("expert_used_count", c.concept_top)):
+            g.add_uint32(f"conceptmoe.concept.{k}", v)
+        g.add_float32("conceptmoe.concept.target_ratio", c.ratio); g.add_float32("conceptmoe.concept.threshold", 0.5)
+        g.add_string("conceptmoe.concept.query", "current"); g.add_string("conceptmoe.concept.reduce", "sum")
+        g.add_bool("conceptmoe.expert_weights_norm", True)
     g.add_name(f"tessera {preset}"); g.add_license(LICENCE)
     g.add_description("A small model of short stories and simple dialogues, in English")
     g.add_context_length(c.context); g.add_embedding_length(c.width); g.add_block_count(c.layers); g.add_feed_forward_length(c.ff)
@@ -87,7 +97,9 @@ def read(path):
                  top=get("expert_used_count", 0), vocab=len(t["token_embd.weight"]), context=get("context_length"), rope_base=get("rope.freq_base"),
                  choice=get("expert_routing", "token_choice")[:-7], least=get("expert_choice.k_min", 0), most=get("expert_choice.k_max", 0),
                  mask=r.fields["tokenizer.ggml.mask_token_id"].contents() if arch == "ecdlm" else -1,
-                 eps=get("attention.layer_norm_rms_epsilon"), recursions=get("recursion.count", 0), router=get("recursion.router", ""))
+                 eps=get("attention.layer_norm_rms_epsilon"), recursions=get("recursion.count", 0), router=get("recursion.router", ""),
+                 ratio=get("concept.target_ratio", 0), encoder=get("concept.encoder_block_count", 0),
+                 decoder=get("concept.decoder_block_count", 0), concept_top=get("concept.expert_used_count", 0))
     net = M.Model(c, torch.float32)
     p = dict(net.named_parameters())
     with torch.no_grad():

@@ -250,6 +250,9 @@ static double depth_expected(const struct build *m)
 static void print_depth(FILE *to, const struct build *m)
 {
     if (!m->n_depth) return;
+    if (m->has_chances && m->set[ROWS_FIRST].share < 1)
+        (void)fprintf(to, "rates   %.2f tokens to a concept, as aimed at; a text's own are measured\n",
+                      1 / m->set[ROWS_FIRST].share);
     (void)fprintf(to, "depth   %d to %d, ", m->depth_first, m->n_depth);
     if (m->approximate)
         (void)fprintf(to, "no forecast; approximate: in loops that a token leaves out, later ones see "

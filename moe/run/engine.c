@@ -319,6 +319,7 @@ static enum status open_sets(struct tessera_engine *e, struct err *err)
         r->macs += e->plan[0].step[i].macs_row;
     }
     e->depth.n_max = m->n_depth;
+    e->depth.concepts = m->has_chances;
     return OK;
 }
 

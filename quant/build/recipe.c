@@ -156,7 +156,8 @@ static bool is_matrix(const struct gguf_tensor *t)
 {
     static const char *const stay[] = {
         "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
-        "exit_gate.weight", ".router.weight", ".aux.weight",
+        "exit_gate.weight", ".router.weight", ".aux.weight", "router_q.weight", "router_k.weight",
+        "res_proj.weight",
         "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
         "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight",
         "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight",
