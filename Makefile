@@ -166,10 +166,13 @@ CHECKS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/check_*.c))
 SCRIPTS := $(wildcard tests/cli_*.sh)
 REPLAY  := $(foreach f,$(FUZZ),"$(f) tests/corpus/$(f:$(BUILD)/tests/fuzz_%=%)")
 
-# One configuration: kernel checks (the longest, so first), unit tests, fuzz corpora, command line.
+LONGEST := $(addprefix $(BUILD)/tests/test_,budget stack device depth engine)
+
+# One configuration: what takes longest, so that no core waits for it in the end, the kernel checks,
+# unit tests, fuzz corpora, command line.
 test-one: $(BIN) $(EMU_SO) $(EMU)/old/tessera_cuda.so $(TESTS) $(CHECKS) $(FUZZ) $(TOOLS)
-	$(Q)BIN=./$(BIN) EMU=$(EMU) GEN=$(BUILD)/bench/gen_model bash tests/run.sh \
-	    $(CHECKS) $(if $(SAN),,tests/includes.sh) $(TESTS) $(REPLAY) $(SCRIPTS)
+	$(Q)BIN=./$(BIN) EMU=$(EMU) GEN=$(BUILD)/bench/gen_model bash tests/run.sh $(LONGEST) $(CHECKS) \
+	    $(if $(SAN),,tests/includes.sh) $(filter-out $(LONGEST),$(TESTS)) $(REPLAY) $(SCRIPTS)
 
 # Everything, twice: as released, and under AddressSanitizer and UBSan.
 test:

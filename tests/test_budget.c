@@ -24,7 +24,8 @@
 #include "tests/engine.h"
 #include "tests/fault.h"
 
-enum { N = 100, VOCAB = 2048, MIB = 1 << 20 };
+/* More than a page of K and V, and than the largest piece. */
+enum { N = 72, VOCAB = 2048, MIB = 1 << 20 };
 
 static char dir[64] = "/tmp/tessera-budget-XXXXXX";
 static int32_t ids[N];
