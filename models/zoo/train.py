@@ -190,7 +190,7 @@ def main():
     ap.add_argument("--seed", type=int, default=1, help="of the first weights; the data's order is the stream's")
     ap.add_argument("--procs", type=int, default=2); ap.add_argument("--batch", type=int, default=8192); ap.add_argument("--micro", type=int, default=2048)
     ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=4e-3); ap.add_argument("--decay", type=float, default=0.1)
-    ap.add_argument("--warm", type=int, default=60, help="steps"); ap.add_argument("--seed", type=int, default=1, help="of the first weights"); ap.add_argument("--eval-every", type=int, default=200)
+    ap.add_argument("--warm", type=int, default=60, help="steps"); ap.add_argument("--eval-every", type=int, default=200)
     ap.add_argument("--save-every", type=float, default=240, help="seconds"); ap.add_argument("--eager", action="store_true")
     o = ap.parse_args()
     os.makedirs(o.run, exist_ok=True)
