@@ -185,12 +185,12 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("preset", choices=M.PRESETS); ap.add_argument("data"); ap.add_argument("run")
     ap.add_argument("--tokens", type=float, help="length of the run; default: the whole stream once")
-    ap.add_argument("--from", dest="first", metavar="FILE", help="first weights: upcycle.py's file or another run's last.pt")
+    ap.add_argument("--from", dest="first", metavar="FILE", help="first weights: upcycle.py's file, another run's last.pt or a GGUF of the same shape")
     ap.add_argument("--schedule", help="schedule.json of another run, to see exactly its data")
     ap.add_argument("--seed", type=int, default=1, help="of the first weights; the data's order is the stream's")
     ap.add_argument("--procs", type=int, default=2); ap.add_argument("--batch", type=int, default=8192); ap.add_argument("--micro", type=int, default=2048)
     ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=4e-3); ap.add_argument("--decay", type=float, default=0.1)
-    ap.add_argument("--warm", type=int, default=60, help="steps"); ap.add_argument("--seed", type=int, default=1, help="of the first weights"); ap.add_argument("--eval-every", type=int, default=200)
+    ap.add_argument("--warm", type=int, default=60, help="steps"); ap.add_argument("--eval-every", type=int, default=200)
     ap.add_argument("--save-every", type=float, default=240, help="seconds"); ap.add_argument("--eager", action="store_true")
     o = ap.parse_args()
     os.makedirs(o.run, exist_ok=True)
@@ -204,7 +204,13 @@ def main():
     assert width == c.context + 1 or (c.mask >= 0 and (width - 1) % c.context == 0), "prepare.py made windows of another length"
     batch, step = o.batch // (width - 1), 0
     sched = Schedule(n_stream, [[0, n_stream // batch * batch, 0]])
-    if o.first and not os.path.exists(o.run + "/last.pt"): st.load(torch.load(o.first, map_location=device), net, ["master"])
+    if o.first and not os.path.exists(o.run + "/last.pt"):
+        if o.first.endswith(".gguf"):
+            import export
+            old = dict(export.read(o.first).named_parameters())
+            first = {"slices": st.slices, "master": torch.cat([old[n].detach().flatten() for n in st.names])}
+        else: first = torch.load(o.first, map_location=device)
+        st.load(first, net, ["master"])
     if os.path.exists(o.run + "/last.pt"):
         d = torch.load(o.run + "/last.pt", map_location=device)
         st.load(d, net); step = d["step"]
