@@ -25,7 +25,7 @@ struct span {
 static bool in_place(enum op_code code)
 {
     return code == OP_ADD || code == OP_ADD_BIAS || code == OP_SCALE || code == OP_GATE ||
-           code == OP_MUL || code == OP_SOFTCAP || code == OP_SCATTER;
+           code == OP_MUL || code == OP_SOFTCAP || code == OP_SCATTER || code == OP_FILL;
 }
 
 static struct span *spans_of(const struct build *m)
@@ -80,12 +80,15 @@ static enum status describe(const struct tessera_engine *e, struct branch_part *
     for (int i = p->from; i < p->to; i++) {
         const struct op *op = &m->op[i];
         if (op->code == OP_ATTENTION) {
+            if (op->p.attn.sees != SEES_BEFORE)
+                return no_parts(e, "tokens see what follows them", err);
             bool own = false;
             for (int k = p->from; k < i; k++)
                 own = own || (m->op[k].code == OP_KV_PUT && m->op[k].kv_slot == op->kv_slot);
             if (!own) return no_parts(e, "layers look at each other's K and V", err);
             attends = true;
         }
+        if (op->code == OP_CHOOSE) return no_parts(e, "experts choose among all rows of a step", err);
         if (op->code == OP_ROUTE) {
             p->n_expert = op->p.moe.route.n_expert;
             p->n_used = op->p.moe.route.n_used;
