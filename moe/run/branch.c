@@ -100,6 +100,18 @@ static enum status describe(const struct tessera_engine *e, struct branch_part *
     return OK;
 }
 
+/* Does a part read what the head has left, beside the hidden state? */
+static int needs_head(const struct build *m, const struct span *s, int head,
+                      const struct branch_part *p)
+{
+    for (int i = p->from; i < p->to; i++)
+        for (int k = 0; k < OP_IO; k++) {
+            const int b = m->op[i].in[k];
+            if (b >= 0 && b != p->in && s[b].first_write >= 0 && s[b].first_write < head) return head;
+        }
+    return 0;
+}
+
 static enum status find_parts(struct branches *b, const struct span *spans, struct err *err)
 {
     const struct tessera_engine *e = b->e;
@@ -117,10 +129,14 @@ static enum status find_parts(struct branches *b, const struct span *spans, stru
                 if (m->op[i].code == OP_EMBED && p->in < 0) p->in = m->op[i].out[0];
         if (p->in < 0 || p->out < 0)
             return no_parts(e, "its layers hand on more than a hidden state", err);
+        p->head = needs_head(m, spans, b->head, p);
         if (describe(e, p, err)) return err->code;
     }
-    b->last_in = b->n_parts ? b->part[b->n_parts - 1].out : -1;
-    return b->n_parts ? OK : no_parts(e, "it has no layers", err);
+    if (!b->n_parts) return no_parts(e, "it has no layers", err);
+    b->end = (struct branch_part){.kind = BRANCH_FIXED, .layer = -1, .from = end, .to = m->n_op,
+                                  .in = b->part[b->n_parts - 1].out, .out = -1};
+    b->end.head = needs_head(m, spans, b->head, &b->end);
+    return OK;
 }
 
 enum status branches_open(tessera_engine *e, struct branches *b, struct err *err)
@@ -191,7 +207,7 @@ enum status branches_run(struct branches *b, int part, int n, const float *in, f
         m = n - at < b->most ? n - at : b->most;
         const size_t x = (size_t)at * (size_t)b->n_embd, k = (size_t)at * (size_t)p->n_used;
         s = exec_part(b->e, &(struct exec_part){
-            .session = b->session, .id = b->id, .head = b->head, .from = p->from, .to = p->to,
+            .session = b->session, .id = b->id, .head = p->head, .from = p->from, .to = p->to,
             .n = m, .in_buf = p->in, .out_buf = p->out, .width = b->n_embd, .in = in + x,
             .out = out + x, .keep = b->keep, .expert = expert ? expert + k : NULL,
             .chosen = chosen ? chosen + k : NULL}, err);
@@ -212,16 +228,15 @@ double branches_loss_of(const float *logit, int n, int32_t target)
 enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
                           struct err *err)
 {
-    const struct build *m = &b->e->model;
-    const int from = b->part[b->n_parts - 1].to;
+    const struct branch_part *p = &b->end;
     enum status s = OK;
     if (target < 0 || target >= b->n_vocab)
         return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary", target);
     for (int at = 0, k; at < n && !s; at += k) {
         k = n - at < b->most ? n - at : b->most;
         s = exec_part(b->e, &(struct exec_part){
-            .session = b->session, .id = b->id, .head = b->head, .from = from, .to = m->n_op,
-            .n = k, .in_buf = b->last_in, .out_buf = -1, .width = b->n_embd,
+            .session = b->session, .id = b->id, .head = p->head, .from = p->from, .to = p->to,
+            .n = k, .in_buf = p->in, .out_buf = -1, .width = b->n_embd,
             .in = in + (size_t)at * (size_t)b->n_embd}, err);
         for (int r = 0; r < k && !s; r++)
             loss[at + r] = branches_loss_of((const float *)(const void *)(

@@ -24,6 +24,7 @@ struct branch_part {
     enum branch_kind kind;
     int layer;               /* -1 of BRANCH_FIXED */
     int n_expert, n_used;    /* of its router; 0 = it has none */
+    int head;                /* ops of the head that it needs: all, or none */
     int from, to;            /* ops */
     int in, out;             /* buffers of the hidden state before and behind it */
 };
@@ -32,7 +33,7 @@ struct branches {
     tessera_engine *e;
     struct branch_part *part; /* [n_parts] in order */
     int n_parts, head, n_embd, n_vocab, most; /* ops before the first part; rows per run */
-    int last_in;             /* buffer that the output norm reads */
+    struct branch_part end;  /* what comes behind the last one: norm and logits */
     float *keep;             /* [most][] K and V of a run's rows */
     tessera_session *session;
     int32_t id;
