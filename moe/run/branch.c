@@ -67,7 +67,7 @@ static bool is_cut(const struct build *m, const struct span *s, int head, int i)
 
 static enum status no_parts(const struct tessera_engine *e, const char *why, struct err *err)
 {
-    return err_set(err, ERR_UNSUPPORTED, "%s: %s; there is no oracle for such models", e->arch->name,
+    return err_set(err, ERR_UNSUPPORTED, "%s: %s; such a pass cannot be taken apart", e->arch->name,
                    why);
 }
 
@@ -139,31 +139,44 @@ static enum status find_parts(struct branches *b, const struct span *spans, stru
     return OK;
 }
 
+/* Fills part, n_parts, head and end. */
+static enum status open_parts(struct branches *b, struct err *err)
+{
+    const struct tessera_engine *e = b->e;
+    if (e->state_bytes) return no_parts(e, "it has recurrent layers", err);
+    if (e->model.n_sets > ROWS_FIRST) return no_parts(e, "rows leave its layers early", err);
+    struct span *spans = spans_of(&e->model);
+    b->part = calloc((size_t)e->model.n_op + 1, sizeof *b->part);
+    enum status s = spans && b->part ? find_parts(b, spans, err)
+                                     : err_set(err, ERR_MEMORY, "no memory for the parts of a model");
+    free(spans);
+    return s;
+}
+
+enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n, struct err *err)
+{
+    struct branches b = {.e = e};
+    enum status s = open_parts(&b, err);
+    if (s) free(b.part);
+    *part = s ? NULL : b.part;
+    *n = b.n_parts;
+    return s;
+}
+
 enum status branches_open(tessera_engine *e, struct branches *b, struct err *err)
 {
     memset(b, 0, sizeof *b);
     b->e = e;
-    if (e->state_bytes) return no_parts(e, "it has recurrent layers", err);
-    if (e->model.n_sets > ROWS_FIRST) return no_parts(e, "rows leave its layers early", err);
-    if (!e->resid.all_ram || e->opt.header_only)
-        return err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger "
-                       "--mem");
-    if (devtier_on(&e->devtier))
-        return err_set(err, ERR_UNSUPPORTED, "an oracle runs on the CPU alone: leave -dev out");
-    struct span *spans = spans_of(&e->model);
-    b->part = calloc((size_t)e->model.n_op + 1, sizeof *b->part);
-    if (!b->part || !spans) {
-        free(spans);
-        branches_close(b);
-        return err_set(err, ERR_MEMORY, "no memory for the parts of a model");
-    }
+    enum status s = open_parts(b, err);
+    if (!s && (!e->resid.all_ram || e->opt.header_only))
+        s = err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger --mem");
+    if (!s && devtier_on(&e->devtier))
+        s = err_set(err, ERR_UNSUPPORTED, "an oracle runs on the CPU alone: leave -dev out");
     b->n_embd = e->hp.n_embd;
     b->n_vocab = e->model.n_vocab;
     b->most = e->opt.n_ubatch < e->opt.n_logits ? e->opt.n_ubatch : e->opt.n_logits;
-    enum status s = find_parts(b, spans, err);
-    free(spans);
     int width = 1;
-    for (int i = 0; i < e->model.n_op && !s; i++) {
+    for (int i = 0; i < e->model.n_op; i++) {
         const struct op *op = &e->model.op[i];
         if (op->code != OP_KV_PUT) continue;
         const int w = e->model.buf[op->in[0]].width + e->model.buf[op->in[1]].width;

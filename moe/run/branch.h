@@ -43,6 +43,8 @@ struct branches {
 /* ERR_UNSUPPORTED, ERR_BUDGET, ERR_MEMORY. */
 enum status branches_open(tessera_engine *e, struct branches *b, struct err *err);
 void branches_close(struct branches *b);
+/* The parts alone, of any model that has them, wherever its weights are; *part is the caller's to free. */
+enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n, struct err *err);
 
 /* What follows is about token id behind the end of the session's timeline; x [n_embd] becomes its
  * embedding.  Anew after every step. */
