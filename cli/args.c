@@ -50,6 +50,10 @@ static const struct cli_flag model_flags[] = {
      AT(pack), 0, 0},
     {"--machine", "FILE", "speeds for promises of time, a file of `tessera doctor -o` (default: what "
      "`tessera doctor -m` has measured here)", CLI_STR, AT(machine), 0, 0},
+    {"--forecasters", "FILE", "of `tessera trace --fit-forecasters`, for --approximate", CLI_STR,
+     AT(forecasters), 0, 0},
+    {"--approximate", "25%", "forecasters stand in for that share of feed-forwards, those that they do best: "
+     "faster, and not the same text (default off)", CLI_STR, AT(approximate), 0, 0},
     {"--routes", "TRACE", "promises assume the routing in a file of `tessera trace`", CLI_STR,
      AT(routes), 0, 0},
     {"--policy", "NAME", "which experts stay when not all fit: lrfu (default), lru, lfu, plec",

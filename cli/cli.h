@@ -98,6 +98,7 @@ struct cli_args {
     const char *machine;      /* --machine */
     const char *policy, *predictor; /* --policy, --predictor */
     const char *routes;       /* --routes */
+    const char *forecasters, *approximate; /* --forecasters, --approximate */
     bool analyze, deterministic;
     /* CLI_PROMPT */
     const char *prompt;       /* -p; "-" = stdin */

@@ -187,6 +187,7 @@ static int run(const struct cli_args *a, const struct oracle_args *own, enum ora
     struct err err;
     err_clear(&err);
     int rc = cli_open_engine(a, &j.e);
+    if (!rc && (rc = cli_next_tokens(j.e, "an oracle"))) cli_close_engine(j.e);
     if (rc) return rc;
     enum status s = set_up(&j, &err);
     if (!s && a->output && !own->fresh) s = oracle_read(&j, a->output, &err);

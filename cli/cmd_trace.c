@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/trace_fit.h"
 #include "cli/trace_page.h"
 #include "moe/load/gguf.h"
 #include "moe/load/tok.h"
@@ -23,7 +24,7 @@ struct trace_args {
     const char *ids, *export, *html;
     struct cli_list activations; /* TENSOR=FILE */
     int decode, passes;
-    bool one_by_one, special, train, norms;
+    bool one_by_one, special, train, norms, forecasters;
     float temp;
     int64_t seed;
 };
@@ -381,6 +382,31 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     return rc;
 }
 
+/* ---- forecasters ---- */
+
+static int fit_forecasters(const struct cli_args *a, const struct trace_args *own)
+{
+    struct recorder *r = calloc(1, sizeof *r);
+    struct err err;
+    err_clear(&err);
+    if (!r) return cli_fail(&(struct err){.code = ERR_MEMORY});
+    int rc = cli_open_engine(a, &r->e);
+    if (!rc && (rc = cli_next_tokens(r->e, "a forecaster"))) cli_close_engine(r->e);
+    if (rc) {
+        free(r);
+        return rc;
+    }
+    enum status s = read_text(r, a, own, &err);
+    cli_interrupt_target(r->e);
+    if (!s) s = trace_fit(r->e, r->ids, r->n, r->bos, a->output, &err);
+    cli_interrupt_target(NULL);
+    rc = s ? cli_fail(&err) : CLI_OK;
+    cli_close_engine(r->e);
+    free(r->ids);
+    free(r);
+    return rc;
+}
+
 /* ---- exporting ---- */
 
 /* A file's rows on their way to another; opened when the first ones say what fields there are. */
@@ -498,6 +524,9 @@ static int check(const struct cli_args *a, const struct trace_args *own)
 {
     const int rc = check_files(own);
     if (rc != CLI_GO_ON) return rc;
+    if (own->forecasters && (!a->output || own->train || own->export || own->html || own->norms ||
+                             own->activations.n || a->n_pos))
+        return cli_usage("trace", "--fit-forecasters takes a model (-m), a text and -o FILE, nothing else");
     if (own->export && a->n_pos && !own->train) {
         if (a->n_pos > 1) return cli_usage("trace", "--export of one trace at a time");
         if (a->output || own->norms || own->activations.n)
@@ -548,6 +577,9 @@ int cmd_trace(int argc, char **argv)
         {"--activations", "TENSOR=FILE.npy", "what that tensor is multiplied with, or what that norm "
          "reads, a row per token (may be given several times)", CLI_LIST,
          offsetof(struct trace_args, activations), 0, 0},
+        {"--fit-forecasters", NULL, "fit stand-ins for the model's feed-forwards to the text and write them to "
+         "-o, for --approximate; prints what they cost on its last fifth", CLI_TRUE,
+         offsetof(struct trace_args, forecasters), 0, 0},
         {"--train", NULL, "fit a predictor to the traces named and write it to -o", CLI_TRUE,
          offsetof(struct trace_args, train), 0, 0},
         {"--passes", "N", "over the traces when fitting (default 8)", CLI_INT,
@@ -565,6 +597,11 @@ int cmd_trace(int argc, char **argv)
     if (rc == CLI_GO_ON) rc = check(&a, &own);
     if (rc != CLI_GO_ON) return rc;
     a.n_logits = own.one_by_one ? 1 : a.ubatch; /* all rows, see step() */
+    if (own.forecasters) {
+        a.n_logits = 64 < a.ubatch ? 64 : a.ubatch;
+        a.n_sessions = 2;
+        return fit_forecasters(&a, &own);
+    }
     if (own.export && a.n_pos && !own.train) return export(&a, &own);
     if (own.html && a.n_pos && !own.train) return draw(&a, &own);
     return own.train ? train(&a, &own) : record(&a, &own);

@@ -3,6 +3,8 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -145,11 +147,40 @@ void cli_print_warnings(const tessera_engine *e)
     for (; (w = tessera_warning(e, n_warned)); n_warned++) cli_warn("%s", w);
 }
 
+/* What informed routing did to what was computed, in a line; nothing when it is off. */
+static void print_approx(const tessera_engine *e)
+{
+    const struct tessera_approx x = tessera_approx(e);
+    if (!(x.share > 0) || !x.rows) return;
+    fprintf(stderr, "approximated %.1f %% of feed-forwards (%.0f %% asked for), %" PRIu64 " did not run",
+            100 * (double)x.rows_on / (double)x.rows, 100 * x.share, x.skipped);
+    if (isfinite(x.kl)) fprintf(stderr, "; price when they were fitted: KL %.4f nats per token", x.kl);
+    fprintf(stderr, "\n");
+}
+
 void cli_close_engine(tessera_engine *e)
 {
     if (e) cli_print_warnings(e);
+    if (e) print_approx(e);
     tessera_close(e);
     n_warned = 0;
+}
+
+/* "25%", and what can do it. */
+static enum status read_approximate(const struct cli_args *a, struct tessera_options *o, struct err *err)
+{
+    char word[16];
+    double share = 0;
+    const size_t n = a->approximate ? strlen(a->approximate) : 0;
+    if (!n && !a->forecasters) return OK;
+    if (!n || !a->forecasters)
+        return err_set(err, ERR_USAGE, "--approximate 25%% and --forecasters FILE go together");
+    (void)snprintf(word, sizeof word, "%.*s", (int)(n - 1), a->approximate);
+    if (a->approximate[n - 1] != '%' || !cli_parse_float(word, 0, 100, &share))
+        return err_set(err, ERR_USAGE, "--approximate %s: 25%%, say", a->approximate);
+    o->forecasters = a->forecasters;
+    o->approximate = (float)(share / 100);
+    return OK;
 }
 
 int cli_open_engine(const struct cli_args *a, tessera_engine **out)
@@ -165,6 +196,7 @@ int cli_open_engine(const struct cli_args *a, tessera_engine **out)
     if (read_machine(a, &m, &known, &err)) return cli_fail(&err);
     o.machine = known ? &m : NULL;
     o.routes = a->routes;
+    if (read_approximate(a, &o, &err)) return cli_fail(&err);
     cli_catch_interrupts();
     o.progress = cli_progress;
     o.progress_arg = &bar;

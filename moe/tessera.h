@@ -80,6 +80,10 @@ struct tessera_options {
      * read ahead only while that makes this run's tokens faster; ",always" behind the name: in any
      * case. */
     const char *predictor;
+    /* Informed routing, a lossy switch: forecasters (`tessera trace --fit-forecasters`) stand in for that
+     * share of feed-forwards, those that they are expected to do best; NULL = off. */
+    const char *forecasters;
+    float approximate;
     /* Models that repeat layers; a model that cannot do what is asked for is ERR_USAGE. */
     int loops;            /* leave after so many; 0 = all */
     float exit_at;        /* rows leave when their chances to stop sum to it; 0 = as the file says */
@@ -163,6 +167,16 @@ struct tessera_depth {
     uint64_t macs, macs_saved;
 };
 struct tessera_depth tessera_depth(const tessera_engine *e);
+
+/* What forecasters stood in for since the model was opened; share 0: informed routing is off. */
+struct tessera_approx {
+    double share;                  /* asked for */
+    uint64_t rows, rows_on;        /* rows times feed-forwards; of those, approximated */
+    uint64_t skipped;              /* feed-forwards that did not run, nor read experts */
+    double kl;                     /* nats per token that were measured at this share when they were
+                                      fitted; NaN = not at this one */
+};
+struct tessera_approx tessera_approx(const tessera_engine *e);
 
 /* Another budget for the whole process, between two steps: shrinks or grows what of the weights is
  * in memory, never taking more than the larger of both on the way, and without a change in what the

@@ -425,30 +425,80 @@ static void test_given_experts(void **state)
     close_one(&o);
 }
 
-static void refuse(const char *name, void (*set)(struct gen_spec *s), const char *why)
+static void refuse(const char *path, const char *why)
 {
     struct branches b;
     struct err err;
     struct tessera_options opt = tessera_defaults();
-    make(name, set);
-    opt.model_path = in_dir(name);
+    err_clear(&err);
+    opt.model_path = path;
     tessera_engine *e = must_open(&opt);
     assert_int_equal(branches_open(e, &b, &err), ERR_UNSUPPORTED);
     if (!strstr(err.msg, why)) fail_msg("%s", err.msg);
     tessera_close(e);
 }
 
-static void recursive(struct gen_spec *s)
+/* Every architecture that has parts: all of them, one after another, are a step, bit for bit. */
+static void test_architectures(void **state)
 {
-    s->arch = "mor";
-    s->n_expert = s->n_expert_used = 0;
-    s->n_repeats = 3;
+    (void)state;
+    static const char *const names[] = {
+        "bailingmoe2", "deepseek2-lite", "deepseek2-v3", "dots1", "ernie4_5-moe", "gemma4",
+        "gemma4-small", "glm4moe", "gpt-oss", "granitemoe", "hunyuan-moe", "lfm2moe", "llama",
+        "minimax-m2", "mixtral", "olmoe", "phimoe", "qwen2", "qwen2moe", "qwen3", "qwen35moe",
+        "qwen3moe", "qwen3next", "smallthinker"};
+    int n_run = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[64];
+        struct branches b;
+        struct err err;
+        err_clear(&err);
+        (void)snprintf(path, sizeof path, "tests/awkward/%s.gguf", names[i]);
+        struct tessera_options opt = tessera_defaults();
+        opt.model_path = path;
+        opt.n_ctx = 32;
+        tessera_engine *e = must_open(&opt);
+        if (branches_open(e, &b, &err)) {
+            assert_int_equal(err.code, ERR_UNSUPPORTED);
+            print_message("%s: %s\n", names[i], err.msg);
+            tessera_close(e);
+            continue;
+        }
+        branches_close(&b);
+        tessera_close(e);
+        struct one o = open_one(path);
+        const int n_vocab = tessera_model(o.e).n_vocab;
+        for (int32_t t = 0; t < 3; t++) {
+            float x[512];
+            const float *logits;
+            assert_true(o.b.n_embd <= 512);
+            o.target = 9 + t;
+            if (branches_token(&o.b, o.s, 20 + t, x, &err)) fail_msg("%s: %s", names[i], err.msg);
+            const double whole = alone(&o, x, UINT64_MAX);
+            step(&o, 20 + t, &logits);
+            if (!(step_loss(logits, n_vocab, o.target) == whole)) fail_msg("%s: token %d", names[i], t);
+        }
+        close_one(&o);
+        n_run++;
+    }
+    print_message("%d architectures\n", n_run);
 }
 
 static void test_refused(void **state)
 {
     (void)state;
-    refuse("mor.gguf", recursive, "rows leave its layers early");
+    struct err err;
+    struct tessera_options opt = tessera_defaults();
+    refuse("tests/depth/mor-token.gguf", "rows leave its layers early");
+    refuse("tests/choice/ecdlm.gguf", "");
+    refuse("tests/concept/concept.gguf", "");
+    refuse("tests/awkward/qwen3next.gguf", "recurrent layers");
+    opt.model_path = "tests/depth/mor-token.gguf";
+    tessera_engine *e = must_open(&opt);
+    assert_int_equal(branches_depth(e, 9, &err), ERR_RANGE);
+    assert_int_equal(branches_depth(e, branches_least_depth(e), &err), OK);
+    assert_int_equal(branches_depth(e, -1, &err), OK);
+    tessera_close(e);
 }
 
 static int make_dir(void **state)
@@ -468,7 +518,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_routes), cmocka_unit_test(test_experts), cmocka_unit_test(test_spend),
         cmocka_unit_test(test_against_brute_force), cmocka_unit_test(test_passing_by),
-        cmocka_unit_test(test_given_experts), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_given_experts), cmocka_unit_test(test_architectures),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -25,7 +25,7 @@ struct span {
 static bool in_place(enum op_code code)
 {
     return code == OP_ADD || code == OP_ADD_BIAS || code == OP_SCALE || code == OP_GATE ||
-           code == OP_MUL || code == OP_SOFTCAP || code == OP_SCATTER;
+           code == OP_MUL || code == OP_SOFTCAP || code == OP_SCATTER || code == OP_FILL;
 }
 
 static struct span *spans_of(const struct build *m)
@@ -67,7 +67,7 @@ static bool is_cut(const struct build *m, const struct span *s, int head, int i)
 
 static enum status no_parts(const struct tessera_engine *e, const char *why, struct err *err)
 {
-    return err_set(err, ERR_UNSUPPORTED, "%s: %s; there is no oracle for such models", e->arch->name,
+    return err_set(err, ERR_UNSUPPORTED, "%s: %s; such a pass cannot be taken apart", e->arch->name,
                    why);
 }
 
@@ -80,12 +80,15 @@ static enum status describe(const struct tessera_engine *e, struct branch_part *
     for (int i = p->from; i < p->to; i++) {
         const struct op *op = &m->op[i];
         if (op->code == OP_ATTENTION) {
+            if (op->p.attn.sees != SEES_BEFORE)
+                return no_parts(e, "tokens see what follows them", err);
             bool own = false;
             for (int k = p->from; k < i; k++)
                 own = own || (m->op[k].code == OP_KV_PUT && m->op[k].kv_slot == op->kv_slot);
             if (!own) return no_parts(e, "layers look at each other's K and V", err);
             attends = true;
         }
+        if (op->code == OP_CHOOSE) return no_parts(e, "experts choose among all rows of a step", err);
         if (op->code == OP_ROUTE) {
             p->n_expert = op->p.moe.route.n_expert;
             p->n_used = op->p.moe.route.n_used;
@@ -95,6 +98,18 @@ static enum status describe(const struct tessera_engine *e, struct branch_part *
     p->kind = p->layer < 0 ? BRANCH_FIXED : attends && feeds ? BRANCH_LAYER
             : attends ? BRANCH_ATTENTION : BRANCH_FEED_FORWARD;
     return OK;
+}
+
+/* Does a part read what the head has left, beside the hidden state? */
+static int needs_head(const struct build *m, const struct span *s, int head,
+                      const struct branch_part *p)
+{
+    for (int i = p->from; i < p->to; i++)
+        for (int k = 0; k < OP_IO; k++) {
+            const int b = m->op[i].in[k];
+            if (b >= 0 && b != p->in && s[b].first_write >= 0 && s[b].first_write < head) return head;
+        }
+    return 0;
 }
 
 static enum status find_parts(struct branches *b, const struct span *spans, struct err *err)
@@ -114,37 +129,54 @@ static enum status find_parts(struct branches *b, const struct span *spans, stru
                 if (m->op[i].code == OP_EMBED && p->in < 0) p->in = m->op[i].out[0];
         if (p->in < 0 || p->out < 0)
             return no_parts(e, "its layers hand on more than a hidden state", err);
+        p->head = needs_head(m, spans, b->head, p);
         if (describe(e, p, err)) return err->code;
     }
-    b->last_in = b->n_parts ? b->part[b->n_parts - 1].out : -1;
-    return b->n_parts ? OK : no_parts(e, "it has no layers", err);
+    if (!b->n_parts) return no_parts(e, "it has no layers", err);
+    b->end = (struct branch_part){.kind = BRANCH_FIXED, .layer = -1, .from = end, .to = m->n_op,
+                                  .in = b->part[b->n_parts - 1].out, .out = -1};
+    b->end.head = needs_head(m, spans, b->head, &b->end);
+    return OK;
+}
+
+/* Fills part, n_parts, head and end. */
+static enum status open_parts(struct branches *b, struct err *err)
+{
+    const struct tessera_engine *e = b->e;
+    if (e->state_bytes) return no_parts(e, "it has recurrent layers", err);
+    if (e->model.n_sets > ROWS_FIRST) return no_parts(e, "rows leave its layers early", err);
+    struct span *spans = spans_of(&e->model);
+    b->part = calloc((size_t)e->model.n_op + 1, sizeof *b->part);
+    enum status s = spans && b->part ? find_parts(b, spans, err)
+                                     : err_set(err, ERR_MEMORY, "no memory for the parts of a model");
+    free(spans);
+    return s;
+}
+
+enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n, struct err *err)
+{
+    struct branches b = {.e = e};
+    enum status s = open_parts(&b, err);
+    if (s) free(b.part);
+    *part = s ? NULL : b.part;
+    *n = b.n_parts;
+    return s;
 }
 
 enum status branches_open(tessera_engine *e, struct branches *b, struct err *err)
 {
     memset(b, 0, sizeof *b);
     b->e = e;
-    if (e->state_bytes) return no_parts(e, "it has recurrent layers", err);
-    if (e->model.n_sets > ROWS_FIRST) return no_parts(e, "rows leave its layers early", err);
-    if (!e->resid.all_ram || e->opt.header_only)
-        return err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger "
-                       "--mem");
-    if (devtier_on(&e->devtier))
-        return err_set(err, ERR_UNSUPPORTED, "an oracle runs on the CPU alone: leave -dev out");
-    struct span *spans = spans_of(&e->model);
-    b->part = calloc((size_t)e->model.n_op + 1, sizeof *b->part);
-    if (!b->part || !spans) {
-        free(spans);
-        branches_close(b);
-        return err_set(err, ERR_MEMORY, "no memory for the parts of a model");
-    }
+    enum status s = open_parts(b, err);
+    if (!s && (!e->resid.all_ram || e->opt.header_only))
+        s = err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger --mem");
+    if (!s && devtier_on(&e->devtier))
+        s = err_set(err, ERR_UNSUPPORTED, "an oracle runs on the CPU alone: leave -dev out");
     b->n_embd = e->hp.n_embd;
     b->n_vocab = e->model.n_vocab;
     b->most = e->opt.n_ubatch < e->opt.n_logits ? e->opt.n_ubatch : e->opt.n_logits;
-    enum status s = find_parts(b, spans, err);
-    free(spans);
     int width = 1;
-    for (int i = 0; i < e->model.n_op && !s; i++) {
+    for (int i = 0; i < e->model.n_op; i++) {
         const struct op *op = &e->model.op[i];
         if (op->code != OP_KV_PUT) continue;
         const int w = e->model.buf[op->in[0]].width + e->model.buf[op->in[1]].width;
@@ -188,7 +220,7 @@ enum status branches_run(struct branches *b, int part, int n, const float *in, f
         m = n - at < b->most ? n - at : b->most;
         const size_t x = (size_t)at * (size_t)b->n_embd, k = (size_t)at * (size_t)p->n_used;
         s = exec_part(b->e, &(struct exec_part){
-            .session = b->session, .id = b->id, .head = b->head, .from = p->from, .to = p->to,
+            .session = b->session, .id = b->id, .head = p->head, .from = p->from, .to = p->to,
             .n = m, .in_buf = p->in, .out_buf = p->out, .width = b->n_embd, .in = in + x,
             .out = out + x, .keep = b->keep, .expert = expert ? expert + k : NULL,
             .chosen = chosen ? chosen + k : NULL}, err);
@@ -209,16 +241,15 @@ double branches_loss_of(const float *logit, int n, int32_t target)
 enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
                           struct err *err)
 {
-    const struct build *m = &b->e->model;
-    const int from = b->part[b->n_parts - 1].to;
+    const struct branch_part *p = &b->end;
     enum status s = OK;
     if (target < 0 || target >= b->n_vocab)
         return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary", target);
     for (int at = 0, k; at < n && !s; at += k) {
         k = n - at < b->most ? n - at : b->most;
         s = exec_part(b->e, &(struct exec_part){
-            .session = b->session, .id = b->id, .head = b->head, .from = from, .to = m->n_op,
-            .n = k, .in_buf = b->last_in, .out_buf = -1, .width = b->n_embd,
+            .session = b->session, .id = b->id, .head = p->head, .from = p->from, .to = p->to,
+            .n = k, .in_buf = p->in, .out_buf = -1, .width = b->n_embd,
             .in = in + (size_t)at * (size_t)b->n_embd}, err);
         for (int r = 0; r < k && !s; r++)
             loss[at + r] = branches_loss_of((const float *)(const void *)(

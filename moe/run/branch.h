@@ -24,6 +24,7 @@ struct branch_part {
     enum branch_kind kind;
     int layer;               /* -1 of BRANCH_FIXED */
     int n_expert, n_used;    /* of its router; 0 = it has none */
+    int head;                /* ops of the head that it needs: all, or none */
     int from, to;            /* ops */
     int in, out;             /* buffers of the hidden state before and behind it */
 };
@@ -32,7 +33,7 @@ struct branches {
     tessera_engine *e;
     struct branch_part *part; /* [n_parts] in order */
     int n_parts, head, n_embd, n_vocab, most; /* ops before the first part; rows per run */
-    int last_in;             /* buffer that the output norm reads */
+    struct branch_part end;  /* what comes behind the last one: norm and logits */
     float *keep;             /* [most][] K and V of a run's rows */
     tessera_session *session;
     int32_t id;
@@ -42,6 +43,8 @@ struct branches {
 /* ERR_UNSUPPORTED, ERR_BUDGET, ERR_MEMORY. */
 enum status branches_open(tessera_engine *e, struct branches *b, struct err *err);
 void branches_close(struct branches *b);
+/* The parts alone, of any model that has them, wherever its weights are; *part is the caller's to free. */
+enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n, struct err *err);
 
 /* What follows is about token id behind the end of the session's timeline; x [n_embd] becomes its
  * embedding.  Anew after every step. */

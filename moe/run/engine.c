@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "moe/base/machine.h"
+#include "moe/run/informed.h"
 #include "moe/run/depth_run.h"
 
 enum { UBATCH_DEFAULT = 512, UBATCH_MAX = 16384, WHOLE_CTX = 2048 };
@@ -511,6 +512,13 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         tessera_close(e);
         return s;
     }
+    if (o->forecasters) {
+        if ((s = approx_open(e, o->forecasters, err))) {
+            tessera_close(e);
+            return s;
+        }
+        approx_set(e->approx, APPROX_JUDGE, (double)o->approximate);
+    }
     *out = e;
     return OK;
 }
@@ -541,6 +549,7 @@ void tessera_close(tessera_engine *e)
     obs_close(&e->obs);
     watch_end(&e->watch);
     profile_close(e->profile);
+    approx_close(e->approx);
     for (int i = 0; i < WARNINGS_MAX; i++) free(e->warning[i]);
     free(e->kv_offset);
     free(e->buf);
@@ -655,6 +664,14 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
         .missed_named = g->missed_named, .hit_expected = t.hit, .token_disk_expected = t.token_disk,
         .seconds_expected = {t.seconds[0], t.seconds[1], t.seconds[2]},
     };
+}
+
+struct tessera_approx tessera_approx(const tessera_engine *e)
+{
+    const struct approx *a = e->approx;
+    if (!a || a->mode == APPROX_OFF) return (struct tessera_approx){.share = 0};
+    return (struct tessera_approx){a->share, a->rows, a->rows_on, a->skipped,
+                                   forecasters_price(&a->f, a->share)};
 }
 
 struct tessera_depth tessera_depth(const tessera_engine *e) { return e->depth; }

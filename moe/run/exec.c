@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "moe/base/osfile.h"
+#include "moe/run/informed.h"
 #include "moe/run/chunk_run.h"
 #include "moe/run/depth_run.h"
 #include "moe/run/exec_part.h"
@@ -715,9 +716,14 @@ static enum status run_steps(struct exec *x, int from, int to, struct err *err)
     struct tessera_engine *e = x->e;
     const struct build *m = &e->model;
     const bool watched = e->watch.fn != NULL, one_by_one = watched || e->profile;
+    const struct approx *a = x->part ? NULL : e->approx;
     for (int i = from; i < to;) {
         const struct op *op = &m->op[i];
-        const int first = i;
+        const int first = i, next = a ? approx_at(e, i) : i;
+        if (next > i) { /* a forecaster has stood in */
+            i = next;
+            continue;
+        }
         const double start = e->profile ? os_seconds() : 0;
         if (cancelled(x, op, err)) return err->code;
         if (watched) watch_op(e, op, set_rows(x, op));
@@ -729,12 +735,14 @@ static enum status run_steps(struct exec *x, int from, int to, struct err *err)
         } else {
             /* Everything up to the next control point is one submission. */
             int n = 1;
-            while (!one_by_one && i + n < to && !is_special(x, &m->op[i + n])) n++;
+            while (!one_by_one && i + n < to && !is_special(x, &m->op[i + n]) &&
+                   !(a && (a->begins[i + n] >= 0 || a->ends[i + n] >= 0))) n++;
             submit(x, op, n);
             i += n;
         }
         if (e->profile) profile_op(x, first, start);
     }
+    if (a) approx_end(e, to);
     return OK;
 }
 

@@ -7,7 +7,7 @@
 struct exec_part {
     tessera_session *session;
     int32_t id;              /* the token that all rows stand for, behind the timeline's end */
-    int head;                /* ops before the first layer: always run */
+    int head;                /* so many ops from the beginning are run first */
     int from, to;            /* then these */
     int n;                   /* rows, at most n_ubatch */
     int in_buf, out_buf;     /* where in goes between the two, and out comes from; -1 = nowhere */

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Informed routing from outside: forecasters fitted, the same bits however a text is cut and computed, what
+# is said of it, memory that experts do not fit, and errors.
+. "$(dirname "$0")/clilib.sh"
+begin
+input ''
+for i in $(seq 120); do echo "the hat in the inn and a rat, $i; the cat sat $((i * 7 % 50))"; done >"$DIR/text"
+F=$DIR/f.gguf
+IDS=$(seq -s, 30 80)
+
+t trace --fit-forecasters -m "$M" -f "$DIR/text" -o "$F" -c 128
+expect 0
+ok "no prices" "$(grep -c '^judged *25 %' "$DIR/out")" = 1
+ok "nothing beside them" "$(grep -cE '^(left out|forecast) by lot' "$DIR/out")" = 8
+ok "no KL that rises" "$(awk '$1 == "judged" {k = $6; if (k < last) bad = 1; last = k} END {print bad + 0}' "$DIR/out")" = 0
+cp "$F" "$DIR/again"
+t trace --fit-forecasters -m "$M" -f "$DIR/text" -o "$F" -c 128 -t 1
+expect 0
+ok "another fit" "$(cmp "$F" "$DIR/again" && echo same)" = same
+
+# ---- the same bits in every cut ----
+t logits -m "$M" --ids "$IDS" -o "$DIR/plain"
+expect 0
+A="--forecasters $F --approximate 40%"
+t logits -m "$M" --ids "$IDS" -o "$DIR/whole" $A
+expect 0 'approximated [0-9.]* % of feed-forwards .40 % asked for., 0 did not run; price'
+ok "nothing was approximated" "$(cmp -s "$DIR/whole" "$DIR/plain" || echo differs)" = differs
+for how in '-ub 7' '--decode' '-t 1 -ub 16' '-b 32 -ub 8'; do
+    t logits -m "$M" --ids "$IDS" -o "$DIR/cut" $A $how
+    expect 0
+    ok "other bits with $how" "$(cmp "$DIR/cut" "$DIR/whole" && echo same)" = same
+done
+t logits -m "$M" --ids "$IDS" -o "$DIR/cut" $A --decode
+expect 0 ', [1-9][0-9]* did not run'
+t logits -m "$M" --ids "$IDS" -o "$DIR/cut" --forecasters "$F" --approximate 0%
+expect 0
+ok "0 % is not the model as it is" "$(cmp "$DIR/cut" "$DIR/plain" && echo same)" = same
+t run -m "$M" -p 'the cat' -n 12 --temp 0 $A
+expect 0 'approximated'
+
+# ---- experts that are not in memory are not read ----
+"$GEN" "$DIR/wide.gguf" --tiny --embd 256 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab 2>/dev/null
+t trace --fit-forecasters -m "$DIR/wide.gguf" -f "$DIR/text" -o "$DIR/w.gguf" -c 64
+expect 0
+t logits -m "$DIR/wide.gguf" --ids 7 -o "$DIR/x" -c 64 --mem 1M
+expect 3 '--mem'
+least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
+t logits -m "$DIR/wide.gguf" --ids "$IDS" -c 64 --decode -o "$DIR/home" --forecasters "$DIR/w.gguf" --approximate 50%
+expect 0
+t logits -m "$DIR/wide.gguf" --ids "$IDS" -c 64 --decode -o "$DIR/away" --forecasters "$DIR/w.gguf" --approximate 50% \
+    --mem $((least + 10))M
+expect 0 ', [1-9][0-9]* did not run'
+ok "other bits from disk" "$(cmp "$DIR/home" "$DIR/away" && echo same)" = same
+
+# ---- errors ----
+t run -m "$M" -p x -n 1 --approximate 25%
+refuse 2 'go together'
+t run -m "$M" -p x -n 1 --forecasters "$F" --approximate much
+refuse 2 '25%, say'
+t run -m "$M" -p x -n 1 --forecasters "$F" --approximate 101%
+refuse 2 '25%, say'
+t run -m "$DIR/wide.gguf" -p x -n 1 $A
+refuse 1 'another model'
+t run -m "$M" -p x -n 1 --forecasters "$M" --approximate 25%
+refuse 1 'no forecasters'
+head -c $(($(size "$F") - 64)) "$F" >"$DIR/cut.gguf"
+t run -m "$M" -p x -n 1 --forecasters "$DIR/cut.gguf" --approximate 25%
+refuse 1 'cut.gguf'
+t trace --fit-forecasters -m "$M" -p 'too short' -o "$DIR/x.gguf"
+refuse 1 'too few|too short'
+t trace --fit-forecasters -m "$M" -f "$DIR/text"
+refuse 2 'takes a model'
+t trace --fit-forecasters -m tests/depth/mor-token.gguf --ids 1,2,3,4,5,6,7,8,9,10,11,12 -o "$DIR/x.gguf"
+refuse 1 'rows leave'
+ok "something was left behind" ! -e "$DIR/x.gguf"
+finish
