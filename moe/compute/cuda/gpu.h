@@ -23,7 +23,6 @@ enum { GPU_THREADS = 256 };
 
 #define DEV static __device__ __forceinline__
 #define SHARED __shared__
-#define CONST static __constant__ const
 #define EACH_THREAD(t) for (int t = (int)threadIdx.x, once_ = 1; once_; once_ = 0)
 #define SYNC __syncthreads();
 #define FMA(a, b, c) __fmaf_rn(a, b, c)
@@ -54,7 +53,6 @@ DEV uint32_t gpu_load(const void *p) { return __ldg((const uint32_t *)p); }
 
 #define DEV static inline
 #define SHARED
-#define CONST static const
 #define EACH_THREAD(t)                                                                             \
     for (int i_ = 0, t = emu_first(); i_ < GPU_THREADS; i_++, t += emu_backwards ? -1 : 1)
 #define SYNC
