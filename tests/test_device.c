@@ -132,7 +132,7 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
         assert_true(devtier_on(&e->devtier));
         assert_null(tessera_warning(e, 0));
         assert_true(e->devtier.plan.slots + e->devtier.plan.fixed <= o.vram_budget);
-        check(e, i == 0 ? 1 : i % 3 == 0 ? 16 : i % 3 == 1 ? 64 : 5);
+        check(e, i % 3 == 0 ? 1 : i % 3 == 1 ? 64 : 5);
         check(e, own ? 11 : 1);
         const struct tessera_traffic t = tessera_traffic(e);
         if (!(t.device_ran > 0 && t.device_filled > 0 && t.device_seconds > 0))
