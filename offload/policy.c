@@ -37,6 +37,8 @@ enum policy_kind policy_by_name(const char *name)
 
 /* ---- memory ---- */
 
+#define HEAD ((sizeof(struct policy) + 15) & ~(size_t)15) /* where the pieces begin */
+
 /* Gives out pieces of one block; with base NULL it only counts. */
 struct carve {
     char *base;
@@ -77,7 +79,7 @@ static void carve_all(struct policy *p, struct carve *c, const struct policy_opt
 size_t policy_memory(const struct policy_options *o)
 {
     struct policy p;
-    struct carve c = {NULL, sizeof p};
+    struct carve c = {NULL, HEAD};
     memset(&p, 0, sizeof p);
     carve_all(&p, &c, o);
     return c.used;
@@ -107,7 +109,7 @@ enum status policy_open(const struct policy_options *o, struct policy **out, str
     struct policy *p = calloc(1, bytes);
     if (!p) return err_set(e, ERR_MEMORY, "no memory for a policy of %d experts",
                            o->n_layers * o->n_experts);
-    struct carve c = {(char *)p, (sizeof *p + 15) & ~(size_t)15};
+    struct carve c = {(char *)p, HEAD};
     carve_all(p, &c, o);
     p->kind = o->kind;
     p->rule = kinds[o->kind].rule;

@@ -6,6 +6,10 @@
 
 #include <stddef.h>
 
+/* What the driver takes of the host's memory.  It cannot be measured here, where the card's memory is
+ * the process's own. */
+#define CUDA_HOST_MEMORY (3u << 20)
+
 typedef enum {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,

@@ -472,6 +472,18 @@ static uint64_t resident(void)
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+/* What the driver has taken of the host since `was`; an emulated runtime says it. */
+static uint64_t host_taken(uint64_t was)
+{
+#ifdef CUDA_HOST_MEMORY
+    (void)was;
+    return CUDA_HOST_MEMORY;
+#else
+    const uint64_t is = resident();
+    return is > was ? is - was : 0;
+#endif
+}
+
 static enum status find_card(struct err *e)
 {
     int n = 0, major = 0, minor = 0;
@@ -590,8 +602,7 @@ static enum status open_all(struct dev *d, uint64_t memory, struct err *e)
     /* What alloc() rounds up is not the caller's to plan for. */
     const uint64_t slack = 16 * (uint64_t)GRAIN, left = d->budget - d->used;
     d->caps.memory = left > slack ? left - slack : 0;
-    const uint64_t is = resident();
-    d->caps.host = is > was ? is - was : 0;
+    d->caps.host = host_taken(was);
     return OK;
 }
 
