@@ -40,7 +40,8 @@ expect 0 'approximated'
 
 # ---- experts that are not in memory are not read ----
 "$GEN" "$DIR/wide.gguf" --tiny --embd 256 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab 2>/dev/null
-t trace --fit-forecasters -m "$DIR/wide.gguf" -f "$DIR/text" -o "$DIR/w.gguf" -c 64
+head -n 20 "$DIR/text" >"$DIR/short"
+t trace --fit-forecasters -m "$DIR/wide.gguf" -f "$DIR/short" -o "$DIR/w.gguf" -c 64
 expect 0
 t logits -m "$DIR/wide.gguf" --ids 7 -o "$DIR/x" -c 64 --mem 1M
 expect 3 '--mem'
