@@ -46,6 +46,10 @@ expect 0
 t logits -m "$DIR/wide.gguf" --ids 7 -o "$DIR/x" -c 64 --mem 1M
 expect 3 '--mem'
 least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
+t logits -m "$DIR/wide.gguf" --ids 7 -o "$DIR/x" -c 64 --mem 1M --forecasters "$DIR/w.gguf" --approximate 50%
+expect 3 '--mem'
+with=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
+ok "the plan does not know of the forecasters" "$((with > least))" = 1
 t logits -m "$DIR/wide.gguf" --ids "$IDS" -c 64 --decode -o "$DIR/home" --forecasters "$DIR/w.gguf" --approximate 50%
 expect 0
 t logits -m "$DIR/wide.gguf" --ids "$IDS" -c 64 --decode -o "$DIR/away" --forecasters "$DIR/w.gguf" --approximate 50% \

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "moe/base/rng.h"
 #include "moe/run/engine_int.h"
@@ -173,6 +174,14 @@ static enum status bind(struct approx *a, const struct tessera_engine *e, struct
         a->ends[a->part[p].to] = p;
     }
     return OK;
+}
+
+uint64_t approx_bytes(const struct tessera_engine *e)
+{
+    struct stat file;
+    if (!e->opt.forecasters || stat(e->opt.forecasters, &file)) return 0; /* opening it says why */
+    return (uint64_t)file.st_size +
+           2 * sizeof(float) * (uint64_t)e->opt.n_ubatch * (uint64_t)e->hp.n_embd;
 }
 
 enum status approx_open(struct tessera_engine *e, const char *path, struct err *err)

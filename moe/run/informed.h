@@ -59,6 +59,8 @@ struct approx {
     void *see_arg;
 };
 
+/* What opening the engine's side file will take, from above: part of the plan. */
+uint64_t approx_bytes(const struct tessera_engine *e);
 /* For an engine that is open.  path NULL: nothing stands in yet, rows can be collected.  ERR_SHAPE: of
  * another model.  The engine owns it from then on. */
 enum status approx_open(struct tessera_engine *e, const char *path, struct err *err);
