@@ -95,7 +95,7 @@ layers=8 used=8
 plan() { "$tessera" plan -m "$model" -c 512 -dev cuda --vram "$1" --json 2>"$work/plan.err"; }
 field() { awk -v k="\"$1\":" '$1 == k {gsub(/[,"]/, "", $2); print $2; exit}'; }
 
-run() # VRAM TOKENS [ENV..]: ms per token, share on the device
+run() # VRAM TOKENS: ms per token, share on the device
 {
     "$tessera" run -m "$model" -c 512 -p 'ab' -n "$2" --ignore-eos --temp 0 --analyze -dev cuda --vram "$1" \
         >"$work/text" 2>"$work/run.err"

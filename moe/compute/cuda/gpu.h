@@ -35,7 +35,7 @@ DEV float gpu_half(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 DEV int gpu_dot4(uint32_t a, uint32_t b, int sum) { return __dp4a((int)a, (int)b, sum); }
 DEV uint32_t gpu_load(const void *p) { return __ldg((const uint32_t *)p); }
 
-/* Makes a kernel of body(args, x, y, z), and its launch: 0 or an error of CUDA's. */
+/* Makes a kernel of body(args, x, y, z); KERNEL_ENTRY is what a launch takes. */
 #define KERNEL(name, args_type, body)                                                              \
     static __global__ void __launch_bounds__(GPU_THREADS)                                          \
         kernel_##name(const __grid_constant__ args_type a)                                         \
