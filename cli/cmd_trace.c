@@ -82,7 +82,8 @@ static enum status describe(struct recorder *r, bool norms, struct err *err)
         return err_set(err, ERR_MISSING, "this model has no experts: there are no routes to record");
     /* Where experts were says nothing when all of them are in memory. */
     const bool pool = tessera_traffic(r->e).token_disk_expected > 0;
-    const unsigned with = TRACE_WITH_WEIGHTS | TRACE_WITH_LOSSES | (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
+    const unsigned with = TRACE_WITH_WEIGHTS | TRACE_WITH_LOSSES |
+                          (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
                           (norms ? TRACE_WITH_NORMS : 0);
     enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, with, &r->t, err);
     if (s) return s;
@@ -577,8 +578,8 @@ int cmd_trace(int argc, char **argv)
         {"--activations", "TENSOR=FILE.npy", "what that tensor is multiplied with, or what that norm "
          "reads, a row per token (may be given several times)", CLI_LIST,
          offsetof(struct trace_args, activations), 0, 0},
-        {"--fit-forecasters", NULL, "fit stand-ins for the model's feed-forwards to the text and write them to "
-         "-o, for --approximate; prints what they cost on its last fifth", CLI_TRUE,
+        {"--fit-forecasters", NULL, "fit stand-ins for the model's feed-forwards to the text and write them "
+         "to -o, for --approximate; prints what they cost on its last fifth", CLI_TRUE,
          offsetof(struct trace_args, forecasters), 0, 0},
         {"--train", NULL, "fit a predictor to the traces named and write it to -o", CLI_TRUE,
          offsetof(struct trace_args, train), 0, 0},

@@ -353,8 +353,8 @@ void cli_sampling_of(struct cli_args *a, const tessera_engine *e)
 int cli_next_tokens(const tessera_engine *e, const char *cmd)
 {
     if (!tessera_model(e).sees_both) return CLI_OK;
-    fprintf(stderr, "tessera: %s is about the next token, and a %s model has none: it fills in hidden "
-            "tokens from both sides\n", cmd, tessera_model(e).arch);
+    fprintf(stderr, "tessera: %s is about the next token, and a model of %s has none: it fills in "
+            "hidden tokens from both sides\n", cmd, tessera_model(e).arch);
     return CLI_ERROR;
 }
 
