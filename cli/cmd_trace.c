@@ -521,31 +521,48 @@ static int check_files(const struct trace_args *own)
     return CLI_GO_ON;
 }
 
+/* What only a forward pass can give. */
+static bool wants_more(const struct trace_args *own)
+{
+    return own->norms || own->activations.n || own->decode || own->one_by_one;
+}
+
+static int check_train(const struct cli_args *a, const struct trace_args *own)
+{
+    if (!a->output) return cli_usage("trace", "-o FILE is missing: where the predictor goes");
+    if (!a->n_pos) return cli_usage("trace", "--train wants the traces to learn from");
+    if (a->model) return cli_usage("trace", "--train reads traces, no model");
+    if (a->prompt || a->file || own->ids || own->export || own->html || wants_more(own))
+        return cli_usage("trace", "--train takes traces and -o FILE, no text and no other files");
+    return CLI_GO_ON;
+}
+
+/* Of one that is there already: --export or --html. */
+static int check_trace(const struct cli_args *a, const struct trace_args *own)
+{
+    if (own->export && own->html)
+        return cli_usage("trace", "--export and --html of a trace that is there: one at a time");
+    if (own->export && a->n_pos > 1) return cli_usage("trace", "--export of one trace at a time");
+    if (a->n_pos > 2) return cli_usage("trace", "--html of one trace, or of two side by side");
+    if (a->output || a->prompt || a->file || own->ids || wants_more(own))
+        return cli_usage("trace", "%s of a trace that is there takes no -o, no text and nothing that is "
+                         "recorded", own->export ? "--export" : "--html");
+    if (own->export && a->model)
+        return cli_usage("trace", "--export reads '%s', no model", a->pos[0]);
+    return CLI_GO_ON;
+}
+
 static int check(const struct cli_args *a, const struct trace_args *own)
 {
     const int rc = check_files(own);
     if (rc != CLI_GO_ON) return rc;
-    if (own->forecasters && (!a->output || own->train || own->export || own->html || own->norms ||
-                             own->activations.n || a->n_pos))
+    if (own->forecasters && (!a->output || own->train || own->export || own->html || a->n_pos ||
+                             wants_more(own)))
         return cli_usage("trace", "--fit-forecasters takes a model (-m), a text and -o FILE, nothing else");
-    if (own->export && a->n_pos && !own->train) {
-        if (a->n_pos > 1) return cli_usage("trace", "--export of one trace at a time");
-        if (a->output || own->norms || own->activations.n)
-            return cli_usage("trace", "--export of a trace that is there takes no -o, --norms or "
-                                      "--activations");
-        return a->model ? cli_usage("trace", "--export reads '%s', no model", a->pos[0]) : CLI_GO_ON;
-    }
-    if (own->html && a->n_pos && !own->train) {
-        if (a->n_pos > 2) return cli_usage("trace", "--html of one trace, or of two side by side");
-        return a->output || own->export ? cli_usage("trace", "--html of a trace that is there takes no -o "
-                                                    "or --export") : CLI_GO_ON;
-    }
+    if (own->train) return check_train(a, own);
+    if (a->n_pos && (own->export || own->html)) return check_trace(a, own);
     if (!a->output && !own->export && !own->html)
-        return cli_usage("trace", "-o FILE is missing: where the record goes");
-    if (own->train) {
-        if (!a->n_pos) return cli_usage("trace", "--train wants the traces to learn from");
-        return a->model ? cli_usage("trace", "--train reads traces, no model") : CLI_GO_ON;
-    }
+        return cli_usage("trace", "-o FILE is missing, or --export or --html: where the record goes");
     if (a->n_pos) return cli_usage("trace", "'%s' belongs to no flag", a->pos[0]);
     if (!a->model) return cli_usage("trace", "which model? -m FILE.gguf");
     if (!own->ids + !a->prompt + !a->file != 2)
@@ -603,7 +620,7 @@ int cmd_trace(int argc, char **argv)
         a.n_sessions = 2;
         return fit_forecasters(&a, &own);
     }
-    if (own.export && a.n_pos && !own.train) return export(&a, &own);
-    if (own.html && a.n_pos && !own.train) return draw(&a, &own);
-    return own.train ? train(&a, &own) : record(&a, &own);
+    if (own.train) return train(&a, &own);
+    if (a.n_pos) return own.export ? export(&a, &own) : draw(&a, &own);
+    return record(&a, &own);
 }
