@@ -277,30 +277,6 @@ static enum status record_text(struct recorder *r, const struct trace_args *own,
     return s;
 }
 
-static enum status read_text(struct recorder *r, const struct cli_args *a,
-                             const struct trace_args *own, struct err *err)
-{
-    char *text = NULL, why[160];
-    size_t n = 0;
-    if (own->ids) {
-        if (!cli_parse_ids(own->ids, &r->ids, &r->n, why, sizeof why))
-            return err_set(err, ERR_USAGE, "--ids: %s", why);
-        for (int i = 0; i < r->n; i++)
-            if (r->ids[i] < 0 || r->ids[i] >= tessera_model(r->e).n_vocab)
-                return err_set(err, ERR_RANGE, "id %d is outside the vocabulary", r->ids[i]);
-        return OK;
-    }
-    if (!tessera_tok(r->e))
-        return err_set(err, ERR_MISSING, "%s: use --ids instead of text", tessera_tok_error(r->e));
-    enum status s = cli_read_prompt(a, &text, &n, err);
-    const unsigned flags = TOK_BOS | (own->special ? TOK_SPECIAL : 0);
-    if (!s) s = cli_encode(tessera_tok(r->e), text, n, flags, &r->ids, &r->n, err);
-    free(text);
-    if (!s && !r->n) s = err_set(err, ERR_RANGE, "the text has no tokens");
-    if (!s) r->bos = r->ids[0] == tok_bos(tessera_tok(r->e));
-    return s;
-}
-
 static void report(const struct recorder *r, const char *path)
 {
     fprintf(stderr, "%s: %" PRId32 " tokens in %" PRId32 " steps, %d layers, %d of %d experts\n",
@@ -356,7 +332,7 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     enum status s = describe(r, own->norms, &err);
     r->keeping = a->output || own->html;
     if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
-    if (!s) s = read_text(r, a, own, &err);
+    if (!s) s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
     if (!s && !(r->before = malloc(sizeof *r->before * (size_t)tessera_model(r->e).n_vocab)))
         s = err_set(&err, ERR_MEMORY, "no memory for logits");
     if (!s) s = open_taps(r, own, &err);
@@ -397,7 +373,7 @@ static int fit_forecasters(const struct cli_args *a, const struct trace_args *ow
         free(r);
         return rc;
     }
-    enum status s = read_text(r, a, own, &err);
+    enum status s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
     cli_interrupt_target(r->e);
     if (!s) s = trace_fit(r->e, r->ids, r->n, r->bos, a->output, &err);
     cli_interrupt_target(NULL);
