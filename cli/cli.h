@@ -228,6 +228,11 @@ enum status cli_read_file(const char *path, char **text, size_t *n, struct err *
 /* Encodes to a malloc'd array; flags of tok_encode. */
 enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned flags,
                        int32_t **ids, int *n_ids, struct err *e);
+/* The text of -p or -f as the model's tokens, or `list`, what --ids says, when it is not NULL; malloc'd,
+ * to be freed after an error, too (*ids is NULL before).  *bos: 1 when a text begins with the token that
+ * all texts of the model begin with, else 0. */
+enum status cli_text_ids(const tessera_engine *e, const struct cli_args *a, const char *list, bool special,
+                         int32_t **ids, int *n_ids, int *bos, struct err *err);
 
 /* Sampling options of the flags; resolves a random seed into a->seed first.  n_ctx is what
  * --repeat-last-n -1 means. */

@@ -300,8 +300,9 @@ static void print_measured(const struct doctor *d)
         printf("%s%s %.1f%s", i % 6 ? "  " : i ? "\n               " : "weights read   ", m->type[i].name,
                m->type[i].read, i + 1 < m->n_types ? "" : " GB/s, one row\n");
     if (m->disk_read > 0)
-        printf("disk read      %.2f GB/s in order, %.2f in 1 MiB pieces at random, %.2f in 64 KiB pieces, %.0f us "
-               "for one%s\n", m->disk_read, m->disk_random, m->disk_small, m->disk_wait, d->direct ? "" : " (through the page cache)");
+        printf("disk read      %.2f GB/s in order, %.2f in 1 MiB pieces at random, %.2f in 64 KiB pieces, "
+               "%.0f us for one%s\n", m->disk_read, m->disk_random, m->disk_small, m->disk_wait,
+               d->direct ? "" : " (through the page cache)");
     else if (d->model)
         printf("disk read      the file is too small to tell\n");
     else

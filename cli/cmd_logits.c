@@ -7,7 +7,6 @@
 
 #include "cli/cli.h"
 #include "moe/base/osfile.h"
-#include "moe/load/tok.h"
 
 enum {
     PROMPTS = 65,      /* the one asked for and its companions */
@@ -71,21 +70,6 @@ static int parse_job(struct job *j, const struct cli_args *a, const struct logit
     return own->batch_with ? parse_companions(j, own->batch_with) : CLI_GO_ON;
 }
 
-static enum status encode_prompt(tessera_engine *e, const struct cli_args *a, bool special,
-                                 struct prompt *p, struct err *err)
-{
-    char *text;
-    size_t n;
-    if (!tessera_tok(e))
-        return err_set(err, ERR_MISSING, "%s: use --ids instead of text", tessera_tok_error(e));
-    enum status s = cli_read_prompt(a, &text, &n, err);
-    unsigned flags = TOK_BOS | (special ? TOK_SPECIAL : 0);
-    if (!s) s = cli_encode(tessera_tok(e), text, n, flags, &p->ids, &p->n, err);
-    free(text);
-    if (!s && !p->n) s = err_set(err, ERR_RANGE, "the prompt has no tokens");
-    return s;
-}
-
 /* Says which id of which prompt is wrong; the engine would only say that one is. */
 static enum status check_job(tessera_engine *e, const struct job *j, struct err *err)
 {
@@ -132,7 +116,9 @@ static enum status one_step(tessera_engine *e, struct job *j, FILE *out, struct 
 static enum status run_job(tessera_engine *e, const struct cli_args *a, bool special,
                            struct job *j, FILE *out, struct err *err)
 {
-    enum status s = j->at[0].ids ? OK : encode_prompt(e, a, special, &j->at[0], err);
+    struct prompt *p = &j->at[0];
+    int bos;
+    enum status s = p->ids ? OK : cli_text_ids(e, a, NULL, special, &p->ids, &p->n, &bos, err);
     if (!s) s = check_job(e, j, err);
     for (int i = 0; i < j->n && !s; i++)
         s = tessera_session_open(e, 0, &j->at[i].session, err);

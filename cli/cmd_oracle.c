@@ -7,31 +7,8 @@
 
 #include "cli/oracle_job.h"
 #include "moe/base/osfile.h"
-#include "moe/load/tok.h"
 
 /* ---- the text ---- */
-
-static enum status read_ids(struct oracle_job *j, struct err *err)
-{
-    char *text = NULL, why[160];
-    size_t n = 0;
-    if (j->own.ids) {
-        if (!cli_parse_ids(j->own.ids, &j->ids, &j->n_ids, why, sizeof why))
-            return err_set(err, ERR_USAGE, "--ids: %s", why);
-        for (int i = 0; i < j->n_ids; i++)
-            if (j->ids[i] < 0 || j->ids[i] >= tessera_model(j->e).n_vocab)
-                return err_set(err, ERR_RANGE, "id %d is outside the vocabulary", j->ids[i]);
-        return OK;
-    }
-    if (!tessera_tok(j->e))
-        return err_set(err, ERR_MISSING, "%s: use --ids instead of text", tessera_tok_error(j->e));
-    enum status s = cli_read_prompt(j->a, &text, &n, err);
-    const unsigned flags = TOK_BOS | (j->own.special ? TOK_SPECIAL : 0);
-    if (!s) s = cli_encode(tessera_tok(j->e), text, n, flags, &j->ids, &j->n_ids, err);
-    free(text);
-    if (!s && j->n_ids) j->bos = j->ids[0] == tok_bos(tessera_tok(j->e));
-    return s;
-}
 
 /* Windows of the context: the tokens that every one begins with, then a piece of the text.  A token that
  * is the last of its window has nothing behind it to be judged by. */
@@ -154,7 +131,7 @@ static enum status set_up(struct oracle_job *j, struct err *err)
         j->n_routes = j->what == ORACLE_ROUTES ? j->n_free + 1 : 0;
         j->n_values = j->what == ORACLE_ROUTES ? 3 * (j->n_free + 1) : 4 * j->n_free;
     }
-    if (!s) s = read_ids(j, err);
+    if (!s) s = cli_text_ids(j->e, j->a, j->own.ids, j->own.special, &j->ids, &j->n_ids, &j->bos, err);
     if (!s) s = list_tokens(j, err);
     if (s) return s;
     j->all_tried = tries_all(j);

@@ -82,7 +82,8 @@ static enum status describe(struct recorder *r, bool norms, struct err *err)
         return err_set(err, ERR_MISSING, "this model has no experts: there are no routes to record");
     /* Where experts were says nothing when all of them are in memory. */
     const bool pool = tessera_traffic(r->e).token_disk_expected > 0;
-    const unsigned with = TRACE_WITH_WEIGHTS | TRACE_WITH_LOSSES | (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
+    const unsigned with = TRACE_WITH_WEIGHTS | TRACE_WITH_LOSSES |
+                          (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
                           (norms ? TRACE_WITH_NORMS : 0);
     enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, with, &r->t, err);
     if (s) return s;
@@ -276,30 +277,6 @@ static enum status record_text(struct recorder *r, const struct trace_args *own,
     return s;
 }
 
-static enum status read_text(struct recorder *r, const struct cli_args *a,
-                             const struct trace_args *own, struct err *err)
-{
-    char *text = NULL, why[160];
-    size_t n = 0;
-    if (own->ids) {
-        if (!cli_parse_ids(own->ids, &r->ids, &r->n, why, sizeof why))
-            return err_set(err, ERR_USAGE, "--ids: %s", why);
-        for (int i = 0; i < r->n; i++)
-            if (r->ids[i] < 0 || r->ids[i] >= tessera_model(r->e).n_vocab)
-                return err_set(err, ERR_RANGE, "id %d is outside the vocabulary", r->ids[i]);
-        return OK;
-    }
-    if (!tessera_tok(r->e))
-        return err_set(err, ERR_MISSING, "%s: use --ids instead of text", tessera_tok_error(r->e));
-    enum status s = cli_read_prompt(a, &text, &n, err);
-    const unsigned flags = TOK_BOS | (own->special ? TOK_SPECIAL : 0);
-    if (!s) s = cli_encode(tessera_tok(r->e), text, n, flags, &r->ids, &r->n, err);
-    free(text);
-    if (!s && !r->n) s = err_set(err, ERR_RANGE, "the text has no tokens");
-    if (!s) r->bos = r->ids[0] == tok_bos(tessera_tok(r->e));
-    return s;
-}
-
 static void report(const struct recorder *r, const char *path)
 {
     fprintf(stderr, "%s: %" PRId32 " tokens in %" PRId32 " steps, %d layers, %d of %d experts\n",
@@ -355,7 +332,7 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     enum status s = describe(r, own->norms, &err);
     r->keeping = a->output || own->html;
     if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
-    if (!s) s = read_text(r, a, own, &err);
+    if (!s) s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
     if (!s && !(r->before = malloc(sizeof *r->before * (size_t)tessera_model(r->e).n_vocab)))
         s = err_set(&err, ERR_MEMORY, "no memory for logits");
     if (!s) s = open_taps(r, own, &err);
@@ -396,7 +373,7 @@ static int fit_forecasters(const struct cli_args *a, const struct trace_args *ow
         free(r);
         return rc;
     }
-    enum status s = read_text(r, a, own, &err);
+    enum status s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
     cli_interrupt_target(r->e);
     if (!s) s = trace_fit(r->e, r->ids, r->n, r->bos, a->output, &err);
     cli_interrupt_target(NULL);
@@ -520,31 +497,48 @@ static int check_files(const struct trace_args *own)
     return CLI_GO_ON;
 }
 
+/* What only a forward pass can give. */
+static bool wants_more(const struct trace_args *own)
+{
+    return own->norms || own->activations.n || own->decode || own->one_by_one;
+}
+
+static int check_train(const struct cli_args *a, const struct trace_args *own)
+{
+    if (!a->output) return cli_usage("trace", "-o FILE is missing: where the predictor goes");
+    if (!a->n_pos) return cli_usage("trace", "--train wants the traces to learn from");
+    if (a->model) return cli_usage("trace", "--train reads traces, no model");
+    if (a->prompt || a->file || own->ids || own->export || own->html || wants_more(own))
+        return cli_usage("trace", "--train takes traces and -o FILE, no text and no other files");
+    return CLI_GO_ON;
+}
+
+/* Of one that is there already: --export or --html. */
+static int check_trace(const struct cli_args *a, const struct trace_args *own)
+{
+    if (own->export && own->html)
+        return cli_usage("trace", "--export and --html of a trace that is there: one at a time");
+    if (own->export && a->n_pos > 1) return cli_usage("trace", "--export of one trace at a time");
+    if (a->n_pos > 2) return cli_usage("trace", "--html of one trace, or of two side by side");
+    if (a->output || a->prompt || a->file || own->ids || wants_more(own))
+        return cli_usage("trace", "%s of a trace that is there takes no -o, no text and nothing that is "
+                         "recorded", own->export ? "--export" : "--html");
+    if (own->export && a->model)
+        return cli_usage("trace", "--export reads '%s', no model", a->pos[0]);
+    return CLI_GO_ON;
+}
+
 static int check(const struct cli_args *a, const struct trace_args *own)
 {
     const int rc = check_files(own);
     if (rc != CLI_GO_ON) return rc;
-    if (own->forecasters && (!a->output || own->train || own->export || own->html || own->norms ||
-                             own->activations.n || a->n_pos))
+    if (own->forecasters && (!a->output || own->train || own->export || own->html || a->n_pos ||
+                             wants_more(own)))
         return cli_usage("trace", "--fit-forecasters takes a model (-m), a text and -o FILE, nothing else");
-    if (own->export && a->n_pos && !own->train) {
-        if (a->n_pos > 1) return cli_usage("trace", "--export of one trace at a time");
-        if (a->output || own->norms || own->activations.n)
-            return cli_usage("trace", "--export of a trace that is there takes no -o, --norms or "
-                                      "--activations");
-        return a->model ? cli_usage("trace", "--export reads '%s', no model", a->pos[0]) : CLI_GO_ON;
-    }
-    if (own->html && a->n_pos && !own->train) {
-        if (a->n_pos > 2) return cli_usage("trace", "--html of one trace, or of two side by side");
-        return a->output || own->export ? cli_usage("trace", "--html of a trace that is there takes no -o "
-                                                    "or --export") : CLI_GO_ON;
-    }
+    if (own->train) return check_train(a, own);
+    if (a->n_pos && (own->export || own->html)) return check_trace(a, own);
     if (!a->output && !own->export && !own->html)
-        return cli_usage("trace", "-o FILE is missing: where the record goes");
-    if (own->train) {
-        if (!a->n_pos) return cli_usage("trace", "--train wants the traces to learn from");
-        return a->model ? cli_usage("trace", "--train reads traces, no model") : CLI_GO_ON;
-    }
+        return cli_usage("trace", "-o FILE is missing, or --export or --html: where the record goes");
     if (a->n_pos) return cli_usage("trace", "'%s' belongs to no flag", a->pos[0]);
     if (!a->model) return cli_usage("trace", "which model? -m FILE.gguf");
     if (!own->ids + !a->prompt + !a->file != 2)
@@ -577,8 +571,8 @@ int cmd_trace(int argc, char **argv)
         {"--activations", "TENSOR=FILE.npy", "what that tensor is multiplied with, or what that norm "
          "reads, a row per token (may be given several times)", CLI_LIST,
          offsetof(struct trace_args, activations), 0, 0},
-        {"--fit-forecasters", NULL, "fit stand-ins for the model's feed-forwards to the text and write them to "
-         "-o, for --approximate; prints what they cost on its last fifth", CLI_TRUE,
+        {"--fit-forecasters", NULL, "fit stand-ins for the model's feed-forwards to the text and write them "
+         "to -o, for --approximate; prints what they cost on its last fifth", CLI_TRUE,
          offsetof(struct trace_args, forecasters), 0, 0},
         {"--train", NULL, "fit a predictor to the traces named and write it to -o", CLI_TRUE,
          offsetof(struct trace_args, train), 0, 0},
@@ -602,7 +596,7 @@ int cmd_trace(int argc, char **argv)
         a.n_sessions = 2;
         return fit_forecasters(&a, &own);
     }
-    if (own.export && a.n_pos && !own.train) return export(&a, &own);
-    if (own.html && a.n_pos && !own.train) return draw(&a, &own);
-    return own.train ? train(&a, &own) : record(&a, &own);
+    if (own.train) return train(&a, &own);
+    if (a.n_pos) return own.export ? export(&a, &own) : draw(&a, &own);
+    return record(&a, &own);
 }

@@ -94,10 +94,10 @@ void concept_page(struct page *p, const struct concept_text *c, const struct tok
     }
     if (!n) return;
     if (c->aim > 0) (void)snprintf(aim, sizeof aim, " (%.2f were aimed at)", c->aim);
-    page_head(p, "Concepts", "%d tokens in %d concepts: %.2f to each%s; mean chance of a boundary %.3f. A line "
-              "stands before each token that sees a new concept: the tokens behind the last such token, up to "
-              "this one. The warmer a token, the larger its "
-              "chance.%s", c->n, n, (double)c->n / n, aim, sum / c->n,
+    page_head(p, "Concepts", "%d tokens in %d concepts: %.2f to each%s; mean chance of a boundary %.3f. A "
+              "line stands before each token that sees a new concept: the tokens behind the last such "
+              "token, up to this one. The warmer a token, the larger its chance.%s",
+              c->n, n, (double)c->n / n, aim, sum / c->n,
               c->n > WORDS ? " Only the text's beginning." : "");
     words(p, c, tok);
     spans(p, c);

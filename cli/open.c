@@ -292,6 +292,32 @@ enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned
     }
 }
 
+enum status cli_text_ids(const tessera_engine *e, const struct cli_args *a, const char *list, bool special,
+                         int32_t **ids, int *n_ids, int *bos, struct err *err)
+{
+    const struct tok *tok = tessera_tok(e);
+    char *text = NULL, why[160];
+    size_t n = 0;
+    *bos = 0;
+    if (list) {
+        if (!cli_parse_ids(list, ids, n_ids, why, sizeof why))
+            return err_set(err, ERR_USAGE, "--ids: %s", why);
+        for (int i = 0; i < *n_ids; i++)
+            if ((*ids)[i] < 0 || (*ids)[i] >= tessera_model(e).n_vocab)
+                return err_set(err, ERR_RANGE, "id %d is outside the vocabulary: ids are 0 to %d", (*ids)[i],
+                               tessera_model(e).n_vocab - 1);
+        return OK;
+    }
+    if (!tok) return err_set(err, ERR_MISSING, "%s: use --ids instead of text", tessera_tok_error(e));
+    enum status s = cli_read_prompt(a, &text, &n, err);
+    const unsigned flags = TOK_BOS | (special ? TOK_SPECIAL : 0);
+    if (!s) s = cli_encode(tok, text, n, flags, ids, n_ids, err);
+    free(text);
+    if (!s && !*n_ids) s = err_set(err, ERR_RANGE, "the text has no tokens");
+    if (!s) *bos = (*ids)[0] == tok_bos(tok);
+    return s;
+}
+
 int cli_no_tokenizer(const tessera_engine *e, const char *instead)
 {
     const char *why = tessera_tok_error(e);
@@ -353,8 +379,8 @@ void cli_sampling_of(struct cli_args *a, const tessera_engine *e)
 int cli_next_tokens(const tessera_engine *e, const char *cmd)
 {
     if (!tessera_model(e).sees_both) return CLI_OK;
-    fprintf(stderr, "tessera: %s is about the next token, and a %s model has none: it fills in hidden "
-            "tokens from both sides\n", cmd, tessera_model(e).arch);
+    fprintf(stderr, "tessera: %s is about the next token, and a model of %s has none: it fills in "
+            "hidden tokens from both sides\n", cmd, tessera_model(e).arch);
     return CLI_ERROR;
 }
 

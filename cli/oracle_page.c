@@ -121,8 +121,8 @@ static void draw_experts(struct page *p, struct oracle_job *j)
     page_head(p, "How often they agree", "Share of the router's experts that are in the best set, too.");
     page_lines(p, &(struct page_lines){.n = j->n_free, .n_lines = 1, .x = x, .y = {both},
                .name = {"experts in both"}, .x_name = "layer", .y_name = "%", .from_zero = true});
-    page_head(p, "Where and when", "What the best set would gain, by layer, from the beginning of the text to "
-              "its end.");
+    page_head(p, "Where and when", "What the best set would gain, by layer, from the beginning of the text "
+              "to its end.");
     page_heat(p, &(struct page_heat){.n_rows = j->n_free, .n_cols = m.n_bins, .value = gap_value,
                                      .row_label = gap_label, .arg = &m, .rows = "layer",
                                      .cols = "piece of the text"});

@@ -142,7 +142,8 @@ static enum status print_prices(struct fitting *f, int from, struct err *err)
     static const char *const names[] = {"", "judged", "left out by lot", "forecast by lot"};
     enum status s = OK;
     printf("feed-forwards that a forecaster stands in for, on %d tokens that were not fitted\n"
-           "%-18s %7s %7s %9s %10s %10s\n", f->n - from, "", "asked", "share", "KL", "perplexity", "as it is");
+           "%-18s %7s %7s %9s %10s %10s\n", f->n - from, "", "asked", "share", "KL", "perplexity",
+           "as it is");
     for (int i = 0; i < SHARES && !s; i++)
         for (int mode = APPROX_JUDGE; mode <= APPROX_RANDOM_FORECAST && !s; mode++) {
             struct price p;

@@ -111,6 +111,12 @@ t trace "$T" --html "$DIR/t.html" -o "$DIR/x"
 refuse 2 'takes no -o'
 t trace "$T" "$T" "$T" --html "$DIR/t.html"
 refuse 2 'one trace, or of two'
+t trace "$T" --html "$DIR/x.html" --export "$DIR/x.csv"
+refuse 2 'one at a time'
+t trace "$T" --html "$DIR/x.html" --norms
+refuse 2 'nothing that is recorded'
+t trace "$T" --train -o "$DIR/x" --html "$DIR/x.html"
+refuse 2 'no other files'
 t trace "$T" -m "$DIR/notok.gguf" --html "$DIR/x.html"
 refuse 1 'no tokenizer'
 t trace "$DIR/text" --html "$DIR/x.html"

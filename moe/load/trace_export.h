@@ -19,8 +19,8 @@
  *   norm        length of the hidden state that the router's norm reads           f4, if recorded
  *   loss        minus the log of the token's probability; -1 = not known          f4, if recorded
  *
- * Floats have as many digits as give the same float back.  Weights of a trace file are F16, those of a run F32.
- * The file is written aside and renamed. */
+ * Floats have as many digits as give the same float back.  Weights of a trace file are F16, those of a
+ * run F32.  The file is written aside and renamed. */
 #ifndef MOE_LOAD_TRACE_EXPORT_H
 #define MOE_LOAD_TRACE_EXPORT_H
 
