@@ -5,12 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int bits(uint64_t x)
-{
-    int n = 0;
-    for (; x; x &= x - 1) n++;
-    return n;
-}
+static int bits(uint64_t x) { return __builtin_popcountll(x); }
 
 /* ---- a trie of routes ---- */
 
@@ -357,14 +352,13 @@ static void sort_set(int32_t *x, int k)
 struct sets {
     int32_t *set;
     double *loss;
-    int n, cap;
+    int n;
 };
 
 static enum status room(struct sets *s, int n, int k, struct err *e)
 {
     s->set = malloc(sizeof *s->set * (size_t)n * (size_t)k);
     s->loss = malloc(sizeof *s->loss * (size_t)n);
-    s->cap = n;
     return s->set && s->loss ? OK : err_set(e, ERR_MEMORY, "no memory for sets of experts");
 }
 

@@ -225,7 +225,6 @@ enum status branches_run(struct branches *b, int part, int n, const float *in, f
             .out = out + x, .keep = b->keep, .expert = expert ? expert + k : NULL,
             .chosen = chosen ? chosen + k : NULL}, err);
     }
-    b->rows_run += (uint64_t)n;
     return s;
 }
 

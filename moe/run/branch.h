@@ -37,7 +37,6 @@ struct branches {
     float *keep;             /* [most][] K and V of a run's rows */
     tessera_session *session;
     int32_t id;
-    uint64_t rows_run;       /* rows times parts, since it was opened */
 };
 
 /* ERR_UNSUPPORTED, ERR_BUDGET, ERR_MEMORY. */

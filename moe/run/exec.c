@@ -72,17 +72,20 @@ static void route_task(void *arg, int task, int worker)
     const struct elem_kernels *el = elem_kernels(x->e->tier);
     const int n = x->route.n_rows;
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
-    const int *w = x->route_op->weight;
-    const float *bias = w[0] < 0 ? NULL : x->e->weight[w[0]].data;
-    const float *scale = w[1] < 0 ? NULL : x->e->weight[w[1]].data;
+    const int *weight = x->route_op->weight;
+    const float *bias = weight[0] < 0 ? NULL : x->e->weight[weight[0]].data;
+    const float *scale = weight[1] < 0 ? NULL : x->e->weight[weight[1]].data;
     float pick[ROUTE_EXPERTS];
     for (int r = task * ROUTE_ROWS; r < end; r++) {
         float *l = (float *)(void *)(logits->base + (size_t)logits->stride * (size_t)r);
-        if (x->part && x->part->expert)
-            memcpy(x->ctl.id + r * p->n_used, x->part->expert + r * p->n_used,
-                   sizeof *x->ctl.id * (size_t)p->n_used);
-        (x->part && x->part->expert ? route_given : route_token_choice)(p, el, bias, scale, l, pick, x->ctl.id + r * p->n_used,
-                           x->ctl.w + r * p->n_used);
+        int32_t *id = x->ctl.id + r * p->n_used;
+        float *w = x->ctl.w + r * p->n_used;
+        if (x->part && x->part->expert) {
+            memcpy(id, x->part->expert + r * p->n_used, sizeof *id * (size_t)p->n_used);
+            route_given(p, el, bias, scale, l, pick, id, w);
+        } else {
+            route_token_choice(p, el, bias, scale, l, pick, id, w);
+        }
     }
 }
 

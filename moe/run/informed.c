@@ -270,7 +270,9 @@ int approx_at(struct tessera_engine *e, int i)
     struct approx *a = e->approx;
     approx_end(e, i);
     const int part = a->begins[i];
-    if (part < 0 || (!a->see && (a->mode == APPROX_OFF || a->of[part] < 0))) return i;
+    if (part < 0) return i;
+    a->open = -1; /* a step that failed has left it open */
+    if (!a->see && (a->mode == APPROX_OFF || a->of[part] < 0)) return i;
     const struct branch_part *p = &a->part[part];
     const struct dev_buf *in = &e->buf[p->in];
     const struct dev_rows *set = &e->set[in->rows];

@@ -125,7 +125,7 @@ static void find_basis(struct fit *f)
     struct rng g;
     rng_seed(&g, 1);
     for (long i = 0; i < (long)f->rank * n; i++)
-        f->q[i] = (double)(rng_u64(&g) >> 11) * 0x1p-53 - 0.5;
+        f->q[i] = rng_f64(&g) - 0.5;
     for (int sweep = 0; sweep < SWEEPS; sweep++)
         for (int k = 0; k < f->rank; k++) {
             double *q = f->q + (long)k * n;
