@@ -99,14 +99,15 @@ static void test_reference(void **state)
         for (int t = 0; t < N_IDS; t++) {
             float c;
             memcpy(&c, p + sizeof c * (size_t)t, sizeof c);
-            worst_chance = fmax(worst_chance, fabs((double)c - (double)chance[t]));
+            const double off = fabs((double)c - (double)chance[t]);
+            if (!(off < 1e-4)) fail_msg("%s: a chance is off by %g", variant[i].name, off);
+            worst_chance = fmax(worst_chance, off);
         }
         free(p);
         worst = d > worst ? d : worst;
         tessera_session_close(s);
         tessera_close(e);
     }
-    assert_true(worst_chance < 1e-4);
     print_message("%d variants: worst difference %.2g of the reference's rms, of a chance %.2g\n",
                   n_variants, worst, worst_chance);
 }
@@ -378,13 +379,7 @@ static void test_mutations(void **state)
         {"c-last", "often"}, {"seldom", "once"}, {"always", "often"}, {"loop", "loop-all"},
         {"c-last", "loop"}, {"wide-last", "wide-sum"},
     };
-    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
-        struct run got, want;
-        memset(&got, 0, sizeof got);
-        want_of(pairs[i][0], &want);
-        run_all(find(pairs[i][1]), N_IDS, &got);
-        if (distance(&got, &want) <= 3e-4) fail_msg("%s passes for %s", pairs[i][1], pairs[i][0]);
-    }
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) check_differs(pairs[i][1], pairs[i][0]);
 }
 
 struct bad {
