@@ -1,6 +1,7 @@
 /* Shared by the tests of models that are held against an independent reference: a folder with text.ids,
  * and for each line "name model options" of cases.txt name.logits.f32 and name.depth, as make.py of that
- * folder writes them.  Variants are files of their own in a folder in /tmp.
+ * folder writes them.  Variants are files of their own in a folder in /tmp.  Also what holds for each
+ * such model: the same bits in every split, batch and tier, after going back, saving and spilling.
  *
  * Owns that folder; reports failures through cmocka; one test program includes it. */
 #ifndef TESTS_REFCASE_H
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "moe/base/rng.h"
+#include "moe/run/engine_int.h"
 #include "tests/engine.h"
 #include "tests/shared.h"
 
@@ -122,14 +124,15 @@ static inline void want_of(const char *name, struct run *out)
     free(p);
 }
 
-/* Largest difference over the reference's root mean square. */
+/* Largest difference over the reference's root mean square; NaN where there is one. */
 static inline double distance(const struct run *a, const struct run *want)
 {
     double sum = 0, max = 0;
     for (int i = 0; i < N_IDS * VOCAB; i++) {
         const double w = (double)want->logits[i], d = fabs((double)a->logits[i] - w);
+        if (isnan(d)) return d;
         sum += w * w;
-        if (!(d <= max)) max = d;
+        max = fmax(max, d);
     }
     return max / sqrt(sum / (N_IDS * VOCAB));
 }
@@ -140,6 +143,180 @@ static inline const struct variant *find(const char *name)
         if (!strcmp(variant[i].name, name)) return &variant[i];
     fail_msg("no case %s", name);
     return NULL;
+}
+
+/* ---- what holds for every model: each function runs a variant's text in one step and in another way ---- */
+
+/* Random splits of every variant that may be split, `each` of one; returns how many there were. */
+static inline int check_splits(int n_threads, int each)
+{
+    struct rng r;
+    int n = 0;
+    rng_seed(&r, 7);
+    for (int i = 0; i < n_variants; i++) {
+        if (variant[i].open.depth_exact) continue; /* a text in one step */
+        struct run one, got;
+        struct err err;
+        memset(&one, 0, sizeof one);
+        run_all(&variant[i], N_IDS, &one);
+        struct tessera_options o = variant[i].open;
+        o.n_threads = n_threads;
+        tessera_engine *e = must_open(&o);
+        tessera_session *s = session(e);
+        for (int k = 0; k < each; k++, n++) {
+            memset(&got, 0, sizeof got);
+            if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
+            feed(e, s, N_IDS, 1, k ? &r : NULL, &got); /* the first one token by token */
+            if (!same(&got, &one)) fail_msg("%s: split %d differs", variant[i].name, k);
+        }
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+    return n;
+}
+
+/* Going back to anywhere, as far as the states allow, and on again; marks are reached exactly. */
+static inline void check_rollback(const char *name, struct rng *r)
+{
+    const struct variant *v = find(name);
+    struct run one, got;
+    struct err err;
+    memset(&one, 0, sizeof one);
+    memset(&got, 0, sizeof got);
+    run_all(v, N_IDS, &one);
+    tessera_engine *e = must_open(&v->open);
+    tessera_session *s = session(e);
+    for (int k = 0; k < 40; k++) {
+        const int at = tessera_session_n(s);
+        const int n = at + (int)rng_below(r, (uint32_t)(N_IDS - at) + 1);
+        const int end = n + (int)rng_below(r, (uint32_t)(N_IDS - n) + 1);
+        feed(e, s, n, 1, r, &got);
+        const struct tessera_mark mark = tessera_session_mark(s);
+        feed(e, s, end, 1, r, &got);
+        if (tessera_session_rollback(s, mark, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(tessera_session_n(s), n);
+        feed(e, s, end, 1, r, &got);
+        const int to = (int)rng_below(r, (uint32_t)end + 1);
+        if (tessera_session_rollback(s, (struct tessera_mark){to}, &err)) fail_msg("%s", err.msg);
+        assert_in_range(tessera_session_n(s), 0, to);
+    }
+    feed(e, s, N_IDS, 9, NULL, &got);
+    if (!same(&got, &one)) fail_msg("%s: differs after going back", name);
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+/* Sessions at different depths, rates and places in one step. */
+static inline void check_batch(const char *name)
+{
+    struct variant v = *find(name);
+    struct run one, got[3];
+    struct err err;
+    memset(&one, 0, sizeof one);
+    memset(got, 0, sizeof got);
+    run_all(&v, N_IDS, &one);
+    v.open.n_sessions = 3;
+    tessera_engine *e = must_open(&v.open);
+    tessera_session *s[3];
+    for (int k = 0; k < 3; k++) s[k] = session(e);
+    feed(e, s[1], 20, 20, NULL, &got[1]);
+    feed(e, s[2], 40, 7, NULL, &got[2]);
+    for (int step = 0; tessera_session_n(s[2]) < N_IDS - 3; step++) {
+        struct tessera_input in[3];
+        int at[3];
+        for (int k = 0; k < 3; k++) {
+            at[k] = tessera_session_n(s[k]);
+            in[k] = (struct tessera_input){s[k], ids + at[k], 1 + (step + k) % 3, TESSERA_LOGITS_ALL};
+        }
+        if (tessera_step(e, in, 3, &err)) fail_msg("%s", err.msg);
+        for (int k = 0; k < 3; k++)
+            for (int t = 0; t < in[k].n; t++)
+                memcpy(got[k].logits + (at[k] + t) * VOCAB, tessera_logits(e, k, t),
+                       sizeof(float) * VOCAB);
+    }
+    for (int k = 0; k < 3; k++) {
+        feed(e, s[k], N_IDS, 50, NULL, &got[k]);
+        if (!same(&got[k], &one)) fail_msg("%s: session %d differs in company", name, k);
+        tessera_session_close(s[k]);
+    }
+    tessera_close(e);
+}
+
+static inline void check_tiers(const char *name)
+{
+    static const char *const tiers[] = {"ref", "avx2", "avx512"};
+    const struct variant *v = find(name);
+    struct run one, got;
+    memset(&one, 0, sizeof one);
+    run_all(v, N_IDS, &one);
+    for (int t = 0; t < 3; t++) {
+        if (setenv("TESSERA_CPU", tiers[t], 1)) fail();
+        memset(&got, 0, sizeof got);
+        run_all(v, 31, &got);
+        (void)unsetenv("TESSERA_CPU");
+        if (!same(&got, &one)) fail_msg("%s: tier %s differs", name, tiers[t]);
+    }
+}
+
+/* Saved, and loaded over another session's text. */
+static inline void check_save(const char *name)
+{
+    const struct variant *v = find(name);
+    char path[128];
+    struct run one, got;
+    struct err err;
+    (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
+    memset(&one, 0, sizeof one);
+    memset(&got, 0, sizeof got);
+    run_all(v, N_IDS, &one);
+    tessera_engine *e = must_open(&v->open);
+    tessera_session *s = session(e);
+    feed(e, s, 71, 71, NULL, &got);
+    if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
+    tessera_session_close(s);
+    s = session(e);
+    feed(e, s, 90, 90, NULL, &got);
+    if (tessera_session_load(s, path, &err)) fail_msg("%s", err.msg);
+    assert_int_equal(tessera_session_n(s), 71);
+    const float *chance = tessera_session_chances(s);
+    assert_true(!chance || isnan(chance[70])); /* models of concepts: chances are not saved */
+    feed(e, s, N_IDS, 5, NULL, &got);
+    if (!same(&got, &one)) fail_msg("%s: differs after loading", name);
+    tessera_session_close(s);
+    tessera_close(e);
+    (void)unlink(path);
+}
+
+/* All timelines go to disk and come back, as when memory runs short; `kept` bytes of states do not. */
+static inline void check_spill(const char *name, uint64_t kept)
+{
+    const struct variant *v = find(name);
+    struct run one, got;
+    struct err err;
+    memset(&one, 0, sizeof one);
+    memset(&got, 0, sizeof got);
+    run_all(v, N_IDS, &one);
+    tessera_engine *e = must_open(&v->open);
+    tessera_session *s = session(e);
+    for (int to = 20; to <= N_IDS; to += 20) {
+        feed(e, s, to, 20, NULL, &got);
+        if (session_spill(s, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(session_committed(s), 0);
+        assert_int_equal(tessera_memory(e).kv, kept);
+    }
+    if (!same(&got, &one)) fail_msg("%s: differs after spilling", name);
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+/* What one variant says is not within the bound of another's reference. */
+static inline void check_differs(const char *name, const char *reference)
+{
+    struct run got, want;
+    memset(&got, 0, sizeof got);
+    want_of(reference, &want);
+    run_all(find(name), N_IDS, &got);
+    if (!(distance(&got, &want) > 3e-4)) fail_msg("%s passes for %s", name, reference);
 }
 
 #endif

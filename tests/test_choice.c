@@ -270,7 +270,7 @@ static void run_case(const char *line, const struct tessera_options *o, struct s
     tessera_close(e);
 }
 
-/* Largest difference over the reference's root mean square. */
+/* Largest difference over the reference's root mean square; NaN where there is one. */
 static double distance(const char *line, const float *got)
 {
     char name[40], full[96];
@@ -285,7 +285,7 @@ static double distance(const char *line, const float *got)
     for (int i = 0; i < n; i++) {
         const double d = fabs((double)got[i] - (double)want[i]);
         sum += (double)want[i] * (double)want[i];
-        if (!(d <= max)) max = d;
+        max = isnan(d) || isnan(max) ? NAN : fmax(max, d);
     }
     free(want);
     return max / sqrt(sum / n);

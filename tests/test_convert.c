@@ -313,7 +313,7 @@ static double distance(const char *name)
         const float *r = (const float *)(const void *)ref + (size_t)i * nv;
         const double d =
             metric_nmse(tessera_logits(engine, 0, i * (N_IDS - 1) / (N_POS - 1)), r, nv);
-        if (!(d <= worst)) worst = d;
+        worst = isnan(d) || isnan(worst) ? NAN : fmax(worst, d);
     }
     free(ref);
     tessera_session_close(s);

@@ -139,33 +139,11 @@ static void test_reference(void **state)
 static void test_splits(void **state)
 {
     (void)state;
-    struct rng r;
-    int n = 0;
-    rng_seed(&r, 7);
-    for (int i = 0; i < n_variants; i++) {
-        if (variant[i].open.depth_exact) continue;
-        struct run one, got;
-        struct err err;
-        memset(&one, 0, sizeof one);
-        run_all(&variant[i], N_IDS, &one);
-        struct tessera_options o = variant[i].open;
-        o.n_threads = 1; /* beside two */
-        tessera_engine *e = must_open(&o);
-        tessera_session *s = session(e);
-        for (int k = 0; k < N_SPLITS / 41 + 1; k++, n++) {
-            memset(&got, 0, sizeof got);
-            if (tessera_session_rollback(s, (struct tessera_mark){0}, &err)) fail_msg("%s", err.msg);
-            feed(e, s, N_IDS, 1, k ? &r : NULL, &got); /* the first one token by token */
-            if (!same(&got, &one)) fail_msg("%s: split %d differs", variant[i].name, k);
-        }
-        tessera_session_close(s);
-        tessera_close(e);
-    }
+    const int n = check_splits(1, N_SPLITS / 41 + 1); /* one thread beside two */
     assert_true(n >= N_SPLITS);
     print_message("%d random splits: the same bits\n", n);
 }
 
-/* Going back to anywhere, and on again. */
 static void test_rollback(void **state)
 {
     (void)state;
@@ -173,75 +151,17 @@ static void test_rollback(void **state)
                                         "e-m-cycle-update", "t-seq-shared"};
     struct rng r;
     rng_seed(&r, 8);
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const struct variant *v = find(names[i]);
-        struct run one, got;
-        struct err err;
-        memset(&one, 0, sizeof one);
-        memset(&got, 0, sizeof got);
-        run_all(v, N_IDS, &one);
-        tessera_engine *e = must_open(&v->open);
-        tessera_session *s = session(e);
-        for (int k = 0; k < 40; k++) {
-            const int n = tessera_session_n(s), to = (int)rng_below(&r, (uint32_t)n + 1);
-            if (tessera_session_rollback(s, (struct tessera_mark){to}, &err)) fail_msg("%s", err.msg);
-            const int end = to + (int)rng_below(&r, (uint32_t)(N_IDS - to) + 1);
-            feed(e, s, end, 1, &r, &got);
-        }
-        feed(e, s, N_IDS, 9, NULL, &got);
-        assert_true(same(&got, &one));
-        tessera_session_close(s);
-        tessera_close(e);
-    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_rollback(names[i], &r);
 }
 
-/* Sessions at different depths and places in one step, and every tier. */
 static void test_batch_and_tiers(void **state)
 {
     (void)state;
     static const char *const names[] = {"e-m-cycle", "t-seq", "e-cycle-shared", "ouro-exit75",
                                         "e-m-cycle-update"};
-    static const char *const tiers[] = {"ref", "avx2", "avx512"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        struct variant v = *find(names[i]);
-        struct run one, got[3];
-        struct err err;
-        memset(&one, 0, sizeof one);
-        run_all(&v, N_IDS, &one);
-        v.open.n_sessions = 3;
-        tessera_engine *e = must_open(&v.open);
-        tessera_session *s[3];
-        for (int k = 0; k < 3; k++) s[k] = session(e);
-        memset(got, 0, sizeof got);
-        feed(e, s[1], 20, 20, NULL, &got[1]);
-        feed(e, s[2], 40, 7, NULL, &got[2]);
-        for (int step = 0; tessera_session_n(s[2]) < N_IDS - 3; step++) {
-            struct tessera_input in[3];
-            int at[3];
-            for (int k = 0; k < 3; k++) {
-                at[k] = tessera_session_n(s[k]);
-                in[k] = (struct tessera_input){s[k], ids + at[k], 1 + (step + k) % 3,
-                                               TESSERA_LOGITS_ALL};
-            }
-            if (tessera_step(e, in, 3, &err)) fail_msg("%s", err.msg);
-            for (int k = 0; k < 3; k++)
-                for (int t = 0; t < in[k].n; t++)
-                    memcpy(got[k].logits + (at[k] + t) * VOCAB, tessera_logits(e, k, t),
-                           sizeof(float) * VOCAB);
-        }
-        for (int k = 0; k < 3; k++) {
-            feed(e, s[k], N_IDS, 50, NULL, &got[k]);
-            if (!same(&got[k], &one)) fail_msg("%s: session %d differs in company", v.name, k);
-            tessera_session_close(s[k]);
-        }
-        tessera_close(e);
-        for (int t = 0; t < 3; t++) {
-            if (setenv("TESSERA_CPU", tiers[t], 1)) fail();
-            memset(&got[0], 0, sizeof got[0]);
-            run_all(&v, 31, &got[0]);
-            (void)unsetenv("TESSERA_CPU");
-            if (!same(&got[0], &one)) fail_msg("%s: tier %s differs", v.name, tiers[t]);
-        }
+        check_batch(names[i]);
+        check_tiers(names[i]);
     }
 }
 
@@ -250,57 +170,14 @@ static void test_save(void **state)
     (void)state;
     static const char *const names[] = {"e-m-cycle", "t-cycle-shared", "ouro-exit50",
                                         "e-cycle-update"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const struct variant *v = find(names[i]);
-        char path[128];
-        struct run one, got;
-        struct err err;
-        (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
-        memset(&one, 0, sizeof one);
-        memset(&got, 0, sizeof got);
-        run_all(v, N_IDS, &one);
-        tessera_engine *e = must_open(&v->open);
-        tessera_session *s = session(e);
-        feed(e, s, 71, 71, NULL, &got);
-        if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
-        tessera_session_close(s);
-        s = session(e);
-        feed(e, s, 90, 90, NULL, &got);
-        if (tessera_session_load(s, path, &err)) fail_msg("%s", err.msg);
-        assert_int_equal(tessera_session_n(s), 71);
-        feed(e, s, N_IDS, 5, NULL, &got);
-        assert_memory_equal(got.logits, one.logits, sizeof one.logits);
-        assert_memory_equal(got.depth, one.depth, N_IDS);
-        tessera_session_close(s);
-        tessera_close(e);
-        (void)unlink(path);
-    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_save(names[i]);
 }
 
-/* All timelines go to disk and come back, as when memory runs short. */
 static void test_spill(void **state)
 {
     (void)state;
     static const char *const names[] = {"e-m-cycle", "t-cycle", "ouro-exit50"};
-    for (int i = 0; i < 3; i++) {
-        const struct variant *v = find(names[i]);
-        struct run one, got;
-        struct err err;
-        memset(&one, 0, sizeof one);
-        memset(&got, 0, sizeof got);
-        run_all(v, N_IDS, &one);
-        tessera_engine *e = must_open(&v->open);
-        tessera_session *s = session(e);
-        for (int to = 20; to <= N_IDS; to += 20) {
-            feed(e, s, to, 20, NULL, &got);
-            if (session_spill(s, &err)) fail_msg("%s", err.msg);
-            assert_int_equal(session_committed(s), 0);
-            assert_int_equal(tessera_memory(e).kv, 0);
-        }
-        assert_true(same(&got, &one));
-        tessera_session_close(s);
-        tessera_close(e);
-    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_spill(names[i], 0);
 }
 
 /* What is copied for rows that leave early, in both types of cache: the coarse one stays near the
@@ -461,13 +338,7 @@ static void test_mutations(void **state)
         {"e-m-cycle-exact", "e-m-cycle-shared-exact"}, {"e-m-cycle", "e-m-cycle-update"},
         {"e-m-cycle-shared", "e-m-cycle-update"}, {"e-m-seq", "e-m-seq-shared"}, {"t-seq", "t-seq-shared"},
     };
-    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
-        struct run got, want;
-        memset(&got, 0, sizeof got);
-        want_of(pairs[i][0], &want);
-        run_all(find(pairs[i][1]), N_IDS, &got);
-        if (distance(&got, &want) <= 3e-4) fail_msg("%s passes for %s", pairs[i][1], pairs[i][0]);
-    }
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) check_differs(pairs[i][1], pairs[i][0]);
 }
 
 /* At a threshold of 1 nothing leaves: the plain loop, bit for bit; so do the last of n loops. */

@@ -14,88 +14,41 @@ that rounding could turn it."""
 import os
 import sys
 import numpy as np
-from gguf import GGUFWriter, GGMLQuantizationType as Q
 
-N_IDS, VOCAB, EMBD, DIM, EXPERTS = 100, 40, 64, 16, 4
-BASE, EPS = 5000.0, 1e-5
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import refmake
+from refmake import DIM, EPS, BASE, VOCAB, Folder, attend, f16, rms, rotate, sigmoid
+
+N_IDS, EMBD, EXPERTS = 100, 64, 4
 MARGIN = 1e-4
 
 
-def f16(x):
-    return np.asarray(x, np.float32).astype(np.float16).astype(np.float64)
-
-
 def far(values, at, what):
-    d = np.abs(np.asarray(values) - at).min() if len(values) else 1
-    if d < MARGIN:
-        raise SystemExit(f"{what}: a decision is only {d:g} from its threshold: take another seed")
+    refmake.far(values, at, what, MARGIN)
 
 
-class Weights:
-    def __init__(self, seed):
-        self.rng, self.t = np.random.default_rng(seed), {}
-
-    def matrix(self, name, rows, cols, gain=1.0, exact=False, n=0):
-        x = gain / np.sqrt(cols) * self.rng.standard_normal((n, rows, cols) if n else (rows, cols))
-        self.t[name] = x.astype(np.float32 if exact else np.float16)
-
-    def vector(self, name, n, mean=1.0, spread=0.2):
-        self.t[name] = (mean + spread * self.rng.standard_normal(n)).astype(np.float32)
-
-    def __getitem__(self, name):
-        return self.t[name].astype(np.float64)
+class Weights(refmake.Weights):
+    drawn = np.float64
 
     def write(self, path, arch, keys):
-        w = GGUFWriter(path, arch)
-        w.add_name("concepts " + arch)
-        w.add_tokenizer_model("no_vocab")
-        for k, v in keys.items():
-            put = {bool: w.add_bool, str: w.add_string, int: w.add_uint32, float: w.add_float32}
-            put[type(v)](f"{arch}.{k}", v)
-        for name, x in self.t.items():
-            w.add_tensor(name, x, raw_dtype=Q.F16 if x.dtype == np.float16 else Q.F32)
-        w.write_header_to_file()
-        w.write_kv_data_to_file()
-        w.write_tensors_to_file()
-        w.close()
+        super().write(path, arch, "concepts " + arch, keys)
 
 
 def silu(x):
-    return x / (1 + np.exp(-x))
-
-
-def rms(x, w):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * w
+    return x * sigmoid(x)
 
 
 def unit(x):
     return x / np.sqrt((x * x).sum(-1, keepdims=True))
 
 
-def rotate(x, rot):
-    """x [n][heads][DIM]: the first `rot` values of each head, halves against each other, by the row's number."""
-    a = np.arange(len(x))[:, None] * BASE ** (-2.0 * np.arange(rot // 2) / rot)
-    c, s = np.cos(a)[:, None], np.sin(a)[:, None]
-    y, i, j = x.copy(), slice(0, rot // 2), slice(rot // 2, rot)
-    y[..., i] = x[..., i] * c - x[..., j] * s
-    y[..., j] = x[..., j] * c + x[..., i] * s
-    return y
-
-
-def attend(q, k, v, window=0):
-    """q [n][heads][DIM], k and v [n][kv][DIM]: causal, the last `window` rows where it is not 0."""
-    k, v = f16(k), f16(v)
+def causal(q, k, v, rot=DIM, window=0):
+    """Rows that are each other's positions: all before, the last `window` rows where it is not 0."""
     n = np.arange(len(q))
     seen = n[None] <= n[:, None]
     if window:
         seen &= n[None] > n[:, None] - window
-    out = np.empty_like(q)
-    for h in range(q.shape[1]):
-        g = h // (q.shape[1] // k.shape[1])
-        s = np.where(seen, q[:, h] @ k[:, g].T / np.sqrt(DIM), -np.inf)
-        e = np.exp(s - s.max(1, keepdims=True))
-        out[:, h] = e / e.sum(1, keepdims=True) @ v[:, g]
-    return out.reshape(len(q), -1)
+    return attend(rotate(q, n, rot=rot), f16(rotate(k, n, rot=rot)), f16(v), seen)
 
 
 # ---- ConceptMoE: section 2.1 ----
@@ -107,32 +60,32 @@ def moe_layers(w, first, n, d, heads, kv, ff):
         w.matrix(b + "attn_q.weight", heads * DIM, d)
         w.matrix(b + "attn_k.weight", kv * DIM, d)
         w.matrix(b + "attn_v.weight", kv * DIM, d)
-        w.matrix(b + "attn_output.weight", d, heads * DIM, 0.3)
+        w.matrix(b + "attn_output.weight", d, heads * DIM, gain=0.3)
         w.vector(b + "ffn_norm.weight", d)
-        w.matrix(b + "ffn_gate_inp.weight", EXPERTS, d, 1, True)
-        w.matrix(b + "ffn_gate_exps.weight", ff, d, n=EXPERTS)
-        w.matrix(b + "ffn_up_exps.weight", ff, d, n=EXPERTS)
-        w.matrix(b + "ffn_down_exps.weight", d, ff, n=EXPERTS)
+        w.matrix(b + "ffn_gate_inp.weight", EXPERTS, d, exact=True)
+        w.matrix(b + "ffn_gate_exps.weight", EXPERTS, ff, d)
+        w.matrix(b + "ffn_up_exps.weight", EXPERTS, ff, d)
+        w.matrix(b + "ffn_down_exps.weight", EXPERTS, d, ff)
 
 
 def concept_model(seed, encoder, network, decoder, wide):
     """wide: (width, heads, kv heads, ff) of the concept network"""
     w = Weights(seed)
-    w.matrix("token_embd.weight", VOCAB, EMBD, np.sqrt(EMBD))
+    w.matrix("token_embd.weight", VOCAB, EMBD, gain=np.sqrt(EMBD))
     w.vector("output_norm.weight", EMBD)
     w.matrix("output.weight", VOCAB, EMBD)
     d, heads, kv, ff = wide or (EMBD, 4, 2, 32)
     moe_layers(w, 0, encoder, EMBD, 4, 2, 32)
     moe_layers(w, encoder, network, d, heads, kv, ff)
     moe_layers(w, encoder + network, decoder, EMBD, 4, 2, 32)
-    w.matrix("concept.router_q.weight", EMBD, EMBD, 1, True)
-    w.matrix("concept.router_k.weight", EMBD, EMBD, 1, True)
+    w.matrix("concept.router_q.weight", EMBD, EMBD, exact=True)
+    w.matrix("concept.router_k.weight", EMBD, EMBD, exact=True)
     if wide:
         w.matrix("concept.up.weight", d, EMBD)
         w.matrix("concept.down.weight", EMBD, d)
     for l in range(encoder + network, encoder + network + decoder):
         for x, n in (("q", 4), ("k", 2), ("v", 2)):
-            w.matrix(f"blk.{l}.attn_{x}_concept.weight", n * DIM, EMBD, 0.5)
+            w.matrix(f"blk.{l}.attn_{x}_concept.weight", n * DIM, EMBD, gain=0.5)
     return w
 
 
@@ -161,7 +114,7 @@ def moe_layer(w, l, x, used, ctil=None):
         if ctil is not None:
             y[p] = y[p] + ctil @ w[b + f"attn_{p}_concept.weight"].T
         y[p] = y[p].reshape(len(x), -1, DIM)
-    a = attend(rotate(y["q"], DIM), rotate(y["k"], DIM), y["v"])
+    a = causal(y["q"], y["k"], y["v"])
     x = x + a @ w[b + "attn_output.weight"].T
     n = rms(x, w[b + "ffn_norm.weight"])
     u = n @ w[b + "ffn_gate_inp.weight"].T
@@ -230,7 +183,7 @@ def letters(layout):
 
 def hnet_model(seed):
     w = Weights(seed)
-    w.matrix("token_embd.weight", VOCAB, STAGES[0]["d"], np.sqrt(STAGES[0]["d"]))
+    w.matrix("token_embd.weight", VOCAB, STAGES[0]["d"], gain=np.sqrt(STAGES[0]["d"]))
     w.matrix("output.weight", VOCAB, STAGES[0]["d"])
     for s, g in enumerate(STAGES):
         d = g["d"]
@@ -239,7 +192,7 @@ def hnet_model(seed):
                 b = f"st.{s}.{part}.blk.{n}."
                 w.vector(b + "attn_norm.weight", d)
                 w.matrix(b + "attn_qkv.weight", 3 * d, d)
-                w.matrix(b + "attn_output.weight", d, d, 0.15)
+                w.matrix(b + "attn_output.weight", d, d, gain=0.15)
                 if kind == "T":
                     w.vector(b + "ffn_norm.weight", d)
                     w.matrix(b + "ffn_gate.weight", g["ff"], d)
@@ -247,9 +200,9 @@ def hnet_model(seed):
                     w.matrix(b + "ffn_down.weight", d, g["ff"])
             w.vector(f"st.{s}.{part}.norm.weight", d)
         if g["dec"]:
-            w.matrix(f"st.{s}.router_q.weight", d, d, 1, True)
-            w.matrix(f"st.{s}.router_k.weight", d, d, 1, True)
-            w.matrix(f"st.{s}.res_proj.weight", d, d, 0.5, True)
+            w.matrix(f"st.{s}.router_q.weight", d, d, exact=True)
+            w.matrix(f"st.{s}.router_k.weight", d, d, exact=True)
+            w.matrix(f"st.{s}.res_proj.weight", d, d, gain=0.5, exact=True)
             w.vector(f"st.{s}.res_proj.bias", d, 0, 0.1)
         if s and d > STAGES[s - 1]["d"]:
             w.vector(f"st.{s}.pad", d - STAGES[s - 1]["d"], 0, 0.5)
@@ -274,7 +227,7 @@ def isotropic(w, s, part, x):
     for n, kind in enumerate(letters(g[part])):
         b = f"st.{s}.{part}.blk.{n}."
         y = (rms(x, w[b + "attn_norm.weight"]) @ w[b + "attn_qkv.weight"].T).reshape(len(x), 3, -1, DIM)
-        a = attend(rotate(y[:, 0], g["rot"]), rotate(y[:, 1], g["rot"]), y[:, 2], g["window"])
+        a = causal(y[:, 0], y[:, 1], y[:, 2], g["rot"], g["window"])
         x = x + a @ w[b + "attn_output.weight"].T
         if kind == "T":
             y = rms(x, w[b + "ffn_norm.weight"])
@@ -312,18 +265,10 @@ def stage(w, s, x):
 def main(out):
     os.makedirs(out, exist_ok=True)
     ids = np.random.default_rng(3).integers(0, VOCAB, N_IDS)
-    with open(f"{out}/text.ids", "w") as f:
-        f.write(",".join(map(str, ids)) + "\n")
-    cases = []
+    folder = Folder(out, ids)
 
     def case(name, model, options, result):
-        logits, depth, chance = result
-        logits.astype(np.float32).tofile(f"{out}/{name}.logits.f32")
-        chance.astype(np.float32).tofile(f"{out}/{name}.chance.f32")
-        depth.astype(np.uint8).tofile(f"{out}/{name}.depth")
-        cases.append(f"{name} {model} {options}".strip())
-        print(f"{name:16} {len(ids) / (depth > 0).sum():.2f} tokens per concept {np.bincount(depth).tolist()}, "
-              f"logits' rms {np.sqrt((logits ** 2).mean()):.2f}")
+        folder.case(name, model, options, *result)
 
     sizes = (2, 3, 2)
     w = concept_model(SEEDS[0], *sizes, None)
@@ -351,8 +296,7 @@ def main(out):
     w.write(f"{out}/hnet.gguf", "hnet", hnet_keys())
     logits, depth, chance = stage(w, 0, w["token_embd.weight"][ids])
     case("hnet", "hnet", "", (logits @ w["output.weight"].T, depth, chance))
-    with open(f"{out}/cases.txt", "w") as f:
-        f.write("\n".join(cases) + "\n")
+    folder.close()
 
 
 SEEDS = [15, 2, 1]

@@ -14,28 +14,20 @@ now and then, which is nearly all of the difference that is left (1e-7 up to the
 import os
 import sys
 import numpy as np
-from gguf import GGUFWriter, GGMLQuantizationType as Q
 
-N_IDS, VOCAB, EMBD, FF, HEADS, KV, DIM = 100, 40, 64, 48, 4, 2, 16
-BASE, EPS = 5000.0, 1e-5
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import refmake
+from refmake import BASE, DIM, EPS, VOCAB, Folder, attend, f16, rms, rotate, sigmoid
+
+N_IDS, EMBD, FF, HEADS, KV = 100, 64, 48, 4, 2
 MARGIN = 2e-4
 
 
-def f16(x):
-    return np.asarray(x, np.float32).astype(np.float16).astype(np.float64)
+def far(values, at, what):
+    refmake.far(values, at, what, MARGIN)
 
 
-class Weights:
-    def __init__(self, seed):
-        self.rng, self.t = np.random.default_rng(seed), {}
-
-    def matrix(self, name, rows, cols, gain=1.0, exact=False):
-        x = (gain / np.sqrt(cols) * self.rng.standard_normal((rows, cols))).astype(np.float32)
-        self.t[name] = x if exact else x.astype(np.float16)
-
-    def vector(self, name, n, mean=1.0, spread=0.2):
-        self.t[name] = (mean + spread * self.rng.standard_normal(n)).astype(np.float32)
-
+class Weights(refmake.Weights):
     def layers(self, n, sandwich):
         for l in range(n):
             b = f"blk.{l}."
@@ -43,7 +35,7 @@ class Weights:
             self.matrix(b + "attn_q.weight", HEADS * DIM, EMBD)
             self.matrix(b + "attn_k.weight", KV * DIM, EMBD)
             self.matrix(b + "attn_v.weight", KV * DIM, EMBD)
-            self.matrix(b + "attn_output.weight", EMBD, HEADS * DIM, 0.15)
+            self.matrix(b + "attn_output.weight", EMBD, HEADS * DIM, gain=0.15)
             self.vector(b + "ffn_norm.weight", EMBD)
             self.matrix(b + "ffn_gate.weight", FF, EMBD)
             self.matrix(b + "ffn_up.weight", FF, EMBD)
@@ -53,54 +45,17 @@ class Weights:
                 self.vector(b + "post_ffw_norm.weight", EMBD)
 
     def ends(self):
-        self.matrix("token_embd.weight", VOCAB, EMBD, np.sqrt(EMBD))
+        self.matrix("token_embd.weight", VOCAB, EMBD, gain=np.sqrt(EMBD))
         self.vector("output_norm.weight", EMBD)
         self.matrix("output.weight", VOCAB, EMBD)
 
-    def __getitem__(self, name):
-        return self.t[name].astype(np.float64)
-
     def write(self, path, arch, keys):
-        w = GGUFWriter(path, arch)
-        w.add_name("depth " + arch)
-        w.add_tokenizer_model("no_vocab")
         n_layer = sum(n.endswith("attn_q.weight") for n in self.t)
-        for k, v in {"vocab_size": VOCAB, "context_length": 256, "embedding_length": EMBD,
-                     "block_count": n_layer, "feed_forward_length": FF,
-                     "attention.head_count": HEADS, "attention.head_count_kv": KV,
-                     "attention.key_length": DIM, "attention.value_length": DIM,
-                     "rope.dimension_count": DIM}.items():
-            w.add_uint32(f"{arch}.{k}", v)
-        w.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", EPS)
-        w.add_float32(f"{arch}.rope.freq_base", BASE)
-        for k, v in keys.items():
-            put = {bool: w.add_bool, str: w.add_string, int: w.add_uint32, float: w.add_float32}
-            put[type(v)](f"{arch}.{k}", v)
-        for name, x in self.t.items():
-            w.add_tensor(name, x, raw_dtype=Q.F16 if x.dtype == np.float16 else Q.F32)
-        w.write_header_to_file()
-        w.write_kv_data_to_file()
-        w.write_tensors_to_file()
-        w.close()
-
-
-def sg(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def rms(x, w):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * w
-
-
-def rotate(x, pos, neox):
-    """x [n][heads][DIM]"""
-    a = pos[:, None] * BASE ** (-2.0 * np.arange(DIM // 2) / DIM)
-    c, s = np.cos(a)[:, None], np.sin(a)[:, None]
-    y = np.empty_like(x)
-    i, j = (slice(0, DIM // 2), slice(DIM // 2, DIM)) if neox else (slice(0, DIM, 2), slice(1, DIM, 2))
-    y[..., i] = x[..., i] * c - x[..., j] * s
-    y[..., j] = x[..., j] * c + x[..., i] * s
-    return y
+        super().write(path, arch, "depth " + arch, {
+            "vocab_size": VOCAB, "context_length": 256, "embedding_length": EMBD, "block_count": n_layer,
+            "feed_forward_length": FF, "attention.head_count": HEADS, "attention.head_count_kv": KV,
+            "attention.key_length": DIM, "attention.value_length": DIM, "rope.dimension_count": DIM,
+            "attention.layer_norm_rms_epsilon": EPS, "rope.freq_base": BASE, **keys})
 
 
 class Net:
@@ -127,18 +82,11 @@ class Net:
             cache = over[0], k, v
         q = rotate((n @ w[b + "attn_q.weight"].T).reshape(-1, HEADS, DIM), pos, self.neox)
         seen = cache[0][None, :] <= pos[:, None]
-        out = np.empty_like(q)
-        for h in range(HEADS):
-            g = h // (HEADS // KV)
-            s = q[:, h] @ cache[1][:, g].T / np.sqrt(DIM)
-            s = np.where(seen, s, -np.inf)
-            e = np.exp(s - s.max(1, keepdims=True))
-            out[:, h] = e / e.sum(1, keepdims=True) @ cache[2][:, g]
-        o = out.reshape(-1, HEADS * DIM) @ w[b + "attn_output.weight"].T
+        o = attend(q, cache[1], cache[2], seen) @ w[b + "attn_output.weight"].T
         x = x + (rms(o, w[b + "post_attention_norm.weight"]) if self.sandwich else o)
         n = rms(x, w[b + "ffn_norm.weight"])
         g = n @ w[b + "ffn_gate.weight"].T
-        f = (g * sg(g) * (n @ w[b + "ffn_up.weight"].T)) @ w[b + "ffn_down.weight"].T
+        f = (g * sigmoid(g) * (n @ w[b + "ffn_up.weight"].T)) @ w[b + "ffn_down.weight"].T
         return x + (rms(f, w[b + "post_ffw_norm.weight"]) if self.sandwich else f), cache
 
     def norm(self, x):
@@ -146,12 +94,6 @@ class Net:
 
     def head(self, n):
         return n @ self.w["output.weight"].T
-
-
-def far(values, at, what):
-    d = np.abs(np.asarray(values) - at).min() if len(values) else 1
-    if d < MARGIN:
-        raise SystemExit(f"{what}: a decision is only {d:g} from its threshold: take another seed")
 
 
 def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, kv="per_step",
@@ -189,7 +131,7 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
             h = block(r, h, every_row)
         depth[:] = N
     elif router == "expert":
-        score = {"sigmoid": sg, "tanh": np.tanh, "identity": lambda u: u}[func or "sigmoid"]
+        score = {"sigmoid": sigmoid, "tanh": np.tanh, "identity": lambda u: u}[func or "sigmoid"]
         theta = theta or [0.5 if (func or "sigmoid") == "sigmoid" else 0.0] * N
         capacity = capacity or [(N - r) / N for r in range(N)]
         A = every_row
@@ -218,7 +160,7 @@ def mor(w, ids, n_layer, N, sharing="middle_cycle", router="expert", func=None, 
     else:
         u = h @ w["rec.router.weight"].T
         if func == "sigmoid":
-            p = (alpha or 0.1) * sg(u)
+            p = (alpha or 0.1) * sigmoid(u)
         else:
             e = np.exp(u - u.max(1, keepdims=True))
             p = (alpha or 1.0) * e / e.sum(1, keepdims=True)
@@ -264,7 +206,7 @@ def ouro_weighted(w, ids, n_layer, T):
         for l in range(n_layer):
             x, _ = net.layer(l, x, pos)
         x = net.norm(x)
-        stop = sg(x @ w["exit_gate.weight"][0] + w["exit_gate.bias"][0])
+        stop = sigmoid(x @ w["exit_gate.weight"][0] + w["exit_gate.bias"][0])
         p = left if t == T else stop * left
         left = left * (1 - stop)
         logits = logits + p[:, None] * net.head(x)
@@ -296,7 +238,7 @@ def ouro_exit(w, ids, n_layer, T, q):
                     vs.append(s[2][m])
                 x, _ = net.layer(l, x, pos, (np.arange(i + 1), np.array(ks), np.array(vs)))
             x = net.norm(x)
-            stop = sg(x[0] @ w["exit_gate.weight"][0] + w["exit_gate.bias"][0])
+            stop = sigmoid(x[0] @ w["exit_gate.weight"][0] + w["exit_gate.bias"][0])
             cdf += left if t == T else stop * left
             left *= 1 - stop
             if t < T:
@@ -313,25 +255,17 @@ def expert_model(seed):
     w.ends()
     w.layers(4, False)
     for r in range(1, 4):
-        w.matrix(f"rec.{r}.router.weight", 1, EMBD, 1.0, True)
+        w.matrix(f"rec.{r}.router.weight", 1, EMBD, exact=True)
     return w
 
 
 def main(out):
     os.makedirs(out, exist_ok=True)
     ids = np.random.default_rng(3).integers(0, VOCAB, N_IDS)
-    with open(f"{out}/text.ids", "w") as f:
-        f.write(",".join(map(str, ids)) + "\n")
-    cases, depths = [], {}
+    folder = Folder(out, ids)
 
     def case(name, model, options, result):
-        logits, depth = result
-        logits.astype(np.float32).tofile(f"{out}/{name}.logits.f32")
-        depth.astype(np.uint8).tofile(f"{out}/{name}.depth")
-        cases.append(f"{name} {model} {options}".strip())
-        depths[name] = depth
-        print(f"{name:24} mean depth {depth.mean():.2f} {np.bincount(depth).tolist()}, logits' rms "
-              f"{np.sqrt((logits ** 2).mean()):.2f}")
+        folder.case(name, model, options, *result)
 
     w = expert_model(21)
     w.write(f"{out}/mor-expert.gguf", "mor", {"recursion.count": 3})
@@ -363,7 +297,7 @@ def main(out):
     w = Weights(12)
     w.ends()
     w.layers(4, False)
-    w.matrix("rec.router.weight", 4, EMBD, 0.7, True)
+    w.matrix("rec.router.weight", 4, EMBD, gain=0.7, exact=True)
     w.vector("rec.router.bias", 4, 0, 0.1)
     w.write(f"{out}/mor-token.gguf", "mor", {"recursion.count": 4, "recursion.router": "token"})
     for sharing in ("middle_cycle", "cycle", "middle_sequence", "sequence"):
@@ -379,7 +313,7 @@ def main(out):
     w = Weights(13)
     w.ends()
     w.layers(2, True)
-    w.matrix("exit_gate.weight", 1, EMBD, 0.7, True)
+    w.matrix("exit_gate.weight", 1, EMBD, gain=0.7, exact=True)
     w.vector("exit_gate.bias", 1, -0.5, 0)
     w.write(f"{out}/ouro.gguf", "ouro", {"num_loops": 4, "skip_loop_final_norm": False,
                                         "early_exit_threshold": 1.0})
@@ -396,8 +330,7 @@ def main(out):
     w.write(f"{out}/nanbeige.gguf", "nanbeige", {"num_loops": 3})
     case("nanbeige", "nanbeige", "", looped(w, ids, 2, 3, False))
     case("nanbeige-skip", "nanbeige", "skip=true", looped(w, ids, 2, 3, False, skip=True))
-    with open(f"{out}/cases.txt", "w") as f:
-        f.write("\n".join(cases) + "\n")
+    folder.close()
 
 
 main(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)))
