@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "bench/gen.h"
+#include "bench/median.h"
 #include "moe/base/osfile.h"
 #include "moe/tessera.h"
 
@@ -121,18 +122,6 @@ static enum status run_text(tessera_engine *e, struct text *t, int which, int n_
     return st;
 }
 
-static int by_size(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(struct phase *p, int rounds)
-{
-    qsort(p->seconds, (size_t)rounds, sizeof *p->seconds, by_size);
-    return p->seconds[rounds / 2];
-}
-
 static double work(const struct tessera_step_kind *k, bool bytes)
 {
     return bytes ? (double)k->bytes : (double)k->macs;
@@ -156,10 +145,10 @@ static double predict(const struct kinds *full, const struct kinds *p, bool byte
 
 static void print(struct text *t, int n_ctx, int rounds)
 {
-    const double pp = median(&t[0].prompt, rounds), tg = median(&t[0].decode, rounds);
+    const double pp = median(t[0].prompt.seconds, rounds), tg = median(t[0].decode.seconds, rounds);
     const double row = 2.0 * HEADS_KV * HEAD_DIM * 2; /* K and V of a layer, halves */
     for (int i = 0; i < RATIOS; i++) {
-        const double a = median(&t[i].prompt, rounds), b = median(&t[i].decode, rounds);
+        const double a = median(t[i].prompt.seconds, rounds), b = median(t[i].decode.seconds, rounds);
         const double wa = pp * predict(&t[0].prompt.kinds, &t[i].prompt.kinds, false);
         const double wb = tg * predict(&t[0].decode.kinds, &t[i].decode.kinds, true);
         printf("| %d | %.2f | %.1f | %.1f | %.0f %% | %.2f | %.2f | %.0f %% | %.1f | %.1f |\n", n_ctx,
@@ -220,7 +209,7 @@ int main(int argc, char **argv)
     }
     for (int i = 0; i < n_sizes; i++)
         if (ctx[i] < 64) argc = 0;
-    if (argc < 2 || n_tokens < 4 || rounds < 1 || rounds > ROUNDS_MAX || piece < 1) {
+    if (argc < 2 || argv[1][0] == '-' || n_tokens < 4 || rounds < 1 || rounds > ROUNDS_MAX || piece < 1) {
         (void)fprintf(stderr, "usage: concepts DIR [--ctx N,N..] [--tokens N] [--rounds N] [--type T] "
                               "[-ub N]\n");
         return 2;

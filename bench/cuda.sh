@@ -7,11 +7,11 @@
 # In this order, most important first; what no time is left for is a line "skipped":
 #   check      every kernel against the CPU's, bit by bit
 #   kernels    their speed, beside the card's own copy
-#   sanitize   compute-sanitizer's four tools over some of them
-#   models     architectures (DIR/*.gguf; --models): logits with experts on the card, bit by bit
-#   budget     --vram 2G while it decodes: what nvidia-smi sees beyond what was in use before
-#   decode     all, 75, 50 and 25 % of the experts on the card: tokens/s, beside the two-sided bound of
+#   decode     all, 75, 50 and 25 % of the experts on the card: ms per token, beside the two-sided bound of
 #              bytes and measured rates, and beside llama.cpp's best -ncmoe in the same memory (--peer)
+#   budget     --vram 2G while it decodes: what nvidia-smi sees beyond what was in use before
+#   models     architectures (DIR/*moe*.gguf; --models): logits with experts on the card, bit by bit
+#   sanitize   compute-sanitizer's four tools over some of the kernels
 #
 # It builds for the card's architecture when it can.  A machine without our libraries and compilers gets
 # a bundle, made elsewhere by --make-bundle (after `make && make cuda tools`): program, plugin, checker,

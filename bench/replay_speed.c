@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "bench/median.h"
 #include "moe/base/osfile.h"
 #include "moe/load/trace.h"
 #include "offload/replay.h"
@@ -55,12 +56,6 @@ static bool repeat(const struct trace_events *v, uint32_t want, struct trace_eve
     return true;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 int main(int argc, char **argv)
 {
     struct trace *t;
@@ -98,9 +93,8 @@ int main(int argc, char **argv)
             }
             s[i] = os_seconds() - start;
         }
-        qsort(s, 5, sizeof *s, by_value);
         printf("%-8s %7.2f M accesses/s, %5.1f %% hits\n", policy_name((enum policy_kind)k),
-               1e-6 * (double)out.uses / s[2], 100.0 * (double)out.hits / (double)out.uses);
+               1e-6 * (double)out.uses / median(s, 5), 100.0 * (double)out.hits / (double)out.uses);
     }
     struct rusage use;
     (void)getrusage(RUSAGE_SELF, &use);

@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "bench/gen.h"
+#include "bench/median.h"
 #include "moe/base/osfile.h"
 #include "moe/tessera.h"
 
@@ -44,12 +45,6 @@ static int fail(const struct err *e)
 {
     (void)fprintf(stderr, "saved: %s\n", e->msg);
     return 1;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* The deepest first: the others are judged by it. */
@@ -133,15 +128,14 @@ static enum status decode(struct bench_case *c, int n_tokens, int round, struct 
 
 static void print(struct bench_case *c, int n, int rounds)
 {
-    const struct bench_case *full = NULL;
+    struct bench_case *full = NULL;
     printf("| model | mean depth | tokens/s | MB read per token | GMAC per token | predicted tokens/s |"
            " reached | KiB of K and V per token | derived |\n|---|---|---|---|---|---|---|---|---|\n");
     for (int i = 0; i < n; i++) {
         struct bench_case *b = &c[i];
-        qsort(b->seconds, (size_t)rounds, sizeof *b->seconds, by_size);
+        const double t = median(b->seconds, rounds);
         if (!full || strncmp(full->name, b->name, 4)) full = b;
-        const double t = b->seconds[rounds / 2];
-        const double want = full->seconds[rounds / 2] * b->bytes / full->bytes;
+        const double want = median(full->seconds, rounds) * b->bytes / full->bytes;
         /* Exits leave K and V in every slot; recursions only where a token is. */
         const double deep = b->exit_at > 0 ? 4 : b->depth;
         const double kv = 2.0 * b->kv_values * (b->layers_all + b->layers_rec * deep) / 1024;
@@ -239,10 +233,7 @@ static int batches(struct bench_case *deep, struct bench_case *flat, struct benc
                 t[i][k][r] = b[i][k].seconds;
             }
     for (int i = 0; i < SIZES; i++) {
-        for (int k = 0; k < 3; k++) {
-            qsort(t[i][k], (size_t)rounds, sizeof t[i][k][0], by_size);
-            b[i][k].seconds = t[i][k][rounds / 2];
-        }
+        for (int k = 0; k < 3; k++) b[i][k].seconds = median(t[i][k], rounds);
         cost.block_s[i] = (b[i][0].seconds - b[i][1].seconds) / 2;
         cost.rest_s[i] = b[i][1].seconds - cost.block_s[i];
     }
@@ -314,7 +305,8 @@ int main(int argc, char **argv)
             type = (unsigned)qtype_by_name(argv[++i])->id;
         else argc = 0;
     }
-    if (argc < 2 || n_tokens < 1 || (sessions && n_tokens > TOKENS_MAX) || rounds < 1 || rounds > ROUNDS_MAX) {
+    if (argc < 2 || argv[1][0] == '-' || n_tokens < 1 || (sessions && n_tokens > TOKENS_MAX) ||
+        rounds < 1 || rounds > ROUNDS_MAX) {
         (void)fprintf(stderr, "usage: saved DIR [--type T] [--tokens N] [--rounds N] [--mor] [--ouro] "
                       "[--sessions]\n");
         return 2;

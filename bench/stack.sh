@@ -18,6 +18,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 tessera=$root/tessera stack='' model='' imatrix='' text='' quantize='' out='' chunks=40 points=16 threads=''
 types='IQ2_XXS IQ2_XS IQ2_S IQ3_XXS Q2_K Q3_K_M IQ4_XS Q4_K_M Q5_K_M Q6_K'
 while [ $# -gt 0 ]; do
+    case $1 in -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
     [ $# -ge 2 ] || die "$1 wants a value" 2
     case $1 in
     --tessera) tessera=$2 ;;
