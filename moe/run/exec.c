@@ -13,10 +13,10 @@
 #include <string.h>
 
 #include "moe/base/osfile.h"
-#include "moe/run/informed.h"
 #include "moe/run/chunk_run.h"
 #include "moe/run/depth_run.h"
 #include "moe/run/exec_part.h"
+#include "moe/run/informed.h"
 #include "quant/codec.h"
 #include "quant/stack.h"
 #include "routing/choice.h"

@@ -12,6 +12,7 @@
  *
  * Pure functions of the engine's description; no memory is taken here. */
 #include "moe/run/engine_int.h"
+#include "moe/run/informed.h"
 
 enum { CTX_DEFAULT = 8192, CTX_MIN = 256, CTX_ALL_RAM = 1024, ROWS_MIN = 32 };
 static const uint64_t BESIDE_BYTES = 64u << 20;
@@ -92,7 +93,8 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
     const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
-                         rows + vocab + stack_bytes(e) + forecast_bytes(&e->forecast);
+                         rows + vocab + stack_bytes(e) + forecast_bytes(&e->forecast) +
+                         (e->approx ? e->approx->bytes : 0);
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 

@@ -83,9 +83,9 @@ static enum status take(struct forecasters *f, const struct gguf *g, struct err 
                          *bias = list(g, "tessera.forecasters.judge_bias", GGUF_F32, parts),
                          *q = list(g, "tessera.forecasters.quantiles", GGUF_F32, 101),
                          *kl = list(g, "tessera.forecasters.kl", GGUF_F32, prices);
-    if (!n_embd || n_embd > SIDE_MAX || !rank || rank > 256 || !parts || parts > SIDE_MAX || !op ||
-        !bias || !q || !kl || prices > APPROX_PRICES || t->type != T_F32 ||
-        t->dim[0] != (uint64_t)approx_floats((int)n_embd, (int)rank))
+    if (gguf_n_shards(g) != 1 || !n_embd || n_embd > SIDE_MAX || !rank || rank > APPROX_RANK_MAX ||
+        !parts || parts > SIDE_MAX || !op || !bias || !q || !kl || prices > APPROX_PRICES ||
+        t->type != T_F32 || t->dim[0] != (uint64_t)approx_floats((int)n_embd, (int)rank))
         return err_set(e, ERR_SHAPE, "%s: the forecasters' sizes do not suit each other", path);
     f->n_embd = (int)n_embd;
     f->rank = (int)rank;
@@ -186,6 +186,8 @@ enum status approx_open(struct tessera_engine *e, const char *path, struct err *
     if (!s && path && (f.model_hash != e->identity || f.n_embd != e->hp.n_embd))
         s = err_set(err, ERR_SHAPE, "%s was fitted to another model: `tessera trace --fit-forecasters` "
                     "fits it to this one", path);
+    a->bytes = sizeof(float) * (2 * (uint64_t)e->opt.n_ubatch * (uint64_t)e->hp.n_embd +
+                                (uint64_t)approx_floats(f.n_embd, f.rank) * (uint64_t)f.n_parts);
     if (!s && path) approx_take(a, &f);
     else forecasters_free(&f);
     if (s) approx_close(a);
