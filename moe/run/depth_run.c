@@ -21,8 +21,7 @@
 static float *row_for(const struct tessera_engine *e, int buf, int at)
 {
     const struct dev_buf *f = &e->buf[buf];
-    const int row = dev_row_in(&e->set[f->rows], at);
-    return (float *)(void *)(f->base + (uint64_t)f->stride * (uint64_t)row);
+    return dev_buf_floats(f, dev_row_in(&e->set[f->rows], at));
 }
 
 /* What a router decides for one row: fills out and says if it goes on. */

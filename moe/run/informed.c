@@ -216,11 +216,6 @@ void approx_set(struct approx *a, enum approx_mode mode, double share)
     a->rows = a->rows_on = a->skipped = 0;
 }
 
-static float *row_of(const struct dev_buf *b, int r)
-{
-    return (float *)(void *)(b->base + (uint64_t)b->stride * (uint64_t)r);
-}
-
 static bool drawn(const struct approx *a, int part, int32_t pos)
 {
     uint64_t x = (uint64_t)part << 32 | (uint32_t)pos;
@@ -251,8 +246,8 @@ void approx_end(struct tessera_engine *e, int i)
     const int n = e->set[out->rows].n, d = e->hp.n_embd;
     for (int r = 0; r < n; r++) {
         float *z = a->z + (size_t)r * (size_t)d;
-        if (a->see) memcpy(z, row_of(out, r), sizeof *z * (size_t)d);
-        else if (a->on[r]) memcpy(row_of(out, r), z, sizeof *z * (size_t)d);
+        if (a->see) memcpy(z, dev_buf_floats(out, r), sizeof *z * (size_t)d);
+        else if (a->on[r]) memcpy(dev_buf_floats(out, r), z, sizeof *z * (size_t)d);
     }
     if (a->see && n) a->see(a->see_arg, part, n, a->x, a->z);
     memset(a->on, 0, (size_t)n);
@@ -273,10 +268,10 @@ int approx_at(struct tessera_engine *e, int i)
     int n_on = 0;
     for (int r = 0; r < set->n; r++) {
         if (a->see) {
-            memcpy(a->x + (size_t)r * d, row_of(in, r), sizeof *a->x * d);
+            memcpy(a->x + (size_t)r * d, dev_buf_floats(in, r), sizeof *a->x * d);
             continue;
         }
-        a->on[r] = decide(a, part, row_of(in, r), e->row[dev_row_at(set, r)].pos,
+        a->on[r] = decide(a, part, dev_buf_floats(in, r), e->row[dev_row_at(set, r)].pos,
                           a->z + (size_t)r * d);
         n_on += a->on[r];
     }
@@ -288,7 +283,7 @@ int approx_at(struct tessera_engine *e, int i)
     a->skipped++;
     a->open = -1;
     for (int r = 0; r < set->n; r++)
-        memcpy(row_of(&e->buf[p->out], r), a->z + (size_t)r * d, sizeof *a->z * d);
+        memcpy(dev_buf_floats(&e->buf[p->out], r), a->z + (size_t)r * d, sizeof *a->z * d);
     memset(a->on, 0, (size_t)set->n);
     return p->to;
 }
