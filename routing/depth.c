@@ -58,19 +58,3 @@ int depth_capacity(float share, int n)
     const int k = (int)floor((double)share * n * (1 + 1e-6));
     return k < 1 ? 1 : k > n ? n : k;
 }
-
-/* Rank by counting who is better; a session's rows are some thousand at most. */
-static bool better(float a, int i, float b, int k)
-{
-    if (isnan(a) || isnan(b)) return isnan(b) && (!isnan(a) || i < k);
-    return a > b || (!(a < b) && i < k);
-}
-
-void depth_best(const float *logit, int n, int k, unsigned char *in)
-{
-    for (int i = 0; i < n; i++) {
-        int before = 0;
-        for (int j = 0; j < n && before < k; j++) before += better(logit[j], j, logit[i], i);
-        in[i] = before < k;
-    }
-}
