@@ -9,7 +9,7 @@
 #include "moe/run/engine_int.h"
 
 static const char TYPE[] = "tessera.forecasters";
-enum { T_F32 = 0, SIDE_MAX = 1 << 16 };
+enum { SIDE_MAX = 1 << 16 };
 
 /* ---- the side file ---- */
 
@@ -43,7 +43,7 @@ enum status forecasters_write(const struct forecasters *f, const char *model_nam
     gguf_put_array(w, "tessera.forecasters.quantiles", GGUF_F32, f->quantile, 101);
     gguf_put_array(w, "tessera.forecasters.share", GGUF_F32, f->share, (uint64_t)f->n_prices);
     gguf_put_array(w, "tessera.forecasters.kl", GGUF_F32, f->kl, (uint64_t)f->n_prices);
-    gguf_put_tensor(w, "layers", T_F32, 2, dim, dim[0] * dim[1] * sizeof(float));
+    gguf_put_tensor(w, "layers", QTYPE_F32, 2, dim, dim[0] * dim[1] * sizeof(float));
     enum status s = gguf_writer_begin(w, path, e);
     if (!s) s = gguf_writer_data(w, f->data, dim[0] * dim[1] * sizeof(float), e);
     if (!s) s = gguf_writer_end(w, e);
@@ -85,7 +85,7 @@ static enum status take(struct forecasters *f, const struct gguf *g, struct err 
                          *kl = list(g, "tessera.forecasters.kl", GGUF_F32, prices);
     if (gguf_n_shards(g) != 1 || !n_embd || n_embd > SIDE_MAX || !rank || rank > APPROX_RANK_MAX ||
         !parts || parts > SIDE_MAX || !op || !bias || !q || !kl || prices > APPROX_PRICES ||
-        t->type != T_F32 || t->dim[0] != (uint64_t)approx_floats((int)n_embd, (int)rank))
+        t->type != QTYPE_F32 || t->dim[0] != (uint64_t)approx_floats((int)n_embd, (int)rank))
         return err_set(e, ERR_SHAPE, "%s: the forecasters' sizes do not suit each other", path);
     f->n_embd = (int)n_embd;
     f->rank = (int)rank;
