@@ -58,8 +58,7 @@ enum status arch_find(const struct gguf *g, const struct arch **out, struct err 
     enum status s = gguf_get_str(g, "general.architecture", &name, e);
     if (s) return s;
     for (int i = 0; i < N_ARCH; i++) {
-        const char *known = registry[i]->name;
-        if (strlen(known) == name.n && !memcmp(known, name.s, name.n)) {
+        if (gguf_str_is(name, registry[i]->name)) {
             *out = registry[i];
             return OK;
         }

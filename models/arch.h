@@ -237,8 +237,6 @@ void block_attention(struct block *k, int l, int *x);      /* opens layer l; add
                                                               V: all behind it need only those */
 void block_feed_forward(struct block *k, int l, int x, int router); /* adds to x; router 0 = from
                                                               the normed x */
-/* A router's logits: its matrix decides, so it must not be quantised. */
-int block_router(struct block *k, const char *step, const char *name, int n, int x);
 void block_layer(struct block *k, int l, int *x);          /* both, with experts or without */
 int block_kv_slot(struct block *k);                        /* a slot for the rows at hand */
 int block_last_norm(struct block *k, int x);               /* these two are block_end */

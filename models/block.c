@@ -422,11 +422,6 @@ void block_feed_forward(struct block *k, int l, int x, int logits)
 
 /* ---- the model ---- */
 
-int block_router(struct block *k, const char *step, const char *name, int n, int x)
-{
-    return build_router(k->b, step, name, n, x);
-}
-
 int block_begin(struct block *k, struct build *b, const struct hparams *h,
                 const struct block_style *style)
 {

@@ -149,8 +149,8 @@ static int boundaries(struct block *k, int x, int set)
     struct build *b = k->b;
     const struct concept_params *p = &k->h->concept;
     const int n = k->h->n_embd;
-    const int q = block_router(k, "router_q", "concept.router_q.weight", n, x);
-    const int key = block_router(k, "router_k", "concept.router_k.weight", n, x);
+    const int q = build_router(b, "router_q", "concept.router_q.weight", n, x);
+    const int key = build_router(b, "router_k", "concept.router_k.weight", n, x);
     build_l2_norm(b, "router_q", q, 1, n, 1e-12f);
     build_l2_norm(b, "router_k", key, 1, n, 1e-12f);
     return build_boundary(b, "boundary", p->previous ? key : q, p->previous ? q : key,

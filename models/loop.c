@@ -43,7 +43,7 @@ static int exit_step(struct block *k, int t, int n, int before, int set)
 {
     struct build *b = k->b;
     const struct loop_params *p = &k->h->loop;
-    int u = block_router(k, "exit_gate", "exit_gate.weight", 1, n);
+    int u = build_router(b, "exit_gate", "exit_gate.weight", 1, n);
     if (build_has(b, "exit_gate.bias", 0))
         build_bias(b, "exit_gate.bias", u, build_vector(b, "exit_gate.bias", 0, 1));
     return build_depth(b, "exit", u, before, 3, (struct depth_params){

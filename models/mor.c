@@ -202,7 +202,7 @@ static int router_linear(struct block *k, const char *name, int r, int n, int x)
 {
     char full[64];
     (void)snprintf(full, sizeof full, name, r);
-    int u = block_router(k, "router", full, n, x);
+    int u = build_router(k->b, "router", full, n, x);
     if (k->h->rec.temp < 1 || k->h->rec.temp > 1)
         build_scale(k->b, "router_temp", u, 1.0f / k->h->rec.temp);
     return u;

@@ -23,7 +23,7 @@
  * is waited for: what a step computes follows from how many of its levels are there.
  *
  * One thread, the executor's, makes all the calls; the loaders only report.  Allocates at open and
- * in resid_apply(), never between. */
+ * in resid_begin() and resid_apply(), never between. */
 #ifndef OFFLOAD_RESIDENCY_H
 #define OFFLOAD_RESIDENCY_H
 

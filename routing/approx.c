@@ -31,8 +31,7 @@ float approx_judge(const struct approx_layer *l, const float *x, float scale)
 
 void approx_apply(const struct approx_layer *l, const float *x, float scale, float *out)
 {
-    enum { RANK = 256 };
-    float mid[RANK];
+    float mid[APPROX_RANK_MAX];
     for (int k = 0; k < l->rank; k++) {
         const float *w = l->down + (long)k * l->n;
         float sum = 0;

@@ -9,8 +9,10 @@
 #ifndef ROUTING_APPROX_H
 #define ROUTING_APPROX_H
 
+enum { APPROX_RANK_MAX = 256 };
+
 struct approx_layer {
-    int n, rank;
+    int n, rank;        /* rank: at most APPROX_RANK_MAX */
     const float *down;  /* [rank][n] */
     const float *up;    /* [rank][n] */
     const float *bias;  /* [n] */

@@ -99,9 +99,8 @@ int choice_gates(const struct route_params *p, const struct elem_kernels *el, co
     if (p->score == ROUTE_SOFTMAX_CHOSEN) el->softmax(n, w);
     if (p->score == ROUTE_SIGMOID) {
         float sum = 0;
-        for (int s = 0; s < n; s++) w[s] = -w[s];
-        el->exp(n, w, w);
-        for (int s = 0; s < n; s++) sum += w[s] = 1.0f / (1.0f + w[s]);
+        elem_sigmoid(el, n, w);
+        for (int s = 0; s < n; s++) sum += w[s];
         for (int s = 0; s < n; s++) w[s] /= sum > 1e-20f ? sum : 1e-20f;
     }
     for (int s = 0; s < n; s++) {

@@ -3,13 +3,6 @@
 
 #include <math.h>
 
-static float sigmoid(const struct elem_kernels *el, float x)
-{
-    float y = -x;
-    el->exp(1, &y, &y);
-    return 1.0f / (1.0f + y);
-}
-
 float depth_score(enum depth_score score, const struct elem_kernels *el, float logit)
 {
     float y = 2.0f * logit;
@@ -21,7 +14,8 @@ float depth_score(enum depth_score score, const struct elem_kernels *el, float l
     case DEPTH_SIGMOID:
     case DEPTH_SOFTMAX: break;
     }
-    return sigmoid(el, logit);
+    elem_sigmoid(el, 1, &logit);
+    return logit;
 }
 
 void depth_choose(const struct depth_params *p, const struct elem_kernels *el, const float *bias,
@@ -31,8 +25,7 @@ void depth_choose(const struct depth_params *p, const struct elem_kernels *el, c
     float *only = out + 1, *chance = out + 1 + n;
     for (int i = 0; i < n; i++) chance[i] = logit[i];
     if (p->score == DEPTH_SOFTMAX) el->softmax(n, chance);
-    else
-        for (int i = 0; i < n; i++) chance[i] = sigmoid(el, chance[i]);
+    else elem_sigmoid(el, n, chance);
     int best = 0;
     for (int i = 0; i < n; i++) {
         chance[i] *= p->alpha;
@@ -53,7 +46,8 @@ void depth_exit(const struct depth_params *p, const struct elem_kernels *el, flo
                 const float *before, float *out)
 {
     const float left = before ? before[0] : 1, sum = before ? before[1] : 0;
-    const float stop = sigmoid(el, logit), chance = p->step == p->n_steps ? left : stop * left;
+    const float stop = depth_score(DEPTH_SIGMOID, el, logit);
+    const float chance = p->step == p->n_steps ? left : stop * left;
     out[0] = left * (1.0f - stop);
     out[1] = sum + chance;
     out[2] = chance;
@@ -63,20 +57,4 @@ int depth_capacity(float share, int n)
 {
     const int k = (int)floor((double)share * n * (1 + 1e-6));
     return k < 1 ? 1 : k > n ? n : k;
-}
-
-/* Rank by counting who is better; a session's rows are some thousand at most. */
-static bool better(float a, int i, float b, int k)
-{
-    if (isnan(a) || isnan(b)) return isnan(b) && (!isnan(a) || i < k);
-    return a > b || (!(a < b) && i < k);
-}
-
-void depth_best(const float *logit, int n, int k, unsigned char *in)
-{
-    for (int i = 0; i < n; i++) {
-        int before = 0;
-        for (int j = 0; j < n && before < k; j++) before += better(logit[j], j, logit[i], i);
-        in[i] = before < k;
-    }
 }

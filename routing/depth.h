@@ -35,7 +35,4 @@ void depth_exit(const struct depth_params *p, const struct elem_kernels *el, flo
  * the fraction that was meant: 3/7 of 7 rows are 3. */
 int depth_capacity(float share, int n);
 
-/* Marks in `in` the k rows of the highest logits (ties: the lower row first; NaN last). */
-void depth_best(const float *logit, int n, int k, unsigned char *in);
-
 #endif

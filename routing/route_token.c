@@ -7,13 +7,8 @@ enum { GROUPS_MAX = 64 };
 
 static void scores(const struct route_params *p, const struct elem_kernels *el, float *x)
 {
-    if (p->score == ROUTE_SOFTMAX) {
-        el->softmax(p->n_expert, x);
-    } else if (p->score == ROUTE_SIGMOID) {
-        for (int i = 0; i < p->n_expert; i++) x[i] = -x[i];
-        el->exp(p->n_expert, x, x);
-        for (int i = 0; i < p->n_expert; i++) x[i] = 1.0f / (1.0f + x[i]);
-    }
+    if (p->score == ROUTE_SOFTMAX) el->softmax(p->n_expert, x);
+    if (p->score == ROUTE_SIGMOID) elem_sigmoid(el, p->n_expert, x);
 }
 
 /* A strict order, so that the lower id stays before on ties; a NaN comes after every number. */

@@ -40,6 +40,15 @@ struct dev_buf {
     int rows;        /* row set */
 };
 
+static inline char *dev_buf_row(const struct dev_buf *b, int r)
+{
+    return b->base + (uint64_t)b->stride * (uint64_t)r;
+}
+static inline float *dev_buf_floats(const struct dev_buf *b, int r)
+{
+    return (float *)(void *)dev_buf_row(b, r);
+}
+
 /* A weight view resolved to pinned bytes. */
 struct dev_weight {
     const void *data;     /* first matrix (tiles, rows or vector); NULL for expert banks; of a

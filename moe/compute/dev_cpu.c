@@ -63,12 +63,12 @@ static uint64_t round64(uint64_t n) { return (n + 63) & ~(uint64_t)63; }
 
 static char *row_of(const struct dev_bind *b, int buf, int row)
 {
-    return b->buf[buf].base + (uint64_t)b->buf[buf].stride * (uint64_t)row;
+    return dev_buf_row(&b->buf[buf], row);
 }
 
 static float *frow(const struct dev_bind *b, int buf, int row)
 {
-    return (float *)(void *)row_of(b, buf, row);
+    return dev_buf_floats(&b->buf[buf], row);
 }
 
 static int n_rows_of(const struct op *op, const struct dev_bind *b)
@@ -149,28 +149,22 @@ static void rope_row(const struct rope_params *p, const float *divisor, int32_t 
     }
 }
 
-static float sigmoid1(const struct elem_kernels *el, float x)
-{
-    float y = -x;
-    el->exp(1, &y, &y);
-    return 1.0f / (1.0f + y);
-}
-
 /* y *= sigmoid(x); x is as wide as y, or one value for the row. */
 static void gate_row(const struct elem_kernels *el, int n, const float *x, int n_x, float *y)
 {
     enum { CHUNK = 256 };
     float e[CHUNK];
     if (n_x == 1) {
-        const float g = sigmoid1(el, x[0]);
+        float g = x[0];
+        elem_sigmoid(el, 1, &g);
         for (int i = 0; i < n; i++) y[i] *= g;
         return;
     }
     for (int at = 0; at < n; at += CHUNK) {
         const int m = n - at < CHUNK ? n - at : CHUNK;
-        for (int i = 0; i < m; i++) e[i] = -x[at + i];
-        el->exp(m, e, e);
-        for (int i = 0; i < m; i++) y[at + i] *= 1.0f / (1.0f + e[i]);
+        memcpy(e, x + at, sizeof *e * (size_t)m);
+        elem_sigmoid(el, m, e);
+        for (int i = 0; i < m; i++) y[at + i] *= e[i];
     }
 }
 

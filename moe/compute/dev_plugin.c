@@ -20,11 +20,18 @@ static bool program_dir(char *dir, size_t n)
     return true;
 }
 
+/* The folder that the user names; NULL = none. */
+static const char *plugin_dir(void)
+{
+    const char *named = getenv("TESSERA_PLUGINS");
+    return named && *named ? named : NULL;
+}
+
 static bool find(const char *name, char *path, size_t n)
 {
     char dir[900];
-    const char *named = getenv("TESSERA_PLUGINS");
-    if (named && *named) {
+    const char *named = plugin_dir();
+    if (named) {
         (void)snprintf(path, n, "%s/tessera_%s.so", named, name);
         return !access(path, R_OK);
     }
@@ -39,9 +46,9 @@ const struct dev_api *dev_plugin(const char *name, struct err *e)
 {
     char path[1024];
     if (!find(name, path, sizeof path)) {
+        const char *named = plugin_dir();
         (void)err_set(e, ERR_MISSING, "there is no plugin tessera_%s.so %s%s", name,
-                      getenv("TESSERA_PLUGINS") ? "in " : "beside the program (`make cuda`)",
-                      getenv("TESSERA_PLUGINS") ? getenv("TESSERA_PLUGINS") : "");
+                      named ? "in " : "beside the program (`make cuda`)", named ? named : "");
         return NULL;
     }
     void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);

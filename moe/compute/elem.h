@@ -87,11 +87,19 @@ struct elem_kernels {
     void (*attn_latent[2])(int dk, int dv, int n_q, float scale, int n_rows,
                            const struct attn_row *rows);
     /* y[i] = exp(x[i]) within 1.1 ulp; a result below 2^-126 is +0, above FLT_MAX +inf.  For tests
-     * and as the definition of exp (elem_int.h). */
+     * and as the definition of exp (elem_exp.h). */
     void (*exp)(int n, const float *x, float *y);
 };
 
 /* The kernels of a tier, which the machine must have (cpu_tier_best).  Valid forever. */
 const struct elem_kernels *elem_kernels(enum cpu_tier tier);
+
+/* x = 1 / (1 + exp(-x)). */
+static inline void elem_sigmoid(const struct elem_kernels *el, int n, float *x)
+{
+    for (int i = 0; i < n; i++) x[i] = -x[i];
+    el->exp(n, x, x);
+    for (int i = 0; i < n; i++) x[i] = 1.0f / (1.0f + x[i]);
+}
 
 #endif

@@ -25,7 +25,7 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 static float *frow(const struct dev_bind *b, int buf, int row)
 {
-    return (float *)(void *)(b->buf[buf].base + (uint64_t)b->buf[buf].stride * (uint64_t)row);
+    return dev_buf_floats(&b->buf[buf], row);
 }
 
 static size_t stride_of(const struct dev_bind *b, int buf)

@@ -9,8 +9,7 @@
 
 static float *row(const struct tessera_engine *e, int buf, int r)
 {
-    const struct dev_buf *f = &e->buf[buf];
-    return (float *)(void *)(f->base + (uint64_t)f->stride * (uint64_t)r);
+    return dev_buf_floats(&e->buf[buf], r);
 }
 
 /* A walk over the rows of an op's set, segment by segment. */

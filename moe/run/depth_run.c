@@ -15,14 +15,14 @@
 #include <string.h>
 
 #include "moe/run/chunk_run.h"
+#include "routing/choice.h"
 #include "routing/depth.h"
 
 /* The row of a buffer of any set that belongs to row `at` of the step. */
 static float *row_for(const struct tessera_engine *e, int buf, int at)
 {
     const struct dev_buf *f = &e->buf[buf];
-    const int row = dev_row_in(&e->set[f->rows], at);
-    return (float *)(void *)(f->base + (uint64_t)f->stride * (uint64_t)row);
+    return dev_buf_floats(f, dev_row_in(&e->set[f->rows], at));
 }
 
 /* What a router decides for one row: fills out and says if it goes on. */
@@ -64,7 +64,6 @@ static bool one_row(const struct tessera_engine *e, const struct op *op,
 /* Of each session's rows in the step the best ones, among those that are in the set at hand. */
 static void keep_best(struct tessera_engine *e, const struct op *op, const struct dev_rows *from)
 {
-    int all = 0;
     for (int r = 0, end; r < from->n; r = end) {
         const int session = e->row[dev_row_at(from, r)].session;
         for (end = r; end < from->n; end++) {
@@ -72,9 +71,8 @@ static void keep_best(struct tessera_engine *e, const struct op *op, const struc
             if (e->row[at].session != session) break;
             e->logit[end] = row_for(e, op->in[0], at)[0];
         }
-        all = e->input[session].n;
-        const int k = depth_capacity(op->p.depth.share, all);
-        depth_best(e->logit + r, end - r, k < end - r ? k : end - r, e->pass + r);
+        const int n = end - r, k = depth_capacity(op->p.depth.share, e->input[session].n);
+        choice_take(e->logit + r, n, k < n ? k : n, e->pass + r);
     }
 }
 

@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include "moe/base/machine.h"
-#include "moe/run/informed.h"
 #include "moe/run/depth_run.h"
+#include "moe/run/informed.h"
 
 enum { UBATCH_DEFAULT = 512, UBATCH_MAX = 16384, WHOLE_CTX = 2048 };
 
@@ -490,6 +490,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
     if (!s && e->hp.denoise.sees) s = whole_texts(e, err);
     if (!s) s = layout_kv(e, err);
     if (!s) s = make_plans(e, err);
+    if (!s && o->forecasters) s = approx_open(e, o->forecasters, err);
     if (!s) {
         e->logits_stride = (uint32_t)(((uint64_t)e->model.n_vocab * sizeof(float) + 63) & ~63u);
         ledger_init(&e->ledger, e->opt.mem_budget);
@@ -512,13 +513,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         tessera_close(e);
         return s;
     }
-    if (o->forecasters) {
-        if ((s = approx_open(e, o->forecasters, err))) {
-            tessera_close(e);
-            return s;
-        }
-        approx_set(e->approx, APPROX_JUDGE, (double)o->approximate);
-    }
+    if (e->approx) approx_set(e->approx, APPROX_JUDGE, (double)o->approximate);
     *out = e;
     return OK;
 }

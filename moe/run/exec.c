@@ -13,10 +13,10 @@
 #include <string.h>
 
 #include "moe/base/osfile.h"
-#include "moe/run/informed.h"
 #include "moe/run/chunk_run.h"
 #include "moe/run/depth_run.h"
 #include "moe/run/exec_part.h"
+#include "moe/run/informed.h"
 #include "quant/codec.h"
 #include "quant/stack.h"
 #include "routing/choice.h"
@@ -63,12 +63,16 @@ static void bind_buffers(struct exec *x)
 
 enum { ROUTE_ROWS = 32, ROUTE_EXPERTS = 4096 };
 
+static float *router_logits(const struct exec *x, int r)
+{
+    return dev_buf_floats(&x->e->buf[x->route_op->in[0]], r);
+}
+
 static void route_task(void *arg, int task, int worker)
 {
     (void)worker;
     struct exec *x = arg;
     const struct route_params *p = &x->route_op->p.moe.route;
-    const struct dev_buf *logits = &x->e->buf[x->route_op->in[0]];
     const struct elem_kernels *el = elem_kernels(x->e->tier);
     const int n = x->route.n_rows;
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
@@ -77,7 +81,7 @@ static void route_task(void *arg, int task, int worker)
     const float *scale = weight[1] < 0 ? NULL : x->e->weight[weight[1]].data;
     float pick[ROUTE_EXPERTS];
     for (int r = task * ROUTE_ROWS; r < end; r++) {
-        float *l = (float *)(void *)(logits->base + (size_t)logits->stride * (size_t)r);
+        float *l = router_logits(x, r);
         int32_t *id = x->ctl.id + r * p->n_used;
         float *w = x->ctl.w + r * p->n_used;
         if (x->part && x->part->expert) {
@@ -91,12 +95,6 @@ static void route_task(void *arg, int task, int worker)
 
 /* ---- choose: experts take rows ---- */
 
-static float *choice_logits(const struct exec *x, int r)
-{
-    const struct dev_buf *logits = &x->e->buf[x->route_op->in[0]];
-    return (float *)(void *)(logits->base + (size_t)logits->stride * (size_t)r);
-}
-
 static void score_task(void *arg, int task, int worker)
 {
     (void)worker;
@@ -105,7 +103,7 @@ static void score_task(void *arg, int task, int worker)
     const int n = x->route.n_rows;
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
     for (int r = task * ROUTE_ROWS; r < end; r++) {
-        float *l = choice_logits(x, r);
+        float *l = router_logits(x, r);
         choice_scores(p, elem_kernels(x->e->tier), l);
         for (int k = 0; k < p->n_expert; k++) x->ctl.score[(size_t)k * (size_t)n + (size_t)r] = l[k];
     }
@@ -133,7 +131,7 @@ static void gates_task(void *arg, int task, int worker)
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
     for (int r = task * ROUTE_ROWS; r < end; r++)
         x->ctl.n_of[r] = choice_gates(&x->route_op->p.moe.route, elem_kernels(x->e->tier),
-                                      x->e->choice_scale, choice_logits(x, r), x->ctl.taken + r, n,
+                                      x->e->choice_scale, router_logits(x, r), x->ctl.taken + r, n,
                                       x->ctl.id + (size_t)r * (size_t)slots,
                                       x->ctl.w + (size_t)r * (size_t)slots);
 }
@@ -559,8 +557,7 @@ static void keep_kv(struct exec *x, const struct op *op)
     for (int k = 0; k < 2; k++) {
         const struct dev_buf *b = &x->e->buf[op->in[k]];
         for (int r = 0; r < x->n_rows; r++, at += (size_t)b->width)
-            memcpy(p->keep + at, b->base + (uint64_t)b->stride * (uint64_t)r,
-                   sizeof(float) * (size_t)b->width);
+            memcpy(p->keep + at, dev_buf_row(b, r), sizeof(float) * (size_t)b->width);
     }
     x->put = op;
 }
@@ -581,7 +578,7 @@ static void run_branches(struct exec *x, const struct op *op)
         e->buf[at[1]].base = (char *)(x->part->keep + (size_t)n * dk + (size_t)r * dv);
         submit(x, ops[0], 1);
         for (int k = 2; k < 4; k++)
-            e->buf[at[k]].base = whole[k].base + (uint64_t)whole[k].stride * (uint64_t)r;
+            e->buf[at[k]].base = dev_buf_row(&whole[k], r);
         submit(x, ops[1], 1);
         for (int k = 0; k < 4; k++) e->buf[at[k]] = whole[k];
     }
@@ -862,7 +859,7 @@ static void copy_rows(const struct exec_part *p, const struct dev_buf *b, const 
 {
     const size_t bytes = sizeof(float) * (size_t)p->width;
     for (int r = 0; r < p->n; r++) {
-        char *row = b->base + (uint64_t)b->stride * (uint64_t)r;
+        char *row = dev_buf_row(b, r);
         if (in) memcpy(row, in + (size_t)r * (size_t)p->width, bytes);
         else memcpy(out + (size_t)r * (size_t)p->width, row, bytes);
     }

@@ -93,7 +93,8 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
     const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
-                         rows + vocab + stack_bytes(e) + forecast_bytes(&e->forecast) + approx_bytes(e);
+                         rows + vocab + stack_bytes(e) + forecast_bytes(&e->forecast) +
+                         (e->approx ? e->approx->bytes : 0);
     return (sum + (1u << 20) - 1) >> 20 << 20;
 }
 

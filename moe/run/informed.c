@@ -4,13 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "moe/base/rng.h"
 #include "moe/run/engine_int.h"
 
 static const char TYPE[] = "tessera.forecasters";
-enum { T_F32 = 0, SIDE_MAX = 1 << 16 };
+enum { SIDE_MAX = 1 << 16 };
 
 /* ---- the side file ---- */
 
@@ -44,7 +43,7 @@ enum status forecasters_write(const struct forecasters *f, const char *model_nam
     gguf_put_array(w, "tessera.forecasters.quantiles", GGUF_F32, f->quantile, 101);
     gguf_put_array(w, "tessera.forecasters.share", GGUF_F32, f->share, (uint64_t)f->n_prices);
     gguf_put_array(w, "tessera.forecasters.kl", GGUF_F32, f->kl, (uint64_t)f->n_prices);
-    gguf_put_tensor(w, "layers", T_F32, 2, dim, dim[0] * dim[1] * sizeof(float));
+    gguf_put_tensor(w, "layers", QTYPE_F32, 2, dim, dim[0] * dim[1] * sizeof(float));
     enum status s = gguf_writer_begin(w, path, e);
     if (!s) s = gguf_writer_data(w, f->data, dim[0] * dim[1] * sizeof(float), e);
     if (!s) s = gguf_writer_end(w, e);
@@ -84,9 +83,9 @@ static enum status take(struct forecasters *f, const struct gguf *g, struct err 
                          *bias = list(g, "tessera.forecasters.judge_bias", GGUF_F32, parts),
                          *q = list(g, "tessera.forecasters.quantiles", GGUF_F32, 101),
                          *kl = list(g, "tessera.forecasters.kl", GGUF_F32, prices);
-    if (!n_embd || n_embd > SIDE_MAX || !rank || rank > 256 || !parts || parts > SIDE_MAX || !op ||
-        !bias || !q || !kl || prices > APPROX_PRICES || t->type != T_F32 ||
-        t->dim[0] != (uint64_t)approx_floats((int)n_embd, (int)rank))
+    if (gguf_n_shards(g) != 1 || !n_embd || n_embd > SIDE_MAX || !rank || rank > APPROX_RANK_MAX ||
+        !parts || parts > SIDE_MAX || !op || !bias || !q || !kl || prices > APPROX_PRICES ||
+        t->type != QTYPE_F32 || t->dim[0] != (uint64_t)approx_floats((int)n_embd, (int)rank))
         return err_set(e, ERR_SHAPE, "%s: the forecasters' sizes do not suit each other", path);
     f->n_embd = (int)n_embd;
     f->rank = (int)rank;
@@ -176,14 +175,6 @@ static enum status bind(struct approx *a, const struct tessera_engine *e, struct
     return OK;
 }
 
-uint64_t approx_bytes(const struct tessera_engine *e)
-{
-    struct stat file;
-    if (!e->opt.forecasters || stat(e->opt.forecasters, &file)) return 0; /* opening it says why */
-    return (uint64_t)file.st_size +
-           2 * sizeof(float) * (uint64_t)e->opt.n_ubatch * (uint64_t)e->hp.n_embd;
-}
-
 enum status approx_open(struct tessera_engine *e, const char *path, struct err *err)
 {
     struct approx *a = calloc(1, sizeof *a);
@@ -195,6 +186,8 @@ enum status approx_open(struct tessera_engine *e, const char *path, struct err *
     if (!s && path && (f.model_hash != e->identity || f.n_embd != e->hp.n_embd))
         s = err_set(err, ERR_SHAPE, "%s was fitted to another model: `tessera trace --fit-forecasters` "
                     "fits it to this one", path);
+    a->bytes = sizeof(float) * (2 * (uint64_t)e->opt.n_ubatch * (uint64_t)e->hp.n_embd +
+                                (uint64_t)approx_floats(f.n_embd, f.rank) * (uint64_t)f.n_parts);
     if (!s && path) approx_take(a, &f);
     else forecasters_free(&f);
     if (s) approx_close(a);
@@ -221,11 +214,6 @@ void approx_set(struct approx *a, enum approx_mode mode, double share)
     a->share = share;
     a->threshold = a->f.quantile[i] + (float)(at - i) * (a->f.quantile[i + 1] - a->f.quantile[i]);
     a->rows = a->rows_on = a->skipped = 0;
-}
-
-static float *row_of(const struct dev_buf *b, int r)
-{
-    return (float *)(void *)(b->base + (uint64_t)b->stride * (uint64_t)r);
 }
 
 static bool drawn(const struct approx *a, int part, int32_t pos)
@@ -258,8 +246,8 @@ void approx_end(struct tessera_engine *e, int i)
     const int n = e->set[out->rows].n, d = e->hp.n_embd;
     for (int r = 0; r < n; r++) {
         float *z = a->z + (size_t)r * (size_t)d;
-        if (a->see) memcpy(z, row_of(out, r), sizeof *z * (size_t)d);
-        else if (a->on[r]) memcpy(row_of(out, r), z, sizeof *z * (size_t)d);
+        if (a->see) memcpy(z, dev_buf_floats(out, r), sizeof *z * (size_t)d);
+        else if (a->on[r]) memcpy(dev_buf_floats(out, r), z, sizeof *z * (size_t)d);
     }
     if (a->see && n) a->see(a->see_arg, part, n, a->x, a->z);
     memset(a->on, 0, (size_t)n);
@@ -280,10 +268,10 @@ int approx_at(struct tessera_engine *e, int i)
     int n_on = 0;
     for (int r = 0; r < set->n; r++) {
         if (a->see) {
-            memcpy(a->x + (size_t)r * d, row_of(in, r), sizeof *a->x * d);
+            memcpy(a->x + (size_t)r * d, dev_buf_floats(in, r), sizeof *a->x * d);
             continue;
         }
-        a->on[r] = decide(a, part, row_of(in, r), e->row[dev_row_at(set, r)].pos,
+        a->on[r] = decide(a, part, dev_buf_floats(in, r), e->row[dev_row_at(set, r)].pos,
                           a->z + (size_t)r * d);
         n_on += a->on[r];
     }
@@ -295,7 +283,7 @@ int approx_at(struct tessera_engine *e, int i)
     a->skipped++;
     a->open = -1;
     for (int r = 0; r < set->n; r++)
-        memcpy(row_of(&e->buf[p->out], r), a->z + (size_t)r * d, sizeof *a->z * d);
+        memcpy(dev_buf_floats(&e->buf[p->out], r), a->z + (size_t)r * d, sizeof *a->z * d);
     memset(a->on, 0, (size_t)set->n);
     return p->to;
 }

@@ -51,18 +51,18 @@ struct approx {
     enum approx_mode mode;
     double share;
     float threshold;
-    float *x, *z;                /* [n_ubatch][n_embd] before; in the place of what comes out */
-    unsigned char *on;           /* [n_ubatch] approximated */
+    float *x, *z;                /* [rows][n_embd] before; in the place of what comes out */
+    unsigned char *on;           /* [rows] approximated; rows: n_ubatch as it was asked for */
+    uint64_t bytes;              /* of memory for all of this */
     uint64_t rows, rows_on, skipped; /* rows times parts; of those, approximated; parts not run */
     /* Collecting, to fit: sees hidden states before and behind a part; NULL = nobody does. */
     void (*see)(void *arg, int part, int n, const float *x, const float *z);
     void *see_arg;
 };
 
-/* What opening the engine's side file will take, from above: part of the plan. */
-uint64_t approx_bytes(const struct tessera_engine *e);
-/* For an engine that is open.  path NULL: nothing stands in yet, rows can be collected.  ERR_SHAPE: of
- * another model.  The engine owns it from then on. */
+/* For an engine that is open, without a path: nothing stands in yet, rows can be collected.  With one
+ * it is called before the budget is shared out (fit.c).  ERR_SHAPE: of another model.  The engine owns
+ * it from then on. */
 enum status approx_open(struct tessera_engine *e, const char *path, struct err *err);
 void approx_close(struct approx *a);
 struct approx *approx_of(tessera_engine *e); /* NULL = none */

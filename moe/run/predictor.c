@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "moe/load/gguf.h"
+#include "quant/qtype.h"
 
 static const char TYPE[] = "tessera.predictor";
-enum { T_F32 = 0, SIDE_MAX = 1 << 20, N_ARRAYS = 8 };
+enum { SIDE_MAX = 1 << 20, N_ARRAYS = 8 };
 
 /* The arrays in the order of the file, each with its place in the struct. */
 struct array {
@@ -76,7 +77,7 @@ enum status predictor_write(const struct predictor *p, const char *model_name, c
     gguf_put_u32(w, "tessera.predictor.n_used", (uint32_t)p->path.n_used);
     for (int i = 0; i < N_ARRAYS; i++) {
         const uint64_t dim[2] = {(uint64_t)a[i].cols, (uint64_t)a[i].rows};
-        gguf_put_tensor(w, a[i].name, T_F32, 2, dim, dim[0] * dim[1] * sizeof(float));
+        gguf_put_tensor(w, a[i].name, QTYPE_F32, 2, dim, dim[0] * dim[1] * sizeof(float));
     }
     enum status s = gguf_writer_begin(w, path, e);
     for (int i = 0; i < N_ARRAYS && !s; i++)
@@ -94,8 +95,7 @@ static enum status read_shape(const struct gguf *g, struct predictor *p, struct 
     struct gguf_str type;
     uint64_t layers, experts, used;
     enum status s;
-    if (gguf_get_str(g, "general.type", &type, NULL) || type.n != sizeof TYPE - 1 ||
-        memcmp(type.s, TYPE, type.n))
+    if (gguf_get_str(g, "general.type", &type, NULL) || !gguf_str_is(type, TYPE))
         return err_set(e, ERR_FORMAT, "%s is not a predictor: `tessera trace --train` makes one",
                        path);
     if ((s = gguf_get_u64(g, "tessera.model.hash", &p->model_hash, e)) ||
@@ -125,7 +125,7 @@ static enum status check_tensors(const struct gguf *g, struct predictor *p, stru
     arrays(p, a);
     for (int i = 0; i < N_ARRAYS; i++) {
         const struct gguf_tensor *t = gguf_find_tensor(g, a[i].name);
-        if (!t || t->type != T_F32 || t->n_dims != 2 || t->dim[0] != (uint64_t)a[i].cols ||
+        if (!t || t->type != QTYPE_F32 || t->n_dims != 2 || t->dim[0] != (uint64_t)a[i].cols ||
             t->dim[1] != (uint64_t)a[i].rows)
             return err_set(e, ERR_SHAPE, "%s: tensor %s must be F32 [%d][%d]", gguf_path(g, 0),
                            a[i].name, a[i].rows, a[i].cols);

@@ -324,7 +324,7 @@ static enum status check_saved(const struct tessera_session *s, const struct ggu
     uint64_t hash, type, page;
     enum status st;
     if ((st = gguf_get_str(g, "general.architecture", &arch, err))) return st;
-    if (arch.n != sizeof ARCH - 1 || memcmp(arch.s, ARCH, arch.n))
+    if (!gguf_str_is(arch, ARCH))
         return err_set(err, ERR_FORMAT, "%s is not a saved session", path);
     if ((st = gguf_get_u64(g, "tessera.model.hash", &hash, err)) ||
         (st = gguf_get_u64(g, "tessera.kv.type", &type, err)) ||

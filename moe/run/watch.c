@@ -88,7 +88,7 @@ static float *row_of(const struct tessera_engine *e, int buf, int r)
 {
     const struct watch *w = &e->watch;
     if (w->slot[buf] < 0)
-        return (float *)(void *)(e->buf[buf].base + (uint64_t)e->buf[buf].stride * (uint64_t)r);
+        return dev_buf_floats(&e->buf[buf], r);
     const uint64_t at = (uint64_t)w->slot[buf] * (uint64_t)e->opt.n_ubatch + (uint64_t)r;
     return (float *)w->copies.base + at * w->stride;
 }
@@ -99,8 +99,7 @@ static void copy_rows(struct tessera_engine *e, const struct op *op, int n_rows)
     const int n_heads = op->code == OP_PREPARE ? 1 : op->p.prepare.n_heads;
     const size_t n = (size_t)floats_of(e, op) / (size_t)n_heads;
     for (int r = 0; r < n_rows; r++) {
-        const float *from = (const float *)(const void *)(in->base +
-                                                          (uint64_t)in->stride * (uint64_t)r);
+        const float *from = dev_buf_floats(in, r);
         float *to = row_of(e, op->out[0], r);
         for (int h = 0; h < n_heads; h++)
             memcpy(to + (size_t)h * n,
