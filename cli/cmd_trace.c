@@ -53,6 +53,7 @@ struct recorder {
     struct err watch_err;
     float *before;                 /* [n_vocab] logits of the row before the step */
     struct concept_text concepts;  /* for a page */
+    struct machine machine;        /* the same, of --machine */
     struct sampler sampler;
     int32_t *ids;                  /* [n] the text */
     int n, bos;                    /* bos: tokens at its start that every window begins with */
@@ -302,12 +303,10 @@ static enum status write_files(struct recorder *r, const struct cli_args *a,
     if (r->exporting && s) trace_export_abort(&r->export);
     else if (r->exporting) s = trace_export_close(&r->export, err);
     if (s || !own->html) return s;
-    struct machine m;
     const struct trace_page page = {
         .t = {r->t}, .name = {a->output ? a->output : "this run"}, .tok = tessera_tok(r->e),
-        .concepts = &r->concepts, .machine = a->machine ? &m : NULL};
-    if (a->machine) s = read_speeds(a->machine, &m, err);
-    return s ? s : trace_page_write(&page, own->html, err);
+        .concepts = &r->concepts, .machine = a->machine ? &r->machine : NULL};
+    return trace_page_write(&page, own->html, err);
 }
 
 static int record(const struct cli_args *a, const struct trace_args *own)
@@ -330,6 +329,7 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     set.temp = own->temp;
     set.seed = (uint64_t)own->seed;
     enum status s = describe(r, own->norms, &err);
+    if (!s && own->html && a->machine) s = read_speeds(a->machine, &r->machine, &err);
     r->keeping = a->output || own->html;
     if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
     if (!s) s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
@@ -590,6 +590,7 @@ int cmd_trace(int argc, char **argv)
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc == CLI_GO_ON) rc = check(&a, &own);
     if (rc != CLI_GO_ON) return rc;
+    if (cli_can_write(a.output) || cli_can_write(own.html)) return CLI_ERROR;
     a.n_logits = own.one_by_one ? 1 : a.ubatch; /* all rows, see step() */
     if (own.forecasters) {
         a.n_logits = 64 < a.ubatch ? 64 : a.ubatch;
