@@ -1,5 +1,6 @@
-/* tessera trace: records which experts a model chooses for a text, writes records for other programs,
- * or fits a predictor to them (routing/fit/).  The engine shows every route while the step runs
+/* tessera trace: records which experts a model chooses for a text, writes records for other programs
+ * (moe/load/trace_export.h), draws them (trace_page.h), or fits a predictor to them (routing/fit/); fits
+ * forecasters to a model (trace_fit.h).  The engine shows every route while the step runs
  * (tessera_observe): a record that is kept is bounded by memory alone, one that is only exported
  * (--export without -o) by nothing. */
 #include <errno.h>
