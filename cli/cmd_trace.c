@@ -364,25 +364,24 @@ static int record(const struct cli_args *a, const struct trace_args *own)
 
 static int fit_forecasters(const struct cli_args *a, const struct trace_args *own)
 {
-    struct recorder *r = calloc(1, sizeof *r);
+    tessera_engine *e;
+    int32_t *ids = NULL;
+    int n = 0, bos = 0;
     struct err err;
     err_clear(&err);
-    if (!r) return cli_fail(&(struct err){.code = ERR_MEMORY});
-    int rc = cli_open_engine(a, &r->e);
-    if (!rc && (rc = cli_next_tokens(r->e, "a forecaster"))) cli_close_engine(r->e);
-    if (rc) {
-        free(r);
+    int rc = cli_open_engine(a, &e);
+    if (rc) return rc;
+    if ((rc = cli_next_tokens(e, "a forecaster"))) {
+        cli_close_engine(e);
         return rc;
     }
-    enum status s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
-    cli_interrupt_target(r->e);
-    if (!s) s = trace_fit(r->e, r->ids, r->n, r->bos, a->output, &err);
+    enum status s = cli_text_ids(e, a, own->ids, own->special, &ids, &n, &bos, &err);
+    cli_interrupt_target(e);
+    if (!s) s = trace_fit(e, ids, n, bos, a->output, &err);
     cli_interrupt_target(NULL);
-    rc = s ? cli_fail(&err) : CLI_OK;
-    cli_close_engine(r->e);
-    free(r->ids);
-    free(r);
-    return rc;
+    cli_close_engine(e);
+    free(ids);
+    return s ? cli_fail(&err) : CLI_OK;
 }
 
 /* ---- exporting ---- */
