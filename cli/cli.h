@@ -225,6 +225,9 @@ int cli_exit_code(enum status s);
 enum status cli_read_prompt(const struct cli_args *a, char **text, size_t *n, struct err *e);
 /* A whole file ("-" = stdin), malloc'd and terminated. */
 enum status cli_read_file(const char *path, char **text, size_t *n, struct err *e);
+/* CLI_OK when a file of that name could be written (NULL: none is to be), else the exit code after a
+ * message: asked before hours of work for it.  What is there stays as it is. */
+int cli_can_write(const char *path);
 /* Encodes to a malloc'd array; flags of tok_encode. */
 enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned flags,
                        int32_t **ids, int *n_ids, struct err *e);

@@ -34,6 +34,7 @@ static enum status skip_chunks(struct chunks *t, int first, int most, struct err
 static enum status run_text(struct collector *c, struct chunks *t, const struct cli_args *a,
                             const struct imatrix_args *own, struct err *err)
 {
+    const bool scored = !tessera_model(t->e).sees_both; /* who sees the next token does not predict it */
     enum status s = chunks_read(t, a, own->special ? TOK_SPECIAL : 0, own->chunks, err);
     if (!s) s = skip_chunks(t, own->first, own->chunks, err);
     if (!s) s = chunks_begin(t, err);
@@ -41,12 +42,12 @@ static enum status run_text(struct collector *c, struct chunks *t, const struct 
     for (int i = 0; i < t->n_chunk && !s; i++) {
         s = chunks_run(t, i, true, NULL, NULL, err);
         if (!s && c->err.code) s = err_set(err, c->err.code, "%s", c->err.msg);
-        if (!s) chunks_print(t, i + 1);
+        if (!s && scored) chunks_print(t, i + 1);
         if (!s) (void)fflush(stdout);
     }
     if (s || !t->n_chunk) return s;
-    printf("\n");
-    chunks_print_final(t);
+    if (scored) printf("\n");
+    if (scored) chunks_print_final(t);
     c->m.n_chunks += (uint32_t)t->n_chunk;
     c->m.chunk_size = (uint32_t)t->n_ctx;
     return a->file ? imatrix_add_dataset(&c->m, a->file, err) : OK;
@@ -89,6 +90,7 @@ static int run(struct cli_args *a, const struct imatrix_args *own)
     tessera_engine *e = NULL;
     err_clear(&err);
     err_clear(&c.err);
+    if (cli_can_write(a->output)) return CLI_ERROR;
     enum status s = take_in(&c, &own->in, &err);
     if (!s && (a->file || a->prompt)) {
         chunks_default_ctx(a);

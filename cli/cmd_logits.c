@@ -140,7 +140,7 @@ static int write_logits(struct cli_args *a, const struct logits_args *own, struc
     }
     cli_interrupt_target(e);
     if (tessera_model(e).sees_both && own->decode) {
-        fprintf(stderr, "tessera: --decode: a %s model sees a text as a whole\n",
+        fprintf(stderr, "tessera: --decode: a model of %s sees a text as a whole\n",
                 tessera_model(e).arch);
         osfile_writer_abort(&w);
         cli_close_engine(e);

@@ -163,7 +163,9 @@ static int run(const struct cli_args *a, const struct oracle_args *own, enum ora
     struct oracle_job j = {.a = a, .own = *own, .what = what};
     struct err err;
     err_clear(&err);
-    int rc = cli_open_engine(a, &j.e);
+    int rc = cli_can_write(a->output);
+    if (!rc) rc = cli_can_write(own->html);
+    if (!rc) rc = cli_open_engine(a, &j.e);
     if (!rc && (rc = cli_next_tokens(j.e, "an oracle"))) cli_close_engine(j.e);
     if (rc) return rc;
     enum status s = set_up(&j, &err);

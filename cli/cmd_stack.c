@@ -77,7 +77,7 @@ static enum status open_engine(struct work *w, const char *path, struct err *err
     o.n_logits = o.n_ubatch;
     enum status s = tessera_open(&o, &w->e, err);
     if (!s && tessera_model(w->e).sees_both)
-        s = err_set(err, ERR_UNSUPPORTED, "%s: a stack is measured by the next token, which a %s model "
+        s = err_set(err, ERR_UNSUPPORTED, "%s: a stack is measured by the next token, which a model of %s "
                     "does not have", path, tessera_model(w->e).arch);
     return s;
 }

@@ -1,5 +1,6 @@
-/* tessera trace: records which experts a model chooses for a text, writes records for other programs,
- * or fits a predictor to them (routing/fit/).  The engine shows every route while the step runs
+/* tessera trace: records which experts a model chooses for a text, writes records for other programs
+ * (moe/load/trace_export.h), draws them (trace_page.h), or fits a predictor to them (routing/fit/); fits
+ * forecasters to a model (trace_fit.h).  The engine shows every route while the step runs
  * (tessera_observe): a record that is kept is bounded by memory alone, one that is only exported
  * (--export without -o) by nothing. */
 #include <errno.h>
@@ -53,6 +54,7 @@ struct recorder {
     struct err watch_err;
     float *before;                 /* [n_vocab] logits of the row before the step */
     struct concept_text concepts;  /* for a page */
+    struct machine machine;        /* the same, of --machine */
     struct sampler sampler;
     int32_t *ids;                  /* [n] the text */
     int n, bos;                    /* bos: tokens at its start that every window begins with */
@@ -302,12 +304,10 @@ static enum status write_files(struct recorder *r, const struct cli_args *a,
     if (r->exporting && s) trace_export_abort(&r->export);
     else if (r->exporting) s = trace_export_close(&r->export, err);
     if (s || !own->html) return s;
-    struct machine m;
     const struct trace_page page = {
         .t = {r->t}, .name = {a->output ? a->output : "this run"}, .tok = tessera_tok(r->e),
-        .concepts = &r->concepts, .machine = a->machine ? &m : NULL};
-    if (a->machine) s = read_speeds(a->machine, &m, err);
-    return s ? s : trace_page_write(&page, own->html, err);
+        .concepts = &r->concepts, .machine = a->machine ? &r->machine : NULL};
+    return trace_page_write(&page, own->html, err);
 }
 
 static int record(const struct cli_args *a, const struct trace_args *own)
@@ -330,6 +330,7 @@ static int record(const struct cli_args *a, const struct trace_args *own)
     set.temp = own->temp;
     set.seed = (uint64_t)own->seed;
     enum status s = describe(r, own->norms, &err);
+    if (!s && own->html && a->machine) s = read_speeds(a->machine, &r->machine, &err);
     r->keeping = a->output || own->html;
     if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
     if (!s) s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
@@ -363,25 +364,24 @@ static int record(const struct cli_args *a, const struct trace_args *own)
 
 static int fit_forecasters(const struct cli_args *a, const struct trace_args *own)
 {
-    struct recorder *r = calloc(1, sizeof *r);
+    tessera_engine *e;
+    int32_t *ids = NULL;
+    int n = 0, bos = 0;
     struct err err;
     err_clear(&err);
-    if (!r) return cli_fail(&(struct err){.code = ERR_MEMORY});
-    int rc = cli_open_engine(a, &r->e);
-    if (!rc && (rc = cli_next_tokens(r->e, "a forecaster"))) cli_close_engine(r->e);
-    if (rc) {
-        free(r);
+    int rc = cli_open_engine(a, &e);
+    if (rc) return rc;
+    if ((rc = cli_next_tokens(e, "a forecaster"))) {
+        cli_close_engine(e);
         return rc;
     }
-    enum status s = cli_text_ids(r->e, a, own->ids, own->special, &r->ids, &r->n, &r->bos, &err);
-    cli_interrupt_target(r->e);
-    if (!s) s = trace_fit(r->e, r->ids, r->n, r->bos, a->output, &err);
+    enum status s = cli_text_ids(e, a, own->ids, own->special, &ids, &n, &bos, &err);
+    cli_interrupt_target(e);
+    if (!s) s = trace_fit(e, ids, n, bos, a->output, &err);
     cli_interrupt_target(NULL);
-    rc = s ? cli_fail(&err) : CLI_OK;
-    cli_close_engine(r->e);
-    free(r->ids);
-    free(r);
-    return rc;
+    cli_close_engine(e);
+    free(ids);
+    return s ? cli_fail(&err) : CLI_OK;
 }
 
 /* ---- exporting ---- */
@@ -590,6 +590,7 @@ int cmd_trace(int argc, char **argv)
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc == CLI_GO_ON) rc = check(&a, &own);
     if (rc != CLI_GO_ON) return rc;
+    if (cli_can_write(a.output) || cli_can_write(own.html)) return CLI_ERROR;
     a.n_logits = own.one_by_one ? 1 : a.ubatch; /* all rows, see step() */
     if (own.forecasters) {
         a.n_logits = 64 < a.ubatch ? 64 : a.ubatch;

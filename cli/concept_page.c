@@ -45,8 +45,7 @@ static void words(struct page *p, const struct concept_text *c, const struct tok
     for (int i = 0; i < c->n && i < WORDS; i++) {
         const struct concept_token *t = &c->at[i];
         char s[TOK_PIECE_MAX], tip[64];
-        int k = tok ? tok_piece(tok, t->id, true, s, sizeof s) : snprintf(s, sizeof s, "%d ", t->id);
-        if (k > TOK_PIECE_MAX) k = TOK_PIECE_MAX;
+        const int k = tok ? tok_piece(tok, t->id, true, s, sizeof s) : snprintf(s, sizeof s, "%d ", t->id);
         if (t->begins && i) page_word(p, "\xe2\x94\x82", 3, NAN, "");
         (void)snprintf(tip, sizeof tip, "token %d, chance %.3f", t->id, (double)t->chance);
         page_word(p, s, (size_t)k, (double)t->chance, tip);

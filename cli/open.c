@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "moe/base/machine.h"
+#include "moe/base/osfile.h"
 #include "moe/compute/dev.h"
 #include "moe/load/tok.h"
 
@@ -266,6 +267,19 @@ enum status cli_read_prompt(const struct cli_args *a, char **text, size_t *n, st
     if (!*text) return err_set(e, ERR_MEMORY, "no memory for the prompt");
     *n = a->escape ? cli_unescape(*text) : strlen(*text);
     return OK;
+}
+
+int cli_can_write(const char *path)
+{
+    struct osfile_writer w;
+    struct stat st;
+    struct err err;
+    err_clear(&err);
+    /* A pipe or a device: whoever reads it would take this for all. */
+    if (!path || (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))) return CLI_OK;
+    if (osfile_writer_open(&w, path, &err)) return cli_fail(&err);
+    osfile_writer_abort(&w);
+    return CLI_OK;
 }
 
 enum status cli_encode(const struct tok *t, const char *text, size_t n, unsigned flags,

@@ -43,7 +43,7 @@ enum status oracle_write(const struct oracle_job *j, const char *path, struct er
 static bool says(const struct gguf *g, const char *key, const char *want)
 {
     struct gguf_str s;
-    return !gguf_get_str(g, key, &s, NULL) && s.n == strlen(want) && !memcmp(s.s, want, s.n);
+    return !gguf_get_str(g, key, &s, NULL) && gguf_str_is(s, want);
 }
 
 static enum status damaged(const char *path, struct err *err)
@@ -73,8 +73,8 @@ static enum status take_all(struct oracle_job *j, const struct gguf *g, const st
     if (gguf_get_u64(g, "tessera.model.hash", &hash, NULL) || hash != tessera_model(j->e).hash)
         return err_set(err, ERR_SHAPE, "%s is of another model: name another file, or --fresh", f->path);
     if (!says(g, "tessera.oracle.settings", j->settings))
-        return err_set(err, ERR_SHAPE, "%s is of another search (%.80s is asked for): name another file, "
-                       "or --fresh", f->path, j->settings);
+        return err_set(err, ERR_SHAPE, "%s is of another search than %s: name another file, or --fresh",
+                       f->path, j->settings);
     const struct gguf_tensor *t = gguf_find_tensor(g, "values"), *text = gguf_find_tensor(g, "tokens");
     const uint64_t done = t && t->n_dims == 2 ? t->dim[1] : 0;
     if (!text || text->dim[0] != (uint64_t)j->n_ids || done > (uint64_t)j->n_all)
@@ -97,6 +97,11 @@ enum status oracle_read(struct oracle_job *j, const char *path, struct err *err)
     struct osfile f;
     if (access(path, F_OK)) return OK;
     enum status s = gguf_open(path, NULL, &g, err);
+    if (s == ERR_FORMAT) {
+        err_clear(err); /* what is said of models that do not open helps nobody here */
+        return err_set(err, s, "%s is there and no result of an oracle, or a damaged one: name another file, "
+                       "or --fresh", path);
+    }
     if (s) return s;
     s = osfile_open(&f, path, 0, NULL, err);
     if (!s) {

@@ -85,6 +85,12 @@ double oracle_shared_out(const struct oracle_job *j, int first_value, int n, dou
 double oracle_loss_as_is(const struct oracle_job *j, int t);
 /* The least that the search found for it, whatever it costs. */
 double oracle_loss_best(const struct oracle_job *j, int t);
+/* Mean of one of them over all tokens. */
+double oracle_mean_loss(const struct oracle_job *j, double (*loss)(const struct oracle_job *, int));
+/* Mean of value i over tokens from .. to - 1; NaN when there are none. */
+double oracle_mean(const struct oracle_job *j, int i, int from, int to);
+/* Of the best routes through c units, the share that goes through the unit that is u-th of the free ones. */
+double oracle_share_through(const struct oracle_job *j, int c, int u);
 
 /* ---- oracle_page.c ---- */
 

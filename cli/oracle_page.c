@@ -11,21 +11,11 @@
 
 enum { WORDS = 2000, BINS = 64 };
 
-static double mean(const struct oracle_job *j, int i, int from, int to)
-{
-    double sum = 0;
-    for (int t = from; t < to; t++) sum += (double)oracle_value(j, t)[i];
-    return to > from ? sum / (to - from) : NAN;
-}
-
 /* ---- routes ---- */
 
 static double through_value(void *arg, int row, int col)
 {
-    const struct oracle_job *j = arg;
-    double n = 0;
-    for (int t = 0; t < j->n_done; t++) n += (double)(oracle_route(j, t)[row + 1] >> col & 1);
-    return n / j->n_done;
+    return oracle_share_through(arg, row + 1, col);
 }
 
 static const char *count_label(void *arg, int row, char buf[32])
@@ -43,10 +33,10 @@ static void draw_routes(struct page *p, struct oracle_job *j)
     double *best = x + n, *shared = best + n, *drawn = shared + n, *one = drawn + n, *used = one + n;
     for (int c = 0; c < n; c++) {
         x[c] = c;
-        best[c] = mean(j, c, 0, j->n_done);
+        best[c] = oracle_mean(j, c, 0, j->n_done);
         shared[c] = oracle_shared_out(j, 0, n, c, NULL);
-        drawn[c] = mean(j, n + c, 0, j->n_done);
-        one[c] = mean(j, 2 * n + c, 0, j->n_done);
+        drawn[c] = oracle_mean(j, n + c, 0, j->n_done);
+        one[c] = oracle_mean(j, 2 * n + c, 0, j->n_done);
     }
     for (int t = 0; t < j->n_done; t++) {
         int b = j->n_free;
@@ -83,7 +73,7 @@ static double gap_of(const struct gap_map *m, int layer, int bin)
 {
     const int from = (int)((int64_t)bin * m->j->n_done / m->n_bins);
     const int to = (int)((int64_t)(bin + 1) * m->j->n_done / m->n_bins);
-    return mean(m->j, 4 * layer, from, to) - mean(m->j, 4 * layer + 1, from, to);
+    return oracle_mean(m->j, 4 * layer, from, to) - oracle_mean(m->j, 4 * layer + 1, from, to);
 }
 
 static double gap_value(void *arg, int row, int col)
@@ -107,9 +97,9 @@ static void draw_experts(struct page *p, struct oracle_job *j)
     struct gap_map m = {j, j->n_done < BINS ? j->n_done : BINS, 1e-9};
     for (int k = 0; k < j->n_free; k++) {
         x[k] = j->unit[j->free_unit[k]].layer;
-        gain[k] = mean(j, 4 * k, 0, j->n_done) - mean(j, 4 * k + 1, 0, j->n_done);
-        drawn[k] = mean(j, 4 * k, 0, j->n_done) - mean(j, 4 * k + 2, 0, j->n_done);
-        both[k] = 100 * mean(j, 4 * k + 3, 0, j->n_done) /
+        gain[k] = oracle_mean(j, 4 * k, 0, j->n_done) - oracle_mean(j, 4 * k + 1, 0, j->n_done);
+        drawn[k] = oracle_mean(j, 4 * k, 0, j->n_done) - oracle_mean(j, 4 * k + 2, 0, j->n_done);
+        both[k] = 100 * oracle_mean(j, 4 * k + 3, 0, j->n_done) /
                   j->b.part[j->unit[j->free_unit[k]].first].n_used;
         for (int b = 0; b < m.n_bins; b++) m.most = fmax(m.most, gap_of(&m, k, b));
     }
@@ -139,7 +129,7 @@ static void draw_depth(struct page *p, struct oracle_job *j)
     double *loss = x + n, *router = loss + n, *best = router + n;
     for (int d = 0; d < n; d++) {
         x[d] = d + j->least_depth;
-        loss[d] = mean(j, 1 + d, 0, j->n_done);
+        loss[d] = oracle_mean(j, 1 + d, 0, j->n_done);
     }
     for (int t = 0; t < j->n_done; t++) {
         const float *v = oracle_value(j, t);
@@ -188,14 +178,9 @@ static void draw_text(struct page *p, const struct oracle_job *j)
 static void summary(struct page *p, const struct oracle_job *j)
 {
     char tokens[32], is[32], best[32];
-    double a = 0, b = 0;
-    for (int t = 0; t < j->n_done; t++) {
-        a += oracle_loss_as_is(j, t) / j->n_done;
-        b += oracle_loss_best(j, t) / j->n_done;
-    }
     (void)snprintf(tokens, sizeof tokens, "%d", j->n_done);
-    (void)snprintf(is, sizeof is, "%.4f", a);
-    (void)snprintf(best, sizeof best, "%.4f", b);
+    (void)snprintf(is, sizeof is, "%.4f", oracle_mean_loss(j, oracle_loss_as_is));
+    (void)snprintf(best, sizeof best, "%.4f", oracle_mean_loss(j, oracle_loss_best));
     page_table(p, true);
     page_row(p, true, 5, (const char *const[]){"model", "tokens", "loss as it is", "at best", "search"});
     page_row(p, false, 5, (const char *const[]){tessera_model(j->e).name, tokens, is, best,

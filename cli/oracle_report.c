@@ -39,27 +39,28 @@ double oracle_loss_best(const struct oracle_job *j, int t)
     return best;
 }
 
-/* Mean over tokens of value i. */
-static double mean(const struct oracle_job *j, int i)
+double oracle_mean(const struct oracle_job *j, int i, int from, int to)
 {
     double sum = 0;
-    for (int t = 0; t < j->n_done; t++) sum += (double)oracle_value(j, t)[i];
-    return j->n_done ? sum / j->n_done : 0;
+    for (int t = from; t < to; t++) sum += (double)oracle_value(j, t)[i];
+    return to > from ? sum / (to - from) : NAN;
 }
 
-static double mean_as_is(const struct oracle_job *j)
+double oracle_mean_loss(const struct oracle_job *j, double (*loss)(const struct oracle_job *, int))
 {
     double sum = 0;
-    for (int t = 0; t < j->n_done; t++) sum += oracle_loss_as_is(j, t);
+    for (int t = 0; t < j->n_done; t++) sum += loss(j, t);
     return sum / j->n_done;
 }
 
-static double mean_best(const struct oracle_job *j)
+double oracle_share_through(const struct oracle_job *j, int c, int u)
 {
-    double sum = 0;
-    for (int t = 0; t < j->n_done; t++) sum += oracle_loss_best(j, t);
-    return sum / j->n_done;
+    int n = 0;
+    for (int t = 0; t < j->n_done; t++) n += oracle_route(j, t)[c] >> u & 1;
+    return (double)n / j->n_done;
 }
+
+static double mean(const struct oracle_job *j, int i) { return oracle_mean(j, i, 0, j->n_done); }
 
 double oracle_shared_out(const struct oracle_job *j, int first_value, int n, double level, int *used)
 {
@@ -88,14 +89,6 @@ static void number(double x)
 }
 
 /* ---- routes ---- */
-
-/* Of the best routes through c units, the share that goes through unit u. */
-static double share_through(const struct oracle_job *j, int c, int u)
-{
-    int n = 0;
-    for (int t = 0; t < j->n_done; t++) n += oracle_route(j, t)[c] >> u & 1;
-    return (double)n / j->n_done;
-}
 
 static void report_routes(const struct oracle_job *j)
 {
@@ -128,7 +121,7 @@ static void report_routes(const struct oracle_job *j)
     printf("\n");
     for (int c = least > 1 ? least : 1; c < j->n_free; c++) {
         printf("%7d", c);
-        for (int u = 0; u < j->n_free; u++) printf(" %5.0f", 100 * share_through(j, c, u));
+        for (int u = 0; u < j->n_free; u++) printf(" %5.0f", 100 * oracle_share_through(j, c, u));
         printf("\n");
     }
 }
@@ -181,7 +174,7 @@ static void report_depth(const struct oracle_job *j)
         bar((double)spent[d] / j->n_done);
     }
     printf("mean depth of the router %.2f: loss %.4f; the best depths of that mean: %.4f\n", depth,
-           mean_as_is(j), same);
+           oracle_mean_loss(j, oracle_loss_as_is), same);
     free(router);
 }
 
@@ -197,7 +190,7 @@ static void work(const struct oracle_job *j)
 
 void oracle_report(const struct oracle_job *j)
 {
-    const double as_is = mean_as_is(j), best = mean_best(j);
+    const double as_is = oracle_mean_loss(j, oracle_loss_as_is), best = oracle_mean_loss(j, oracle_loss_best);
     printf("%d tokens; loss as the model is %.4f (perplexity %.3f), of the best found for each token %.4f "
            "(%.3f); %s\n\n", j->n_done, as_is, exp(as_is), best, exp(best),
            j->all_tried ? "everything was tried" : "searched, not everything was tried");
@@ -217,9 +210,9 @@ void oracle_report_json(const struct oracle_job *j)
 {
     static const char *const what[] = {"routes", "experts", "depth"};
     printf("{\"what\": \"%s\", \"tokens\": %d, \"loss\": ", what[j->what], j->n_done);
-    json_number(mean_as_is(j));
+    json_number(oracle_mean_loss(j, oracle_loss_as_is));
     printf(", \"best\": ");
-    json_number(mean_best(j));
+    json_number(oracle_mean_loss(j, oracle_loss_best));
     printf(", \"all_tried\": %s, \"per_token\": [", j->all_tried ? "true" : "false");
     for (int t = 0; t < j->n_done; t++) {
         printf("%s\n {\"at\": %d, \"id\": %d, \"next\": %d, \"values\": [", t ? "," : "", j->at[t],

@@ -17,7 +17,6 @@ struct fitting {
     struct approx *a;
     const int32_t *ids;
     int n, bos, n_embd;
-    int first, last;            /* parts collected now */
     int *slot;                  /* [n_parts] place in x, -1 = not now */
     float *x, *z;               /* [parts][PAIRS_MAX][n_embd] */
     long *n_pairs;              /* [parts] */
@@ -35,7 +34,7 @@ static void see(void *arg, int part, int n, const float *x, const float *z)
     }
 }
 
-/* Windows of ids from .. to - 1; after each piece `piece` sees its rows' logits, if it is not NULL. */
+/* Windows of ids from .. to - 1; all rows have logits, so that all go through the last layer. */
 static enum status run_text(struct fitting *f, int from, int to, struct err *err)
 {
     const struct tessera_model m = tessera_model(f->e);
@@ -236,7 +235,9 @@ enum status trace_fit(tessera_engine *e, const int32_t *ids, int n, int bos, con
     const int held = bos + (n - bos) * 4 / 5;
     struct forecasters to = {.model_hash = m.hash, .n_embd = m.n_embd,
                              .rank = m.n_embd / 2 < FIT_RANK ? m.n_embd / 2 : FIT_RANK};
-    if (n - held < 2) return err_set(err, ERR_RANGE, "a text of %d tokens is too short", n);
+    if (n - held < 2)
+        return err_set(err, ERR_RANGE, "the text has %d token%s: to fit and to measure takes 6 at least",
+                       n - bos, n - bos == 1 ? "" : "s");
     enum status s = approx_open(e, NULL, err);
     if (s) return s;
     f.a = approx_of(e);

@@ -67,6 +67,10 @@ t logits -m "$D" --ids 5,6,7 --decode -o "$DIR/c.f32"
 refuse 1 'sees a text as a whole'
 t perplexity -m "$D" -f "$0" -c 64
 refuse 1 'perplexity is about the next token'
+for i in 1 2 3 4 5 6 7 8; do printf 'the hat in the inn and a rat '; done >"$DIR/text"
+t imatrix -m "$D" -f "$DIR/text" -c 32 -o "$DIR/im.gguf"
+expect 0
+ok "a perplexity of a model that sees the token that it is of" "$(grep -c PPL "$DIR/out")" = 0
 t bench -m "$D" -p 8 -n 8 -r 1
 refuse 1 'about the next token'
 t bench -m "$D" -p 8 -n 0 -r 1

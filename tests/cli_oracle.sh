@@ -87,10 +87,16 @@ t $O -f "$DIR/text" --what experts --tokens 900 -o "$DIR/r.gguf"
 expect 0 '900 of 900 tokens were there'
 ok "another report from the file" "$(cmp "$DIR/out" "$DIR/whole" && echo same)" = same
 t $O -f "$DIR/text" --what experts --tokens 900 -o "$DIR/r.gguf" --seed 2
-refuse 1 'another search'
+refuse 1 'another search than .* -s 2 '
 t $O -p 'the hat in the inn and a rat' --what experts --tokens 900 -o "$DIR/r.gguf"
 refuse 1 'another text'
 "$GEN" "$DIR/three.gguf" --tiny --byte-vocab --ctx 512 --layers 3 2>/dev/null
+t oracle -m "$DIR/three.gguf" -p 'the hat' -o "$DIR/none/r.gguf"
+refuse 1 'cannot write .*none/r.gguf'
+t oracle -m "$DIR/three.gguf" -p 'the hat' --html "$DIR/none/r.html"
+refuse 1 'cannot write .*none/r.html'
+t oracle -m "$DIR/three.gguf" -f "$DIR/text" --what experts --tokens 900 -o "$DIR/text"
+refuse 1 'is there and no result of an oracle'
 t oracle -m "$DIR/three.gguf" -f "$DIR/text" --what experts --tokens 900 -o "$DIR/r.gguf"
 refuse 1 'another model'
 head -c $(($(size "$DIR/r.gguf") - 100)) "$DIR/r.gguf" >"$DIR/cut.gguf"

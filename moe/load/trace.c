@@ -549,7 +549,11 @@ static enum status read_file(struct reader *r, const struct osfile_ops *ops, tra
     enum status s = osfile_open(&r->file, r->path, 0, ops, r->e);
     if (s) return s;
     if (r->file.size >= sizeof head) s = osfile_read(&r->file, head, sizeof head, 0, r->e);
-    if (!s && memcmp(head, "# ro", sizeof head)) {
+    const bool container = !memcmp(head, "GGUF", sizeof head);
+    if (!s && !container && memcmp(head, "# ro", sizeof head) != 0) {
+        s = err_set(r->e, ERR_FORMAT, "%s is neither a record of `tessera trace` nor a \"# route_trace v1\" "
+                    "table", r->path);
+    } else if (!s && container) {
         s = gguf_open(r->path, ops, &g, r->e);
         r->g = g;
         if (!s) s = read_container(r, fn, arg);
