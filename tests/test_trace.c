@@ -435,7 +435,7 @@ static void test_export(void **state)
         assert_int_equal(at[-1], '\n');
     }
     assert_true(at == text + n);
-    free(text);
+    char *csv = text;
     export_to(t, in_dir("x.npy"));
     text = slurp(in_dir("x.npy"), &n);
     const size_t head = 10 + (unsigned char)text[8] + 256u * (unsigned char)text[9];
@@ -458,6 +458,14 @@ static void test_export(void **state)
     int lines = 0;
     for (size_t i = 0; i < n; i++) lines += text[i] == '\n';
     assert_int_equal(lines, 60);
+    char *json = text;
+    at = strchr(csv, '\n') + 1;
+    for (int i = 0; i < 60 * 20; i++, at++) { /* the same numbers in the same order */
+        json += strcspn(json, "-0123456789");
+        assert_true(strtod(json, &json) == strtod(at, &at));
+    }
+    assert_string_equal(json, "}\n");
+    free(csv);
     free(text);
     assert_int_equal(trace_form_of("x.json"), TRACE_FORMS);
     assert_int_equal(trace_form_of(".csv"), TRACE_FORMS);
