@@ -47,13 +47,10 @@ static inline void ref_open(const char *folder, void (*make)(struct variant *v))
     size_t n = 0;
     ref_folder = folder;
     assert_non_null(mkdtemp(dir));
-    char *text = ref_slurp("text", ".ids", &n), *at = text;
-    for (int i = 0; i < N_IDS; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ",\n");
-    }
-    free(text);
-    text = ref_slurp("cases", ".txt", &n);
+    char path[128];
+    (void)snprintf(path, sizeof path, "%.100s/text.ids", folder);
+    assert_true(shared_ids(path, N_IDS, ids));
+    char *text = ref_slurp("cases", ".txt", &n);
     for (char *line = text, *end; *line && n_variants < CASES; line = end + 1) {
         struct variant *v = &variant[n_variants++];
         end = strchr(line, '\n');
@@ -83,7 +80,7 @@ struct run {
 
 /* The tokens that follow, to the n-th, in pieces of which next() says the size. */
 static inline void feed(tessera_engine *e, tessera_session *s, int n, int piece, struct rng *r,
-                 struct run *out)
+                        struct run *out)
 {
     struct err err;
     for (int at = tessera_session_n(s), m; at < n; at += m) {
