@@ -84,5 +84,12 @@ ok() {
     shift
     test "$@" || fail "$LAST: $what"
 }
+# page FILE FIGURES: a page that is whole, has so many figures, and needs nothing from elsewhere.
+page() {
+    ok "$1 is no whole page" "$(head -c 15 "$1")$(tail -n 1 "$1")" = '<!doctype html></html>'
+    ok "figures in $1" "$(grep -c '<svg class="figure"' "$1")" = "$2"
+    ok "$1 needs something from elsewhere" "$(grep -cE 'https?:|<script|src=|@import|url\(' "$1")" = 0
+    ok "tags of $1" "$(grep -o '<svg' "$1" | wc -l)" = "$(grep -o '</svg' "$1" | wc -l)"
+}
 size() { stat -c %s "$1"; }
 lines() { wc -l <"$1"; }

@@ -13,6 +13,7 @@
 #include "moe/base/rng.h"
 #include "moe/run/engine_int.h"
 #include "tests/engine.h"
+#include "tests/rewrite.h"
 #include "tests/shared.h"
 
 enum { N_IDS = 100, VOCAB = 40, CASES = 64 };
@@ -46,13 +47,10 @@ static inline void ref_open(const char *folder, void (*make)(struct variant *v))
     size_t n = 0;
     ref_folder = folder;
     assert_non_null(mkdtemp(dir));
-    char *text = ref_slurp("text", ".ids", &n), *at = text;
-    for (int i = 0; i < N_IDS; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ",\n");
-    }
-    free(text);
-    text = ref_slurp("cases", ".txt", &n);
+    char path[128];
+    (void)snprintf(path, sizeof path, "%.100s/text.ids", folder);
+    assert_true(shared_ids(path, N_IDS, ids));
+    char *text = ref_slurp("cases", ".txt", &n);
     for (char *line = text, *end; *line && n_variants < CASES; line = end + 1) {
         struct variant *v = &variant[n_variants++];
         end = strchr(line, '\n');
@@ -82,7 +80,7 @@ struct run {
 
 /* The tokens that follow, to the n-th, in pieces of which next() says the size. */
 static inline void feed(tessera_engine *e, tessera_session *s, int n, int piece, struct rng *r,
-                 struct run *out)
+                        struct run *out)
 {
     struct err err;
     for (int at = tessera_session_n(s), m; at < n; at += m) {
@@ -175,35 +173,51 @@ static inline int check_splits(int n_threads, int each)
     return n;
 }
 
+/* A variant's text in one step, and a session for another way. */
+struct trial {
+    struct run one, got;
+    tessera_engine *e;
+    tessera_session *s;
+};
+
+static inline void trial_open(struct trial *t, const char *name)
+{
+    const struct variant *v = find(name);
+    memset(t, 0, sizeof *t);
+    run_all(v, N_IDS, &t->one);
+    t->e = must_open(&v->open);
+    t->s = session(t->e);
+}
+
+static inline void trial_close(struct trial *t, const char *name, const char *after)
+{
+    if (!same(&t->got, &t->one)) fail_msg("%s: differs after %s", name, after);
+    tessera_session_close(t->s);
+    tessera_close(t->e);
+}
+
 /* Going back to anywhere, as far as the states allow, and on again; marks are reached exactly. */
 static inline void check_rollback(const char *name, struct rng *r)
 {
-    const struct variant *v = find(name);
-    struct run one, got;
+    struct trial t;
     struct err err;
-    memset(&one, 0, sizeof one);
-    memset(&got, 0, sizeof got);
-    run_all(v, N_IDS, &one);
-    tessera_engine *e = must_open(&v->open);
-    tessera_session *s = session(e);
+    trial_open(&t, name);
     for (int k = 0; k < 40; k++) {
-        const int at = tessera_session_n(s);
+        const int at = tessera_session_n(t.s);
         const int n = at + (int)rng_below(r, (uint32_t)(N_IDS - at) + 1);
         const int end = n + (int)rng_below(r, (uint32_t)(N_IDS - n) + 1);
-        feed(e, s, n, 1, r, &got);
-        const struct tessera_mark mark = tessera_session_mark(s);
-        feed(e, s, end, 1, r, &got);
-        if (tessera_session_rollback(s, mark, &err)) fail_msg("%s", err.msg);
-        assert_int_equal(tessera_session_n(s), n);
-        feed(e, s, end, 1, r, &got);
+        feed(t.e, t.s, n, 1, r, &t.got);
+        const struct tessera_mark mark = tessera_session_mark(t.s);
+        feed(t.e, t.s, end, 1, r, &t.got);
+        if (tessera_session_rollback(t.s, mark, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(tessera_session_n(t.s), n);
+        feed(t.e, t.s, end, 1, r, &t.got);
         const int to = (int)rng_below(r, (uint32_t)end + 1);
-        if (tessera_session_rollback(s, (struct tessera_mark){to}, &err)) fail_msg("%s", err.msg);
-        assert_in_range(tessera_session_n(s), 0, to);
+        if (tessera_session_rollback(t.s, (struct tessera_mark){to}, &err)) fail_msg("%s", err.msg);
+        assert_in_range(tessera_session_n(t.s), 0, to);
     }
-    feed(e, s, N_IDS, 9, NULL, &got);
-    if (!same(&got, &one)) fail_msg("%s: differs after going back", name);
-    tessera_session_close(s);
-    tessera_close(e);
+    feed(t.e, t.s, N_IDS, 9, NULL, &t.got);
+    trial_close(&t, name, "going back");
 }
 
 /* Sessions at different depths, rates and places in one step. */
@@ -258,56 +272,90 @@ static inline void check_tiers(const char *name)
     }
 }
 
-/* Saved, and loaded over another session's text. */
+/* Saved, and loaded over another text. */
 static inline void check_save(const char *name)
 {
-    const struct variant *v = find(name);
-    char path[128];
-    struct run one, got;
+    struct trial t;
     struct err err;
+    char path[128];
     (void)snprintf(path, sizeof path, "%s/saved.kv", dir);
-    memset(&one, 0, sizeof one);
-    memset(&got, 0, sizeof got);
-    run_all(v, N_IDS, &one);
-    tessera_engine *e = must_open(&v->open);
-    tessera_session *s = session(e);
-    feed(e, s, 71, 71, NULL, &got);
-    if (tessera_session_save(s, path, &err)) fail_msg("%s", err.msg);
-    tessera_session_close(s);
-    s = session(e);
-    feed(e, s, 90, 90, NULL, &got);
-    if (tessera_session_load(s, path, &err)) fail_msg("%s", err.msg);
-    assert_int_equal(tessera_session_n(s), 71);
-    const float *chance = tessera_session_chances(s);
+    trial_open(&t, name);
+    feed(t.e, t.s, 71, 71, NULL, &t.got);
+    if (tessera_session_save(t.s, path, &err)) fail_msg("%s", err.msg);
+    tessera_session_close(t.s);
+    t.s = session(t.e);
+    feed(t.e, t.s, 90, 90, NULL, &t.got);
+    if (tessera_session_load(t.s, path, &err)) fail_msg("%s", err.msg);
+    assert_int_equal(tessera_session_n(t.s), 71);
+    const float *chance = tessera_session_chances(t.s);
     assert_true(!chance || isnan(chance[70])); /* models of concepts: chances are not saved */
-    feed(e, s, N_IDS, 5, NULL, &got);
-    if (!same(&got, &one)) fail_msg("%s: differs after loading", name);
-    tessera_session_close(s);
-    tessera_close(e);
+    feed(t.e, t.s, N_IDS, 5, NULL, &t.got);
+    trial_close(&t, name, "loading");
     (void)unlink(path);
 }
 
 /* All timelines go to disk and come back, as when memory runs short; `kept` bytes of states do not. */
 static inline void check_spill(const char *name, uint64_t kept)
 {
-    const struct variant *v = find(name);
-    struct run one, got;
+    struct trial t;
     struct err err;
-    memset(&one, 0, sizeof one);
-    memset(&got, 0, sizeof got);
-    run_all(v, N_IDS, &one);
-    tessera_engine *e = must_open(&v->open);
-    tessera_session *s = session(e);
+    trial_open(&t, name);
     for (int to = 20; to <= N_IDS; to += 20) {
-        feed(e, s, to, 20, NULL, &got);
-        if (session_spill(s, &err)) fail_msg("%s", err.msg);
-        assert_int_equal(session_committed(s), 0);
-        assert_int_equal(tessera_memory(e).kv, kept);
+        feed(t.e, t.s, to, 20, NULL, &t.got);
+        if (session_spill(t.s, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(session_committed(t.s), 0);
+        assert_int_equal(tessera_memory(t.e).kv, kept);
     }
-    if (!same(&got, &one)) fail_msg("%s: differs after spilling", name);
-    tessera_session_close(s);
-    tessera_close(e);
+    trial_close(&t, name, "spilling");
 }
+
+/* ---- bytes, and what must fail ---- */
+
+/* Of the pages of K and V of so many layers, `heads` of 16 halves each way. */
+static inline uint64_t kv_of(int layers, int rows, int heads)
+{
+    return (uint64_t)layers * (uint64_t)((rows + KV_PAGE - 1) / KV_PAGE) * (uint64_t)heads *
+           attn_head_bytes(KV_F16, 16, 16);
+}
+
+static inline uint64_t round_page(uint64_t n)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (n + page - 1) / page * page;
+}
+
+/* Writes and closes the copy; it is not opened with these options, and the message says `want`. */
+static inline void must_refuse(struct rw *r, struct tessera_options o, const char *what, const char *want)
+{
+    struct err e;
+    char path[128];
+    tessera_engine *engine;
+    (void)snprintf(path, sizeof path, "%s/bad.gguf", dir);
+    rw_write(r, path);
+    rw_close(r);
+    o.model_path = path;
+    if (!tessera_open(&o, &engine, &e)) fail_msg("%s was taken", what);
+    if (!strstr(e.msg, want)) fail_msg("%s: \"%s\"", what, e.msg);
+    (void)unlink(path);
+}
+
+/* What decides must not be rounded: a router's first bytes as blocks of Q8_0. */
+static inline void must_refuse_rounded(struct rw *r, struct tessera_options o, const char *router)
+{
+    struct rw_tensor *t = rw_find(r, router);
+    assert_non_null(t);
+    t->type = QTYPE_Q8_0;
+    t->piece[0].bytes = qtype_bytes(QTYPE_Q8_0, t->dim[0]) * t->dim[1];
+    must_refuse(r, o, router, "is quantised");
+}
+
+/* A key that is set to something that a file must not say. */
+struct bad {
+    const char *model, *key;
+    char type;
+    double number;
+    const char *text, *want;
+};
 
 /* What one variant says is not within the bound of another's reference. */
 static inline void check_differs(const char *name, const char *reference)

@@ -3,8 +3,10 @@
 #ifndef TESTS_SHARED_H
 #define TESTS_SHARED_H
 
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 /* Fills path with the file's name; false, with a line on stdout, when it is not there. */
@@ -30,6 +32,20 @@ static inline char *shared_slurp(const char *path, size_t *n)
     if (buf) buf[*n] = 0;
     (void)fclose(f);
     return buf;
+}
+
+/* The first n ids of a text, with commas, blanks or ends of lines between; false when there are fewer. */
+static inline int shared_ids(const char *path, int n, int32_t *ids)
+{
+    size_t bytes = 0;
+    char *text = shared_slurp(path, &bytes), *at = text, *end;
+    int i = 0;
+    for (; text && i < n; i++, at = end + strspn(end, ", \n")) {
+        ids[i] = (int32_t)strtol(at, &end, 10);
+        if (end == at) break;
+    }
+    free(text);
+    return i == n;
 }
 
 #endif

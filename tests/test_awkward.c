@@ -36,15 +36,8 @@ struct logits {
 static void read_ids(const char *name, int32_t *ids)
 {
     char path[160];
-    size_t n = 0;
     (void)snprintf(path, sizeof path, "tests/awkward/%s.ids", name);
-    char *text = shared_slurp(path, &n), *at = text;
-    assert_non_null(text);
-    for (int i = 0; i < N_IDS; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ",\n");
-    }
-    free(text);
+    assert_true(shared_ids(path, N_IDS, ids));
 }
 
 static tessera_engine *open_model(const char *path, int threads, const char *tier,

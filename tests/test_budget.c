@@ -18,11 +18,11 @@
 #endif
 #include <cmocka.h>
 
-#include "bench/gen.h"
 #include "moe/load/trace.h"
 #include "moe/run/engine_int.h"
 #include "tests/engine.h"
 #include "tests/fault.h"
+#include "tests/gen_small.h"
 
 /* More than a page of K and V, and than the largest piece. */
 enum { N = 72, VOCAB = 2048, MIB = 1 << 20 };
@@ -30,23 +30,17 @@ enum { N = 72, VOCAB = 2048, MIB = 1 << 20 };
 static char dir[64] = "/tmp/tessera-budget-XXXXXX";
 static int32_t ids[N];
 
-/* Wide enough that matrices stream in several pieces: 3 layers, 16 experts. */
 static const char *model(const char *arch, unsigned type, bool tied)
 {
     static char path[160];
     struct err e;
     err_clear(&e);
-    struct gen_spec g = gen_tiny(arch, QTYPE_Q4_K);
-    g.type = type;
-    g.n_layer = 3;
-    g.n_embd = 512;
-    g.n_head = 16;
-    g.n_head_kv = strcmp(arch, "olmoe") ? 4 : 16;
-    g.head_dim = g.n_head_kv == 16 ? 32 : 64;
-    g.n_ff = 256;
-    g.n_expert = strcmp(arch, "llama") ? 16 : 0;
-    g.n_expert_used = 3;
-    g.n_ctx = 512;
+    struct gen_spec g = gen_small(arch, type);
+    if (!strcmp(arch, "olmoe")) {
+        g.n_head_kv = 16;
+        g.head_dim = 32;
+    }
+    if (!strcmp(arch, "llama")) g.n_expert = 0;
     g.n_vocab = VOCAB;
     g.tied = tied;
     (void)snprintf(path, sizeof path, "%s/%s-%u%s.gguf", dir, arch, type, tied ? "-tied" : "");
@@ -408,12 +402,7 @@ static void test_gate_names(void **state)
     struct err err;
     struct rng r;
     err_clear(&err);
-    struct gen_spec g = gen_tiny("qwen3moe", QTYPE_Q8_0);
-    g.n_layer = 3;
-    g.n_embd = 512;
-    g.n_ff = 256;
-    g.n_expert = 16;
-    g.n_expert_used = 3;
+    struct gen_spec g = gen_small("qwen3moe", QTYPE_Q8_0);
     assert_int_equal(trace_new(g.n_layer, g.n_expert, g.n_expert_used, 0, &t, &err), OK);
     assert_int_equal(trace_append(t, N, &err), OK);
     rng_seed(&r, 7);

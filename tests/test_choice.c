@@ -113,16 +113,9 @@ static int lines_of(const char *name, char **text, char *line[LINES])
 static int set_up(void **state)
 {
     (void)state;
-    size_t n;
     assert_non_null(mkdtemp(dir));
     (void)snprintf(path, sizeof path, "%s/model.gguf", dir);
-    char *text = shared_slurp("tests/choice/text.ids", &n), *at = text;
-    assert_non_null(text);
-    for (int i = 0; i < N_IDS; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ",\n");
-    }
-    free(text);
+    assert_true(shared_ids("tests/choice/text.ids", N_IDS, ids));
     opt = tessera_defaults();
     opt.model_path = path;
     opt.n_threads = 2;

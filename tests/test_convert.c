@@ -278,14 +278,7 @@ static void test_as_llamacpp(void **state)
 
 static void read_ids(const char *name, int32_t *ids)
 {
-    size_t n = 0;
-    char *text = shared_slurp(fixture(name, ".ids"), &n), *at = text;
-    assert_non_null(text);
-    for (int i = 0; i < N_IDS; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ",\n");
-    }
-    free(text);
+    assert_true(shared_ids(fixture(name, ".ids"), N_IDS, ids));
 }
 
 /* Logits of the converted file against the fixture: the largest error of a position. */

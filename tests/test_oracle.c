@@ -482,6 +482,7 @@ static void test_architectures(void **state)
         n_run++;
     }
     print_message("%d architectures\n", n_run);
+    assert_int_equal(n_run, sizeof names / sizeof *names - 4); /* gemma4-small and three recurrent ones */
 }
 
 static void test_refused(void **state)
@@ -490,8 +491,8 @@ static void test_refused(void **state)
     struct err err;
     struct tessera_options opt = tessera_defaults();
     refuse("tests/depth/mor-token.gguf", "rows leave its layers early");
-    refuse("tests/choice/ecdlm.gguf", "");
-    refuse("tests/concept/concept.gguf", "");
+    refuse("tests/choice/ecdlm.gguf", "see what follows them");
+    refuse("tests/concept/concept.gguf", "cannot be taken apart");
     refuse("tests/awkward/qwen3next.gguf", "recurrent layers");
     opt.model_path = "tests/depth/mor-token.gguf";
     tessera_engine *e = must_open(&opt);

@@ -10,9 +10,9 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "bench/gen.h"
 #include "moe/run/engine_int.h"
 #include "tests/engine.h"
+#include "tests/gen_small.h"
 
 enum { VOCAB = 2048, MIB = 1 << 20, N = 48 };
 
@@ -119,16 +119,7 @@ static tessera_engine *open_model(uint64_t budget, int n_sessions)
     static char path[160];
     struct err e;
     err_clear(&e);
-    struct gen_spec g = gen_tiny("qwen3moe", QTYPE_Q8_0);
-    g.n_layer = 3;
-    g.n_embd = 512;
-    g.n_head = 16;
-    g.n_head_kv = 4;
-    g.head_dim = 64;
-    g.n_ff = 256;
-    g.n_expert = 16;
-    g.n_expert_used = 3;
-    g.n_ctx = 512;
+    struct gen_spec g = gen_small("qwen3moe", QTYPE_Q8_0);
     g.n_vocab = VOCAB;
     (void)snprintf(path, sizeof path, "%s/model.gguf", dir);
     if (access(path, R_OK) && gen_write(&g, path, NULL, &e)) fail_msg("%s", e.msg);

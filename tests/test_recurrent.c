@@ -29,14 +29,7 @@ static const char *path_of(const char *name, const char *end)
 
 static void read_ids(const char *path, int n, int32_t *ids)
 {
-    size_t bytes = 0;
-    char *text = shared_slurp(path, &bytes), *at = text;
-    assert_non_null(text);
-    for (int i = 0; i < n; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ", \n");
-    }
-    free(text);
+    assert_true(shared_ids(path, n, ids));
 }
 
 static tessera_engine *open_model(const char *path, int n_threads, const char *tier)

@@ -82,12 +82,8 @@ static void check_model(const char *name, bool whole)
     assert_true(shared_file(ids_path, sizeof ids_path, file));
     (void)snprintf(file, sizeof file, "reference/architectures/%s.gguf.logits.f32", name);
     assert_true(shared_file(logits_path, sizeof logits_path, file));
-    char *text = shared_slurp(ids_path, &n), *at = text;
     int32_t ids[N_POS];
-    for (int i = 0; i < N_POS; i++) {
-        ids[i] = (int32_t)strtol(at, &at, 10);
-        at += strspn(at, ", \n");
-    }
+    assert_true(shared_ids(ids_path, N_POS, ids));
     float *ref = (float *)(void *)shared_slurp(logits_path, &n);
     assert_int_equal(n, sizeof(float) * N_POS * N_VOCAB);
     float *first = calloc(N_POS * N_VOCAB, sizeof *first);
@@ -105,7 +101,6 @@ static void check_model(const char *name, bool whole)
         else assert_memory_equal(first, again, N_POS * N_VOCAB * sizeof *first);
         done = 1;
     }
-    free(text);
     free(ref);
     free(first);
     free(again);

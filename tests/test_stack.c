@@ -213,6 +213,8 @@ static void test_official_algorithm(void **state)
 
 /* ---- budgets ---- */
 
+/* Of nine budgets from the smallest to the whole stack; a sanitizer sees every other one, both ends
+ * among them. */
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 enum { EVERY = 2 };
 #else

@@ -393,18 +393,6 @@ static void test_stream(void **state)
     trace_free(t);
 }
 
-static char *slurp(const char *path, size_t *n)
-{
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    char *p = malloc(1 << 20);
-    assert_non_null(p);
-    *n = fread(p, 1, (1 << 20) - 1, f);
-    p[*n] = 0;
-    assert_int_equal(fclose(f), 0);
-    return p;
-}
-
 static void export_to(const struct trace *t, const char *path)
 {
     struct trace_export x;
@@ -418,10 +406,10 @@ static void export_to(const struct trace *t, const char *path)
 static void test_export(void **state)
 {
     (void)state;
-    size_t n;
+    size_t n = 0;
     struct trace *t = make_trace(3, 300, 4, 31, 20);
     export_to(t, in_dir("x.csv"));
-    char *text = slurp(in_dir("x.csv"), &n), *at = strchr(text, '\n') + 1;
+    char *text = shared_slurp(in_dir("x.csv"), &n), *at = strchr(text, '\n') + 1;
     assert_memory_equal(text, "step,session,position,token,layer,expert_0,expert_1,", 52);
     for (int i = 0; i < 60; i++) {
         double v[20];
@@ -435,9 +423,9 @@ static void test_export(void **state)
         assert_int_equal(at[-1], '\n');
     }
     assert_true(at == text + n);
-    free(text);
+    char *csv = text;
     export_to(t, in_dir("x.npy"));
-    text = slurp(in_dir("x.npy"), &n);
+    text = shared_slurp(in_dir("x.npy"), &n);
     const size_t head = 10 + (unsigned char)text[8] + 256u * (unsigned char)text[9];
     assert_int_equal(head % 64, 0);
     assert_int_equal(text[head - 1], '\n');
@@ -454,10 +442,18 @@ static void test_export(void **state)
     }
     free(text);
     export_to(t, in_dir("x.jsonl"));
-    text = slurp(in_dir("x.jsonl"), &n);
+    text = shared_slurp(in_dir("x.jsonl"), &n);
     int lines = 0;
     for (size_t i = 0; i < n; i++) lines += text[i] == '\n';
     assert_int_equal(lines, 60);
+    char *json = text;
+    at = strchr(csv, '\n') + 1;
+    for (int i = 0; i < 60 * 20; i++, at++) { /* the same numbers in the same order */
+        json += strcspn(json, "-0123456789");
+        assert_true(strtod(json, &json) == strtod(at, &at));
+    }
+    assert_string_equal(json, "}\n");
+    free(csv);
     free(text);
     assert_int_equal(trace_form_of("x.json"), TRACE_FORMS);
     assert_int_equal(trace_form_of(".csv"), TRACE_FORMS);

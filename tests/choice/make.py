@@ -16,18 +16,13 @@ temperature of LLaDA's, one per place for chance."""
 import os
 import sys
 import numpy as np
-from gguf import GGUFWriter, GGMLQuantizationType as Q
 
-N_IDS, VOCAB, EMBD, FF, SHARED, HEADS, KV, DIM, E, LAYERS = 48, 40, 64, 48, 40, 4, 2, 16, 6, 2
-BASE, EPS, MASK, MARGIN = 5000.0, 1e-5, 39, 1e-5
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import refmake
+from refmake import BASE, DIM, EPS, VOCAB, f16, rms, rotate, sigmoid
 
-
-def f16(x):
-    return np.asarray(x, np.float32).astype(np.float16).astype(np.float64)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+N_IDS, EMBD, FF, SHARED, HEADS, KV, E, LAYERS = 48, 64, 48, 40, 4, 2, 6, 2
+MASK, MARGIN = 39, 1e-5
 
 
 def softmax(x):
@@ -35,25 +30,14 @@ def softmax(x):
     return e / e.sum()
 
 
-def norm(x, w):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * w
-
-
 class Close(Exception):
     pass
 
 
-class Weights:
+class Weights(refmake.Weights):
     def __init__(self, seed):
-        rng, self.t = np.random.default_rng(seed), {}
-
-        def matrix(name, *shape, gain=1.0, exact=False):
-            x = (gain / np.sqrt(shape[-1]) * rng.standard_normal(shape)).astype(np.float32)
-            self.t[name] = x if exact else x.astype(np.float16)
-
-        def vector(name, n):
-            self.t[name] = (1 + 0.2 * rng.standard_normal(n)).astype(np.float32)
-
+        super().__init__(seed)
+        matrix, vector = self.matrix, self.vector
         for l in range(LAYERS):
             b = f"blk.{l}."
             vector(b + "attn_norm.weight", EMBD)
@@ -75,31 +59,15 @@ class Weights:
         vector("output_norm.weight", EMBD)
         matrix("output.weight", VOCAB, EMBD, gain=2.0)
 
-    def __getitem__(self, name):
-        return self.t[name].astype(np.float64)
-
     def write(self, path):
-        a, w = "ecdlm", GGUFWriter(path, "ecdlm")
-        w.add_name("expert choice")
-        w.add_tokenizer_model("no_vocab")
-        for k, v in {"vocab_size": VOCAB, "context_length": 256, "embedding_length": EMBD,
-                     "block_count": LAYERS, "feed_forward_length": FF,
-                     "expert_feed_forward_length": FF, "expert_count": E, "expert_used_count": 2,
-                     "expert_shared_feed_forward_length": SHARED,
-                     "attention.head_count": HEADS, "attention.head_count_kv": KV,
-                     "attention.key_length": DIM, "attention.value_length": DIM,
-                     "rope.dimension_count": DIM}.items():
-            w.add_uint32(f"{a}.{k}", v)
-        w.add_float32(f"{a}.attention.layer_norm_rms_epsilon", EPS)
-        w.add_float32(f"{a}.rope.freq_base", BASE)
-        w.add_uint32("tokenizer.ggml.mask_token_id", MASK)
-        w.add_bool("diffusion.shift_logits", False)
-        for name, x in self.t.items():
-            w.add_tensor(name, x, raw_dtype=Q.F16 if x.dtype == np.float16 else Q.F32)
-        w.write_header_to_file()
-        w.write_kv_data_to_file()
-        w.write_tensors_to_file()
-        w.close()
+        super().write(path, "ecdlm", "expert choice", {
+            "vocab_size": VOCAB, "context_length": 256, "embedding_length": EMBD, "block_count": LAYERS,
+            "feed_forward_length": FF, "expert_feed_forward_length": FF, "expert_count": E,
+            "expert_used_count": 2, "expert_shared_feed_forward_length": SHARED,
+            "attention.head_count": HEADS, "attention.head_count_kv": KV, "attention.key_length": DIM,
+            "attention.value_length": DIM, "rope.dimension_count": DIM,
+            "attention.layer_norm_rms_epsilon": EPS, "rope.freq_base": BASE},
+            {"tokenizer.ggml.mask_token_id": MASK, "diffusion.shift_logits": False})
 
 
 # ---- the router ----
@@ -183,13 +151,6 @@ def picked(x):
 
 # ---- the model ----
 
-def rotate(x, pos):
-    half = DIM // 2
-    a = pos[:, None] * BASE ** (-2.0 * np.arange(half) / DIM)
-    c, s, u, v = np.cos(a)[:, None], np.sin(a)[:, None], x[..., :half], x[..., half:]
-    return np.concatenate([u * c - v * s, v * c + u * s], -1)
-
-
 def swiglu(w, x, gate, up, down):
     g, u = x @ gate.T, x @ up.T
     return (g * sigmoid(g) * u) @ down.T
@@ -213,9 +174,9 @@ def forward(w, o, parts, loads=None):
     h, block, loads = w["token_embd.weight"][ids], int(o.get("block", 0)), [] if loads is None else loads
     for l in range(LAYERS):
         b = f"blk.{l}."
-        x = norm(h, w[b + "attn_norm.weight"])
-        q = norm((x @ w[b + "attn_q.weight"].T).reshape(-1, HEADS, DIM), w[b + "attn_q_norm.weight"])
-        k = norm((x @ w[b + "attn_k.weight"].T).reshape(-1, KV, DIM), w[b + "attn_k_norm.weight"])
+        x = rms(h, w[b + "attn_norm.weight"])
+        q = rms((x @ w[b + "attn_q.weight"].T).reshape(-1, HEADS, DIM), w[b + "attn_q_norm.weight"])
+        k = rms((x @ w[b + "attn_k.weight"].T).reshape(-1, KV, DIM), w[b + "attn_k_norm.weight"])
         v = (x @ w[b + "attn_v.weight"].T).reshape(-1, KV, DIM)
         q, k = rotate(q, pos), rotate(k, pos)
         out = np.zeros((len(ids), HEADS, DIM))
@@ -229,7 +190,7 @@ def forward(w, o, parts, loads=None):
                     s = softmax(text.k[l, :last, g] @ q[t, i] / np.sqrt(DIM))
                     out[t, i] = s @ text.v[l, :last, g]
         h = h + out.reshape(len(ids), -1) @ w[b + "attn_output.weight"].T
-        x = norm(h, w[b + "ffn_norm.weight"])
+        x = rms(h, w[b + "ffn_norm.weight"])
         logits = x @ w[b + "ffn_gate_inp.weight"].T
         if o.get("routing", "expert_choice") == "expert_choice":
             gates = chosen(o, logits, ids == MASK, spans, loads)
@@ -239,7 +200,7 @@ def forward(w, o, parts, loads=None):
         for e in range(E):
             y = y + gates[:, e:e + 1] * swiglu(w, x, *(w[b + f"ffn_{n}_exps.weight"][e] for n in ("gate", "up", "down")))
         h = h + y
-    return norm(h, w["output_norm.weight"]) @ w["output.weight"].T
+    return rms(h, w["output_norm.weight"]) @ w["output.weight"].T
 
 
 CASES = """soft24 24
