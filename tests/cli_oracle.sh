@@ -62,9 +62,9 @@ expect 0
 t oracle -m tests/depth/ouro.gguf --ids 1,2,3,4,5,6 --what depth
 refuse 1 'need --exit'
 t oracle -m tests/depth/mor-token.gguf --ids 1,2,3,4,5,6
-refuse 1 'rows leave its layers early'
+refuse 1 'not all rows go through its layers'
 t $O -p 'the cat' --what depth
-refuse 1 'how deep'
+refuse 1 'equally deep'
 
 # ---- interrupted, and going on ----
 t $O -f "$DIR/text" --what experts --tokens 900

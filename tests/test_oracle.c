@@ -490,7 +490,7 @@ static void test_refused(void **state)
     (void)state;
     struct err err;
     struct tessera_options opt = tessera_defaults();
-    refuse("tests/depth/mor-token.gguf", "rows leave its layers early");
+    refuse("tests/depth/mor-token.gguf", "not all rows go through its layers");
     refuse("tests/choice/ecdlm.gguf", "see what follows them");
     refuse("tests/concept/concept.gguf", "cannot be taken apart");
     refuse("tests/awkward/qwen3next.gguf", "recurrent layers");

@@ -143,8 +143,8 @@ static enum status find_parts(struct branches *b, const struct span *spans, stru
 static enum status open_parts(struct branches *b, struct err *err)
 {
     const struct tessera_engine *e = b->e;
+    if (e->model.n_sets > ROWS_FIRST) return no_parts(e, "not all rows go through its layers", err);
     if (e->state_bytes) return no_parts(e, "it has recurrent layers", err);
-    if (e->model.n_sets > ROWS_FIRST) return no_parts(e, "rows leave its layers early", err);
     struct span *spans = spans_of(&e->model);
     b->part = calloc((size_t)e->model.n_op + 1, sizeof *b->part);
     enum status s = spans && b->part ? find_parts(b, spans, err)
@@ -265,9 +265,9 @@ int branches_least_depth(const tessera_engine *e) { return e->model.depth_first;
 enum status branches_depth(tessera_engine *e, int depth, struct err *err)
 {
     if (!e->model.n_depth || e->opt.depth_exact)
-        return err_set(err, ERR_UNSUPPORTED, "%s: how deep a token goes does not depend on it alone%s",
-                       e->arch->name, e->opt.depth_exact ? ": leave --depth-exact out" :
-                       " (looped models need --exit)");
+        return err_set(err, ERR_UNSUPPORTED, "%s: %s", e->arch->name, e->opt.depth_exact ?
+                       "how deep a token goes does not depend on it alone: leave --depth-exact out" :
+                       "all tokens go equally deep (looped models need --exit)");
     if (depth >= 0 && (depth < e->model.depth_first || depth > e->model.n_depth))
         return err_set(err, ERR_RANGE, "depth %d; this model has %d to %d", depth,
                        e->model.depth_first, e->model.n_depth);
