@@ -76,6 +76,6 @@ refuse 1 'too few|too short'
 t trace --fit-forecasters -m "$M" -f "$DIR/text"
 refuse 2 'takes a model'
 t trace --fit-forecasters -m tests/depth/mor-token.gguf --ids 1,2,3,4,5,6,7,8,9,10,11,12 -o "$DIR/x.gguf"
-refuse 1 'rows leave'
+refuse 1 'not all rows go through its layers'
 ok "something was left behind" ! -e "$DIR/x.gguf"
 finish
