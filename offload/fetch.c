@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moe/base/thread.h"
+
 struct slot {
     struct fetch_piece piece;
     struct aio_read read;
@@ -81,7 +83,7 @@ static bool unpack(struct fetch *f, const struct slot *s)
     const struct weight *w = &f->parts->weights->at[f->parts->part[s->piece.part].weight];
     const char *rows = s->read.buf + s->skip;
     if (s->piece.raw) memcpy(s->piece.dst, rows, s->bytes);
-    else part_pack(w, s->piece.row0, s->piece.n_rows, rows, s->piece.dst);
+    else part_pack(f->parts, w, s->piece.row0, s->piece.n_rows, rows, s->piece.dst);
     return s->piece.check && part_has_nan(w->type, rows, s->bytes);
 }
 
@@ -122,6 +124,7 @@ static void *loader_main(void *arg)
 {
     struct loader *l = arg;
     struct fetch *f = l->fetch;
+    thread_wake_first(); /* a free buffer keeps the drive waiting */
     pthread_mutex_lock(&f->lock);
     for (;;) {
         /* The lock is held here. */

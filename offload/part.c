@@ -25,6 +25,7 @@ enum status part_table_open(struct part_table *t, const struct weights *ws, stru
 {
     memset(t, 0, sizeof *t);
     t->weights = ws;
+    t->kernels = mm_kernels(cpu_tier_best());
     t->part = calloc((size_t)ws->n_parts + 1, sizeof *t->part);
     if (!t->part) return err_set(e, ERR_MEMORY, "no memory for %d parts", ws->n_parts);
     for (int i = 0; i < ws->n; i++) {
@@ -62,7 +63,8 @@ uint64_t part_rows_bytes(const struct weight *w, int n_rows)
     return 0;
 }
 
-void part_pack(const struct weight *w, int row0, int n_rows, const char *rows, char *dst)
+void part_pack(const struct part_table *t, const struct weight *w, int row0, int n_rows,
+               const char *rows, char *dst)
 {
     const uint64_t row_bytes = part_row_bytes(w);
     dst += part_rows_bytes(w, row0);
@@ -74,7 +76,8 @@ void part_pack(const struct weight *w, int row0, int n_rows, const char *rows, c
     case WEIGHT_TILES: {
         const size_t tb = tile_bytes(w->type, w->n_cols);
         for (int r = 0; r < n_rows; r += TILE_ROWS)
-            tile_pack(w->type, w->n_cols, n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS,
+            tile_pack(t->kernels, w->type, w->n_cols,
+                      n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS,
                       rows + (uint64_t)r * row_bytes, row_bytes,
                       dst + (uint64_t)(r / TILE_ROWS) * tb);
         break;
@@ -92,26 +95,27 @@ static bool halves_have_nan(const char *p, uint64_t n, uint64_t stride)
     return false;
 }
 
+/* Is one of the lanes of 16 or 32 bits, its sign apart, above a limit?  Eight bytes at once: adding
+ * what is missing to the largest magnitude carries into the sign, and into no other lane. */
+static bool lanes_above(const char *p, uint64_t bytes, uint64_t magnitude, uint64_t limit)
+{
+    uint64_t any = 0;
+    for (uint64_t i = 0; i < bytes; i += 8) {
+        uint64_t w = 0;
+        memcpy(&w, p + i, bytes - i < 8 ? bytes - i : 8);
+        any |= ((w & magnitude) + (magnitude - limit)) & ~magnitude;
+    }
+    return any;
+}
+
 bool part_has_nan(enum qtype type, const char *p, uint64_t bytes)
 {
     const struct qtype_info *info = qtype_info(type);
     const uint64_t stride = (uint64_t)info->block_bytes, n = bytes / stride;
     switch (type) {
-    case QTYPE_F32:
-        for (uint64_t i = 0; i < n; i++) {
-            uint32_t u;
-            memcpy(&u, p + 4 * i, sizeof u);
-            if ((u & 0x7fffffffu) > 0x7f800000u) return true;
-        }
-        return false;
-    case QTYPE_BF16:
-        for (uint64_t i = 0; i < n; i++) {
-            uint16_t u;
-            memcpy(&u, p + 2 * i, sizeof u);
-            if ((u & 0x7fffu) > 0x7f80u) return true;
-        }
-        return false;
-    case QTYPE_F16:
+    case QTYPE_F32: return lanes_above(p, bytes, 0x7fffffff7fffffff, 0x7f8000007f800000);
+    case QTYPE_BF16: return lanes_above(p, bytes, 0x7fff7fff7fff7fff, 0x7f807f807f807f80);
+    case QTYPE_F16: return lanes_above(p, bytes, 0x7fff7fff7fff7fff, 0x7c007c007c007c00);
     case QTYPE_Q8_0:
     case QTYPE_Q4_0:
     case QTYPE_Q5_0:

@@ -35,6 +35,7 @@ struct part_table {
     struct part *part; /* [n_parts], handle = index */
     int n_parts;
     uint64_t bytes;    /* of all parts in memory */
+    const struct mm_kernels *kernels; /* of the best tier: they pack */
 };
 
 /* ERR_MEMORY. */
@@ -49,7 +50,8 @@ uint64_t part_rows_bytes(const struct weight *w, int n_rows);
 
 /* Places rows row0 .. of a matrix, as they are in the file, into dst, which is where row 0 of the
  * matrix would lie; row0 is a tile's first row. */
-void part_pack(const struct weight *w, int row0, int n_rows, const char *rows, char *dst);
+void part_pack(const struct part_table *t, const struct weight *w, int row0, int n_rows,
+               const char *rows, char *dst);
 
 /* Every value of a float type, every scale of a quantised one. */
 bool part_has_nan(enum qtype type, const char *p, uint64_t bytes);

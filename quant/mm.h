@@ -27,10 +27,12 @@ static inline size_t tile_bytes(enum qtype type, int n_cols)
     return TILE_ROWS * qtype_bytes(type, (uint64_t)n_cols);
 }
 
+struct mm_kernels;
+
 /* Interleaves up to 16 GGUF rows (row_bytes apart) into one tile; rows beyond n_rows become 0.
- * Reads nothing beyond the n_rows rows; rows need no alignment. */
-void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t row_bytes,
-               void *tile);
+ * Reads nothing beyond the n_rows rows; rows need no alignment, a tile is 16-byte aligned. */
+void tile_pack(const struct mm_kernels *k, enum qtype type, int n_cols, int n_rows, const void *rows,
+               size_t row_bytes, void *tile);
 
 /* Reads row 0..15 of a tile back as floats: y[n_cols]. */
 void tile_row_f32(enum qtype type, int n_cols, const void *tile, int row, float *y);
@@ -51,7 +53,12 @@ static inline size_t act_bytes(enum act_kind kind, int n_cols)
     return (bytes + 63) / 64 * 64;
 }
 
+/* dst[j][r] = flip ^ dword j of src[r] + at, for j < n and r < TILE_ROWS; no alignment. */
+typedef void turn_fn(const uint8_t *const *src, size_t at, int n, uint32_t flip, uint8_t *dst);
+
 struct mm_kernels {
+    turn_fn *turn; /* what packs tiles */
+
     /* Prepares one row; out is 64-byte aligned. */
     void (*act[3])(int n_cols, const float *x, void *out);
 

@@ -366,6 +366,7 @@ static uint64_t peak(int n)
 }
 
 const struct mm_kernels mm_kernels_amx = {
+    .turn = turn_dwords_avx512,
     .stack_expand = stack_expand_avx512,
     .stack_few = stack_few_avx512,
     .peak = peak,

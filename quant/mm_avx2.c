@@ -200,6 +200,7 @@ static uint64_t peak(int n)
 }
 
 const struct mm_kernels mm_kernels_avx2 = {
+    .turn = turn_dwords_avx2,
     .stack_expand = stack_expand_avx2,
     .peak = peak,
     .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32, [ACT_Q8_256] = act_q8_256},

@@ -49,6 +49,8 @@ void stack_expand_avx512(const struct stacked *w, int t, void *tile);
 void stack_few_avx512(const struct stacked *w, int t0, int n_tiles, int n_rows,
                       const void *const *x, float *const *y);
 
+turn_fn turn_dwords_ref, turn_dwords_avx2, turn_dwords_avx512;
+
 /* Reference kernels that a tier may keep. */
 void act_f32_ref(int n_cols, const float *x, void *out);
 void act_q8_32_ref(int n_cols, const float *x, void *out);

@@ -277,6 +277,7 @@ MM(q4_k, Q4_K)
 MM(q6_k, Q6_K)
 
 const struct mm_kernels mm_kernels_ref = {
+    .turn = turn_dwords_ref,
     .stack_expand = stack_expand_ref,
     .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32_ref, [ACT_Q8_256] = act_q8_256_ref},
     .mm = {[QTYPE_F32] = mm_f32,

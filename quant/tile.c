@@ -4,8 +4,10 @@
  * DESIGN: in a tile the fields of a GGUF block are sixteen-row columns.  Bytes and nibbles move as
  * dwords, so packing is a transposition of 16 x n dwords per field (sixteen rows, dword j of every
  * row together), and halfs move as 16 x n halfs.  Four rows by four dwords are turned at once in
- * SSE2 registers, which x86-64 always has; elsewhere a plain loop does the same.  It is memory
- * bound in practice: packing runs once per load of a part. */
+ * SSE2 registers, which x86-64 always has; elsewhere a plain loop does the same, and AVX2 and
+ * AVX-512 turn more at once.  While a model streams this runs on the cores that compute, and it is
+ * bound by memory: so a block column is put together in L1 and written past the caches (a line that
+ * is written whole need not be read first), and the rows, sixteen streams, are fetched early. */
 #include <string.h>
 
 #include "moe/base/err.h"
@@ -95,8 +97,9 @@ static int plain_unit(enum qtype type)
 
 /* ---- packing ---------------------------------------------------------------------------- */
 
-/* dst[j][r] = dword j of src[r], for n dwords. */
-static void turn_dwords(const uint8_t *const *src, size_t at, int n, uint32_t flip, uint8_t *dst)
+enum { COLUMNS_MAX = 4096 };
+
+void turn_dwords_ref(const uint8_t *const *src, size_t at, int n, uint32_t flip, uint8_t *dst)
 {
     int j = 0;
 #if defined(__SSE2__)
@@ -188,31 +191,58 @@ static void turn_bit_dwords(uint8_t *p)
     }
 }
 
-/* Packs block columns [b0, b1) of sixteen rows. */
-static void pack_blocks(enum qtype type, const uint8_t *const *src, int b0, int b1, uint8_t *tile)
+/* dst = src, n bytes in steps of 16, past the caches. */
+static void put_past_caches(uint8_t *dst, const uint8_t *src, size_t n)
 {
-    const struct qtype_info *t = qtype_info((uint32_t)type);
-    int unit = plain_unit(type);
-    size_t at = (size_t)b0 * (size_t)t->block_bytes;
-    if (unit == 4) turn_dwords(src, at, b1 - b0, 0, tile + TILE_ROWS * at);
-    if (unit == 2) turn_halfs(src, at, b1 - b0, tile + TILE_ROWS * at);
-    if (unit) return;
-    const struct layout *l = &layouts[type];
-    for (int b = b0; b < b1; b++) {
-        size_t block = (size_t)b * (size_t)t->block_bytes;
-        uint8_t *column = tile + TILE_ROWS * block;
-        for (const struct field *f = l->f; f < l->f + l->n_fields; f++) {
-            const size_t from = block + (size_t)f->src;
-            if (f->unit == 2) turn_halfs(src, from, f->n, column + f->dst);
-            if (f->unit == 4) turn_dwords(src, from, f->n, f->flip, column + f->dst);
-            if (f->bits) turn_bit_dwords(column + f->dst);
-            for (int r = 0; f->unit == 1 && r < TILE_ROWS; r++) column[f->dst + r] = src[r][from];
-        }
+#if defined(__SSE2__)
+    for (size_t i = 0; i < n; i += 16)
+        _mm_stream_si128((__m128i *)(void *)(dst + i),
+                         _mm_load_si128((const __m128i *)(const void *)(src + i)));
+#else
+    memcpy(dst, src, n);
+#endif
+}
+
+/* A block column of a block type. */
+static void pack_column(turn_fn *turn, const struct layout *l, const uint8_t *const *src,
+                        size_t block, uint8_t *column)
+{
+    for (const struct field *f = l->f; f < l->f + l->n_fields; f++) {
+        const size_t from = block + (size_t)f->src;
+        if (f->unit == 2) turn_halfs(src, from, f->n, column + f->dst);
+        if (f->unit == 4) turn(src, from, f->n, f->flip, column + f->dst);
+        if (f->bits) turn_bit_dwords(column + f->dst);
+        for (int r = 0; f->unit == 1 && r < TILE_ROWS; r++) column[f->dst + r] = src[r][from];
     }
 }
 
-void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t row_bytes,
-               void *tile)
+/* Packs n blocks of sixteen rows. */
+static void pack_blocks(turn_fn *turn, enum qtype type, const uint8_t *const *src, int n,
+                        uint8_t *tile)
+{
+    const int unit = plain_unit(type);
+    const size_t bytes = (size_t)qtype_info((uint32_t)type)->block_bytes;
+    const int step = (int)(COLUMNS_MAX / TILE_ROWS / bytes);
+    _Alignas(64) uint8_t columns[COLUMNS_MAX];
+    for (int b = 0; b < n; b += step) {
+        const int some = n - b < step ? n - b : step;
+        const size_t from = (size_t)b * bytes, size = (size_t)some * bytes;
+        if (unit == 4) turn(src, from, some, 0, columns);
+        if (unit == 2) turn_halfs(src, from, some, columns);
+        for (size_t at = 0; at < size && !unit; at += bytes)
+            pack_column(turn, &layouts[type], src, from + at, columns + TILE_ROWS * at);
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (size_t i = 0; i < size; i += 64)
+                __builtin_prefetch(src[r] + from + size + i); /* the row may end before */
+        put_past_caches(tile + TILE_ROWS * from, columns, TILE_ROWS * size);
+    }
+#if defined(__SSE2__)
+    _mm_sfence(); /* whoever is told that the tile is there sees it */
+#endif
+}
+
+void tile_pack(const struct mm_kernels *k, enum qtype type, int n_cols, int n_rows, const void *rows,
+               size_t row_bytes, void *tile)
 {
     enum { STEP = 512 }; /* weights per stretch: a zero row as long as that stands for the rest */
     static const uint8_t zeros[STEP * 4];
@@ -222,7 +252,7 @@ void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t
     for (int r = 0; r < n_rows; r++) src[r] = (const uint8_t *)rows + (size_t)r * row_bytes;
     int n_blocks = n_cols / t->block, step = STEP / t->block;
     if (n_rows == TILE_ROWS) {
-        pack_blocks(type, src, 0, n_blocks, tile);
+        pack_blocks(k->turn, type, src, n_blocks, tile);
         return;
     }
     /* A partial tile is rare (the last of a matrix): pack stretch by stretch from moved origins,
@@ -232,7 +262,7 @@ void tile_pack(enum qtype type, int n_cols, int n_rows, const void *rows, size_t
         const uint8_t *part[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) part[r] = r < n_rows ? src[r] + at : zeros;
         int n = n_blocks - b < step ? n_blocks - b : step;
-        pack_blocks(type, part, 0, n, (uint8_t *)tile + TILE_ROWS * at);
+        pack_blocks(k->turn, type, part, n, (uint8_t *)tile + TILE_ROWS * at);
     }
 }
 

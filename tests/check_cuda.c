@@ -83,7 +83,7 @@ static void check_product_once(struct check_opts *o, enum qtype type, int blocks
             w[e][m] = need(aligned_alloc(64, (bytes + 63) / 64 * 64));
             for (int k = 0; k < tiles; k++) {
                 const int left = n_out - TILE_ROWS * k;
-                tile_pack(type, n_cols, left < TILE_ROWS ? left : TILE_ROWS,
+                tile_pack(mm_kernels(CPU_REF), type, n_cols, left < TILE_ROWS ? left : TILE_ROWS,
                           rows + row * (size_t)(TILE_ROWS * k), row, w[e][m] + tile * (size_t)k);
             }
             dev_w[e][m] = sent(w[e][m], bytes);

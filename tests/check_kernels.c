@@ -76,9 +76,10 @@ static void check_mm_once(struct check_opts *o, enum cpu_tier tier, enum qtype t
     for (int i = 0; i < 2; i++) {
         w[i] = check_canary_alloc(tile * (size_t)sh.tiles);
         for (int k = 0; k < sh.tiles; k++)
-            tile_pack(type, n_cols, TILE_ROWS, rows + row * (size_t)(TILE_ROWS * k), row,
-                      (uint8_t *)w[i].data + tile * (size_t)k);
+            tile_pack(i ? fast : ref, type, n_cols, TILE_ROWS, rows + row * (size_t)(TILE_ROWS * k),
+                      row, (uint8_t *)w[i].data + tile * (size_t)k);
     }
+    check_same_bytes(o, name, "packed", w[0].data, w[1].data, tile * (size_t)sh.tiles);
     float *x = need(malloc(4 * (size_t)n_cols));
     char *acts = need(aligned_alloc(64, abytes * (size_t)sh.rows));
     const void *xs[MAX_ROWS];
@@ -197,7 +198,7 @@ static void *bench_tiles(enum qtype type, int n_cols, int n_tiles)
     struct rng r;
     rng_seed(&r, 2);
     fill_weights(type, W_ENCODED, CHECK_UNIFORM, rows, TILE_ROWS, n_cols, &r);
-    tile_pack(type, n_cols, TILE_ROWS, rows, row, w);
+    tile_pack(mm_kernels(CPU_REF), type, n_cols, TILE_ROWS, rows, row, w);
     for (int t = 1; t < n_tiles; t++) memcpy(w + tile * (size_t)t, w, tile);
     free(rows);
     return w;
@@ -381,6 +382,7 @@ static void bench_act(struct check_opts *o, enum cpu_tier tier, enum act_kind ki
 }
 
 struct pack_bench {
+    const struct mm_kernels *kernels;
     enum qtype type;
     size_t row;
     char *rows, *tiles;
@@ -392,16 +394,18 @@ static void run_pack(void *arg)
     struct pack_bench *b = arg;
     for (int i = 0; i < 8; i++, b->at = (b->at + 1) % b->n) {
         size_t tile = TILE_ROWS * b->row, from = tile * (size_t)b->at;
-        tile_pack(b->type, BENCH_COLS, TILE_ROWS, b->rows + from, b->row, b->tiles + from);
+        tile_pack(b->kernels, b->type, BENCH_COLS, TILE_ROWS, b->rows + from, b->row,
+                  b->tiles + from);
     }
 }
 
-static void bench_pack(struct check_opts *o, enum qtype type)
+static void bench_pack(struct check_opts *o, enum cpu_tier tier, enum qtype type)
 {
     char name[64], low[16];
-    snprintf(name, sizeof name, "pack.%s", lower(qtype_info((uint32_t)type)->name, low));
+    snprintf(name, sizeof name, "pack.%s.%s", lower(qtype_info((uint32_t)type)->name, low),
+             cpu_tier_name(tier));
     if (!check_wanted(o, name)) return;
-    struct pack_bench b = {.type = type, .row = qtype_bytes(type, BENCH_COLS)};
+    struct pack_bench b = {.kernels = mm_kernels(tier), .type = type, .row = qtype_bytes(type, BENCH_COLS)};
     b.n = (int)(((size_t)64 << 20) / (TILE_ROWS * b.row));
     size_t bytes = TILE_ROWS * b.row * (size_t)b.n;
     b.rows = check_huge_alloc(bytes);
@@ -448,7 +452,9 @@ int main(int argc, char **argv)
 {
     struct check_opts o;
     if (!check_parse(&o, argc, argv)) return 2;
-    for (int i = 0; o.bench && qtype_at(i); i++) bench_pack(&o, qtype_at(i)->id);
+    for (int t = CPU_REF; o.bench && t <= (int)cpu_tier_best(); t++)
+        for (int i = 0; t != CPU_AMX && qtype_at(i); i++) /* AMX packs like AVX-512 */
+            bench_pack(&o, (enum cpu_tier)t, qtype_at(i)->id);
     if (o.bench) {
         bench_read(&o);
         bench_free(&o);

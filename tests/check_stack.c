@@ -165,7 +165,7 @@ static int check_encode(struct rng *r)
     /* One row put in its places and read back at every depth. */
     uint8_t block[17 * N / 64], *tile = need(N / 64 * 272), *level[5];
     for (int b = 0; b < N / 64; b++) nest_put_base(scale[b], code + 64 * b, block + 17 * b);
-    tile_pack(QTYPE_NEST2, N, 1, block, sizeof block, tile);
+    tile_pack(mm_kernels(CPU_REF), QTYPE_NEST2, N, 1, block, sizeof block, tile);
     struct stacked m = {.type = QTYPE_NEST2, .n_cols = N, .n_rows = 1, .base = tile};
     for (int l = 1; l <= STACK_NESTED; l++) {
         m.level[l] = level[l] = need(N / 64 * 128);

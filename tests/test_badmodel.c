@@ -663,6 +663,28 @@ static void check_nan(struct model *m, const char *name, uint64_t block, int pla
     memcpy(t->data + block * size, kept, size);
 }
 
+/* Float types are looked through eight bytes at a time: every place, every remainder, the smallest
+ * NaN of either sign beside infinities. */
+static void test_nan_lanes(void **state)
+{
+    static const struct { enum qtype type; int bytes; uint32_t inf; } of[] = {
+        {QTYPE_F32, 4, 0x7f800000}, {QTYPE_F16, 2, 0x7c00}, {QTYPE_BF16, 2, 0x7f80}};
+    (void)state;
+    for (size_t t = 0; t < sizeof of / sizeof *of; t++)
+        for (int n = 1; n < 10; n++)
+            for (int at = -1; at < n; at++)
+                for (int sign = 0; sign < 2; sign++) {
+                    const int b = of[t].bytes;
+                    char p[9 * 4];
+                    for (int i = 0; i < n; i++) {
+                        const uint32_t minus = (uint32_t)((i + sign) & 1) << (8 * b - 1);
+                        const uint32_t v = (of[t].inf + (i == at)) | minus;
+                        memcpy(p + i * b, &v, (size_t)b);
+                    }
+                    assert_int_equal(part_has_nan(of[t].type, p, (uint64_t)(n * b)), at >= 0);
+                }
+}
+
 static void test_nan(void **state)
 {
     (void)state;
@@ -1115,7 +1137,8 @@ int main(void)
         cmocka_unit_test(test_key_sweep),      cmocka_unit_test(test_rope_scaling),
         cmocka_unit_test(test_arch),           cmocka_unit_test(test_missing_tensor),
         cmocka_unit_test(test_tensor_shape),   cmocka_unit_test(test_tensor_type),
-        cmocka_unit_test(test_extra_tensor),   cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_extra_tensor),   cmocka_unit_test(test_nan_lanes),
+        cmocka_unit_test(test_nan),
         cmocka_unit_test(test_nan_everywhere), cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_no_file),        cmocka_unit_test(test_shrunk),
         cmocka_unit_test(test_read_short),

@@ -320,7 +320,7 @@ static void pack_and_compare(enum qtype t, int n_cols, int n_rows, size_t gap)
     uint8_t *exact = alloc(stride * TILE_ROWS);
     size_t used = n_rows ? stride * (size_t)(n_rows - 1) + row : 0;
     memcpy(exact, rows, used);
-    tile_pack(t, n_cols, n_rows, exact, stride, tile);
+    tile_pack(mm_kernels(cpu_tier_best()), t, n_cols, n_rows, exact, stride, tile);
     for (int k = 0; k < TILE_ROWS; k++) {
         memset(rows + stride * (size_t)k, k < n_rows ? rows[stride * (size_t)k] : 0, 1);
         if (k >= n_rows) memset(rows + stride * (size_t)k, 0, row);
@@ -476,7 +476,8 @@ static void test_product(void **state)
         random_rows(t, src, N * OUT, rows);
         for (int k = 0; k < TILES; k++) {
             int n = OUT - TILE_ROWS * k < TILE_ROWS ? OUT - TILE_ROWS * k : TILE_ROWS;
-            tile_pack(t, N, n, rows + row * (size_t)(TILE_ROWS * k), row, tiles + tile * (size_t)k);
+            tile_pack(mm_kernels(CPU_REF), t, N, n, rows + row * (size_t)(TILE_ROWS * k), row,
+                      tiles + tile * (size_t)k);
         }
         const void *xs[ROWS];
         float y[CPU_TIER_N][ROWS][TILES * TILE_ROWS], *ys[ROWS];

@@ -170,8 +170,8 @@ static void factor_one(struct factored *f, int m, int n, int rank, int planes, c
     }
     char *tiles = malloc(tile_bytes(QTYPE_SIGN1, n) * (size_t)(m / TILE_ROWS));
     for (int r = 0; r < m; r += TILE_ROWS)
-        tile_pack(QTYPE_SIGN1, n, TILE_ROWS, (char *)f->mem[0] + r * n / 8, (size_t)n / 8,
-                  tiles + tile_bytes(QTYPE_SIGN1, n) * (size_t)(r / TILE_ROWS));
+        tile_pack(mm_kernels(CPU_REF), QTYPE_SIGN1, n, TILE_ROWS, (char *)f->mem[0] + r * n / 8,
+                  (size_t)n / 8, tiles + tile_bytes(QTYPE_SIGN1, n) * (size_t)(r / TILE_ROWS));
     free(f->mem[0]);
     f->w.base = f->mem[0] = tiles;
     pool_close(j.pool);
