@@ -60,6 +60,7 @@ static int make(struct group *g, const char *root, int v2, uint64_t limit)
     (void)snprintf(g->path, sizeof g->path, "%s/confined-%d", root, (int)getpid());
     g->v2 = v2;
     if (v2) (void)put(root, "cgroup.subtree_control", "+memory");
+    (void)rmdir(g->path); /* an empty one of a run with this number that was killed */
     if (mkdir(g->path, 0755)) return -1;
     (void)snprintf(text, sizeof text, "%llu", (unsigned long long)limit);
     const char *file = v2 ? "memory.max" : "memory.limit_in_bytes";

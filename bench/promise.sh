@@ -4,29 +4,31 @@
 #   bench/promise.sh [-o CSV] [-n TOKENS] [-d VARIANTS] CALIBRATION "PROMPT..." MODEL...
 #
 # The routes of the text file CALIBRATION and of its continuation are recorded (tessera trace); the
-# continuations of the text files PROMPT, in turn, are timed.  VARIANTS is a file with one a line,
-# "CPUS DISK MEM": processors, bytes per second of the drive (0 = as it is; needs a blkio or io
-# control group), share of the model file in per cent that --mem has above the least.  Speeds are measured (tessera doctor) under each throttle, once.
+# continuations of the text files PROMPT, in turn, are timed; of the model nothing is in the page cache.
+# VARIANTS is a file with one a line, "CPUS DISK MEM": processors, bytes per second of the drive (0 = as
+# it is; needs a blkio or io control group), share of the model file in per cent that --mem has above the
+# least.  Speeds are measured (tessera doctor) under the throttle right before each.
 # Prints errors, their median and 90th percentile; exit code 77 where the drive cannot be throttled.
 set -u
 cd "$(dirname "$0")/.."
 OUT= N=48 BIN=${BIN:-./tessera} LIST=
 while getopts o:n:d: o; do case $o in o) OUT=$OPTARG ;; n) N=$OPTARG ;; d) LIST=$OPTARG ;; *) exit 2 ;; esac; done
 shift $((OPTIND - 1))
-[ $# -ge 3 ] || { sed -n '2,13p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,14p' "$0"; exit 2; }
 A=$1
 read -ra PROMPTS <<<"$2"
 shift 2
 VARIANTS=${LIST:+$(cat "$LIST")}
-VARIANTS=${VARIANTS:-"2 0 20
-2 0 40
-2 0 70
-2 300000000 20
+# Rates that bind: a control group lets bursts through while the mean of its time slice is below the rate.
+VARIANTS=${VARIANTS:-"2 300000000 20
+2 300000000 35
 2 300000000 50
+2 200000000 30
+2 200000000 60
 2 120000000 40
-1 0 30
-1 0 60
-1 300000000 40
+1 300000000 30
+1 300000000 45
+1 200000000 40
 1 120000000 60"}
 T=$(mktemp -d)
 # The whole disk below the file system: what can be throttled.
@@ -55,8 +57,9 @@ for M in "$@"; do
         set_cpus=(taskset -c "0-$((cpus - 1))")
         throttle "$disk" 2>/dev/null || { echo "skipped: the drive $DEV cannot be throttled"; exit 77; }
         B=${PROMPTS[i++ % ${#PROMPTS[@]}]}
-        key=$T/machine-$cpus-$disk
-        [ -f "$key" ] || XDG_CACHE_HOME=$T/cache$cpus-$disk inside "${set_cpus[@]}" "$BIN" doctor -m "$M" -t "$cpus" -o "$key" >/dev/null 2>&1
+        key=$T/machine
+        XDG_CACHE_HOME=$T inside "${set_cpus[@]}" "$BIN" doctor --fresh -m "$M" -t "$cpus" -o "$key" >/dev/null 2>&1
+        dd of="$M" oflag=nocache conv=notrunc,fdatasync count=0 2>/dev/null # what the system holds is not the drive
         inside "${set_cpus[@]}" "$BIN" run -m "$M" -f "$B" -c 512 -n "$N" --temp 0.8 -s $i --ignore-eos -t "$cpus" --mem ${mem}M \
             --machine "$key" --routes "$T/routes" --analyze >/dev/null 2>"$T/err" || { tail -3 "$T/err"; continue; }
         awk -v m="$(basename "$M")" -v c="$cpus" -v d="$disk" -v mem="$mem" '

@@ -179,6 +179,8 @@ done:
 
 /* ---- measuring ---- */
 
+enum { PACK_COLS = 256, PACK_MAX = 4 << 20, PACK_THREADS = 8 };
+
 /* Large enough to be memory and not cache, small enough for a small machine. */
 static uint64_t ram_bytes(const struct machine *m)
 {
@@ -216,6 +218,31 @@ static bool take_kept(struct doctor *d)
     return true;
 }
 
+struct packer {
+    const struct mm_kernels *kernels;
+    char *tiles; /* PACK_MAX for each of PACK_THREADS */
+};
+
+/* A block becomes tiles, as weights do; the types differ little in that. */
+static void pack_block(void *arg, int thread, const void *block, size_t bytes)
+{
+    const struct packer *p = arg;
+    const size_t row = qtype_bytes(QTYPE_Q8_0, PACK_COLS), tile = TILE_ROWS * row;
+    char *to = p->tiles + (size_t)thread * PACK_MAX;
+    for (size_t at = 0; at + tile <= bytes && at + tile <= PACK_MAX; at += tile)
+        tile_pack(p->kernels, QTYPE_Q8_0, PACK_COLS, TILE_ROWS, (const char *)block + at, row, to + at);
+}
+
+static enum status measure_disk(struct doctor *d, struct err *err)
+{
+    struct packer p = {mm_kernels(cpu_tier_best()), aligned((size_t)PACK_MAX * PACK_THREADS)};
+    const struct machine_arrival a = {pack_block, &p};
+    const enum status s = machine_measure_disk(d->model, d->threads, p.tiles ? &a : NULL, &d->m,
+                                               &d->direct, err);
+    free(p.tiles);
+    return s;
+}
+
 static enum status measure(struct doctor *d, struct err *err)
 {
     struct machine *m = &d->m;
@@ -231,7 +258,7 @@ static enum status measure(struct doctor *d, struct err *err)
     measure_types(d, ram_bytes(m));
     if (d->model && !cli_interrupted()) {
         fprintf(stderr, "tessera: measuring the disk of %s ...\n", d->model);
-        s = machine_measure_disk(d->model, m, &d->direct, err);
+        s = measure_disk(d, err);
         if (s) return s;
     }
     struct err why;

@@ -261,12 +261,23 @@ static enum status open_replay(struct replay *s, struct err *e)
     return policy_open(&po, &s->p, e);
 }
 
+static void fill(struct replay *s)
+{
+    for (int32_t e = 0; e < s->r->n_experts; e++)
+        for (int32_t l = 0; l < s->r->n_layers; l++) {
+            if (s->used == s->o->slots) return;
+            policy_added(s->p, l * s->r->n_experts + e, false);
+            s->used++;
+        }
+}
+
 enum status replay_run(const struct replay_record *r, const struct replay_options *o,
                        struct replay_result *out, struct err *e)
 {
     struct replay s = {.r = r, .o = o, .out = out};
     memset(out, 0, sizeof *out);
     enum status st = open_replay(&s, e);
+    if (!st && o->filled) fill(&s);
     for (int32_t i = 0; i < r->n_steps && !st; i++) run_step(&s, i);
     for (int32_t x = 0; !st && x < r->n_layers * r->n_experts; x++)
         if (s.state[x] & AHEAD) out->wasted_bytes += bytes_of(&s, x);

@@ -43,6 +43,8 @@ struct replay_options {
     struct replay_predictor predictor; /* predict NULL = none */
     int prefetch;                    /* guesses per layer that are acted on; 0: only judged */
     double disk_rate, ram_rate;      /* bytes per second; 0 = no clock */
+    bool filled;                     /* the slots begin full, every layer alike, as the engine's do
+                                        (residency_load.c, fill_slots); else they begin empty */
 };
 
 struct replay_result {

@@ -309,12 +309,12 @@ static void disk_measure(void **state)
     static char block[1 << 16];
     for (int i = 0; i < 160; i++) assert_int_equal(fwrite(block, 1, sizeof block, f), sizeof block);
     (void)fclose(f);
-    assert_int_equal(machine_measure_disk(path, &m, &direct, &e), OK);
+    assert_int_equal(machine_measure_disk(path, 2, NULL, &m, &direct, &e), OK);
     assert_true(m.disk_read > 0 && m.disk_random > 0 && m.disk_small > 0 && m.disk_wait > 0);
     assert_int_equal(truncate(path, 10), 0); /* smaller than a block: nothing to measure */
-    assert_int_equal(machine_measure_disk(path, &m, &direct, &e), OK);
+    assert_int_equal(machine_measure_disk(path, 2, NULL, &m, &direct, &e), OK);
     assert_true(m.disk_read == 0 && m.disk_random == 0 && m.disk_small == 0);
-    assert_int_equal(machine_measure_disk("/nonexistent/file", &m, &direct, &e), ERR_IO);
+    assert_int_equal(machine_measure_disk("/nonexistent/file", 2, NULL, &m, &direct, &e), ERR_IO);
 }
 
 int main(void)

@@ -17,10 +17,8 @@
 #include <emmintrin.h>
 #endif
 
-#include "moe/base/aio.h"
 #include "moe/base/cpu.h"
 #include "moe/base/osfile.h"
-#include "moe/base/rng.h"
 #include "moe/base/thread.h"
 
 enum { PATH_CAP = 1024, TEXT_CAP = 16384 };
@@ -530,83 +528,5 @@ enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s,
         pool_close(pool);
     }
     (void)munmap(map, map_bytes);
-    return s;
-}
-
-/* ---- measuring a disk ---- */
-
-enum { DISK_IN_FLIGHT = 8, DISK_BLOCK = 4 << 20, DISK_SMALL = 1 << 20, DISK_TINY = 64 << 10 };
-static const double DISK_SECONDS = 0.7;
-static const uint64_t DISK_MOST = (uint64_t)4 << 30;
-
-/* Bytes per second / 1e9 of whole blocks, in order or at random places, with so many reads in flight
- * all the time, as the engine reads; 0 when a read failed.  buf: in_flight blocks. */
-static double disk_pass(const struct osfile *f, struct aio *aio, char *buf, size_t block,
-                        bool random, int in_flight, bool *failed)
-{
-    struct aio_read read[DISK_IN_FLIGHT];
-    const uint64_t n_blocks = f->size / block;
-    uint64_t next = 0, done = 0;
-    struct rng r;
-    rng_seed(&r, block);
-    if (!n_blocks) return 0;
-    const double start = os_seconds();
-    int n_free = in_flight;
-    struct aio_read *idle[DISK_IN_FLIGHT];
-    for (int i = 0; i < in_flight; i++) {
-        read[i].buf = buf + (size_t)i * block;
-        idle[i] = &read[i];
-    }
-    while (!*failed) {
-        const bool more = os_seconds() - start < DISK_SECONDS && done < DISK_MOST;
-        while (more && n_free && (random || next < n_blocks)) {
-            struct aio_read *a = idle[--n_free];
-            const uint64_t at = random ? rng_u64(&r) % n_blocks : next++;
-            *a = (struct aio_read){.file = f, .buf = a->buf, .offset = at * block, .n = block,
-                                   .need = block};
-            aio_submit(aio, a);
-        }
-        if (!aio_in_flight(aio)) break;
-        struct aio_read *a = aio_wait(aio);
-        *failed |= a->error || a->done < a->need;
-        done += a->done;
-        idle[n_free++] = a;
-    }
-    while (aio_in_flight(aio)) (void)aio_wait(aio);
-    const double t = os_seconds() - start;
-    return t > 0 && !*failed ? (double)done / t / 1e9 : 0;
-}
-
-enum status machine_measure_disk(const char *path, struct machine *m, bool *direct, struct err *e)
-{
-    struct osfile f;
-    struct aio *aio = NULL;
-    const char *why;
-    void *mem = NULL;
-    bool failed = false;
-    m->disk_read = m->disk_random = m->disk_small = m->disk_wait = 0;
-    enum status s = osfile_open(&f, path, OSFILE_DIRECT, NULL, e);
-    if (s) return s;
-    *direct = f.direct;
-    if (!f.direct) f.ops->drop(f.fd, 0, f.size);
-    if (posix_memalign(&mem, OSFILE_ALIGN, (size_t)DISK_IN_FLIGHT * DISK_BLOCK)) {
-        mem = NULL;
-        s = err_set(e, ERR_MEMORY, "no memory to measure the disk");
-    }
-    if (!s) s = aio_open(DISK_IN_FLIGHT, true, &aio, &why, e);
-    if (!s) {
-        const size_t least = f.size < DISK_TINY ? OSFILE_ALIGN : DISK_TINY;
-        const size_t small = f.size < DISK_SMALL ? least : DISK_SMALL;
-        m->disk_read = disk_pass(&f, aio, mem, f.size < DISK_BLOCK ? small : DISK_BLOCK, false, DISK_IN_FLIGHT,
-                                 &failed);
-        m->disk_random = disk_pass(&f, aio, mem, small, true, DISK_IN_FLIGHT, &failed);
-        m->disk_small = disk_pass(&f, aio, mem, least, true, DISK_IN_FLIGHT, &failed);
-        const double alone = disk_pass(&f, aio, mem, least, true, 1, &failed);
-        m->disk_wait = alone > 0 ? (double)least / alone / 1e3 : 0;
-        if (failed) s = err_set(e, ERR_IO, "cannot read %s while measuring", path);
-    }
-    aio_close(aio);
-    free(mem);
-    osfile_close(&f);
     return s;
 }

@@ -51,7 +51,8 @@ struct machine {
     double disk_read;              /* GB/s past the page cache, large blocks, several in flight */
     double disk_random;            /* GB/s, 1 MiB blocks at random places */
     double disk_small;             /* GB/s, 64 KiB blocks at random places */
-    double disk_wait;              /* microseconds of one such read with no other beside it */
+    double disk_wait;              /* microseconds of one such read alone, from asking another
+                                      thread for it to hearing of it */
     double dot_q8, dot_q8_1;       /* 1e9 multiply-adds per second of one core, Q8_0 in cache, for 16
                                       rows and for one */
     double region;                 /* microseconds to start and end a region of ram_threads threads */
@@ -95,10 +96,18 @@ void machine_watch_read(const struct machine_watch *w, struct machine_room *r);
 /* Streams over `bytes` of own memory with n_threads, best of five passes. */
 enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s, struct err *e);
 
-/* Reads a regular file past the page cache, for about a second each: in order with large blocks, then
- * 1 MiB and 64 KiB blocks at random places; fills the disk_ fields.  *direct tells if the page cache
- * could be avoided; if it could not the numbers may be those of memory. */
-enum status machine_measure_disk(const char *path, struct machine *m, bool *direct, struct err *e);
+/* What is done with every block that a drive brings, on the thread (0 .. n_threads - 1) that read it. */
+struct machine_arrival {
+    void (*fn)(void *arg, int thread, const void *block, size_t bytes);
+    void *arg;
+};
+
+/* Reads a regular file past the page cache, for about a second each, with 2 to 8 threads and four
+ * reads of each in flight: in order with large blocks, then 1 MiB and 64 KiB blocks at random places;
+ * fills the disk_ fields.  arrival: NULL = nothing is done with the blocks.  *direct tells if the page
+ * cache could be avoided; if it could not the numbers may be those of memory. */
+enum status machine_measure_disk(const char *path, int n_threads, const struct machine_arrival *arrival,
+                                 struct machine *m, bool *direct, struct err *e);
 
 /* Where the measured description of this machine and of the drive that holds `path` (NULL: of no
  * drive) is kept: tessera/machine-KEY.txt in XDG_CACHE_HOME, or in .cache in HOME.  The key is made

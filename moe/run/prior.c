@@ -173,7 +173,7 @@ double prior_disk(const struct tessera_engine *e)
 /* The policy over the record with so many slots. */
 static bool ask(struct tessera_engine *e, struct prior *p, int slots, double *hit, double *stall)
 {
-    struct replay_options o = {.policy.kind = POLICY_LRFU, .slots = slots};
+    struct replay_options o = {.policy.kind = POLICY_LRFU, .slots = slots, .filled = true};
     struct replay_result out;
     if (o.slots < e->hp.n_expert_used) o.slots = e->hp.n_expert_used;
     if (e->rates.disk > 0 && e->rates.ram > 0) {
