@@ -123,6 +123,13 @@ expect 3 '--mem'
 least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
 t trace -m "$DIR/wide.gguf" -p 'a hat' --decode 12 -c 64 --mem $((least + 10))M -o "$DIR/wide-trace.gguf"
 expect 0
+# Other weights under the same header are another model.
+"$GEN" "$DIR/twin.gguf" --tiny --embd 512 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab --seed 2 2>/dev/null
+ok "the twin is no twin" "$(stat -c %s "$DIR/twin.gguf")" = "$(stat -c %s "$DIR/wide.gguf")"
+t run -m "$DIR/wide.gguf" -p x -n 1 -c 64 --routes "$DIR/wide-trace.gguf"
+expect 0
+t run -m "$DIR/twin.gguf" -p x -n 1 -c 64 --routes "$DIR/wide-trace.gguf"
+refuse 1 'another model'
 t replay "$DIR/wide-trace.gguf"
 expect 0
 ok "nothing recorded of memory" "$(grep -c '^recorded: [0-9.]* % of the experts in memory, [0-9.]* ms' "$DIR/out")" = 1

@@ -498,6 +498,15 @@ static void test_clock(void **state)
     assert_int_equal(got.ahead, 3);
     assert_int_equal(got.useful, 3);
     assert_true(fabs(got.seconds - 66) < 1e-9 && fabs(got.stall - 54) < 1e-9);
+    /* the slots begin full, layer by layer: experts 0 to 2 of the first and 0 and 1 of the second */
+    o = (struct replay_options){.policy = {.kind = POLICY_LRFU}, .slots = 16, .filled = true};
+    got = run(&f, o);
+    assert_true(got.hits == 6 && got.reads == 0);
+    o.slots = 5;
+    o.policy = (struct policy_options){.kind = POLICY_STATIC, .frequency = (const float[16]){
+        [0] = 1, [1] = 1, [2] = 1, [8] = 1, [9] = 1}}; /* they stay */
+    got = run(&f, o);
+    assert_true(got.hits == 3 && got.reads == 3);
     film_free(&f);
 }
 

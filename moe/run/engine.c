@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "moe/base/machine.h"
+#include "moe/load/identity.h"
 #include "moe/run/depth_run.h"
 #include "moe/run/informed.h"
 
@@ -32,27 +33,6 @@ void engine_warn(void *arg, const char *text)
         if (atomic_compare_exchange_strong(&e->warning[i], &none, mine)) return;
     }
     free(mine);
-}
-
-static uint64_t hash_bytes(uint64_t h, const void *p, size_t n)
-{
-    const unsigned char *b = p;
-    for (size_t i = 0; i < n; i++) h = (h ^ b[i]) * 0x100000001b3u; /* FNV-1a */
-    return h;
-}
-
-static uint64_t identity_of(const struct gguf *g)
-{
-    uint64_t h = 0xcbf29ce484222325u, size = gguf_file_bytes(g);
-    h = hash_bytes(h, &size, sizeof size);
-    for (uint64_t i = 0; i < gguf_n_tensors(g); i++) {
-        const struct gguf_tensor *t = gguf_tensor_at(g, i);
-        h = hash_bytes(h, t->name.s, t->name.n);
-        h = hash_bytes(h, t->dim, sizeof t->dim);
-        h = hash_bytes(h, &t->type, sizeof t->type);
-        h = hash_bytes(h, &t->offset, sizeof t->offset);
-    }
-    return h;
 }
 
 /* ---- opening, in order ---- */
@@ -225,7 +205,7 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     struct gguf_str name;
     if (gguf_find(e->file, "general.name") && !gguf_get_str(e->file, "general.name", &name, NULL))
         (void)snprintf(e->name, sizeof e->name, "%.*s", (int)(name.n < 120 ? name.n : 120), name.s);
-    e->identity = identity_of(e->file);
+    if ((s = identity_of(e->file, &e->identity, err))) return s;
     if ((s = stackfile_open(&e->stack, e->file, err))) return s;
     say_cut(e);
     weights_init(&e->weights, e->file);

@@ -71,7 +71,7 @@ struct tessera_engine {
     struct err tok_err;
     char name[128];
     char *_Atomic warning[WARNINGS_MAX]; /* grows while weights arrive */
-    uint64_t identity;               /* hash of the header: ties sessions to their model */
+    uint64_t identity;               /* moe/load/identity.h */
 
     /* KV layout, the same in every session: timeline -> page -> slot -> head.  Line 0 is the
      * session's own; the others are those of row sets, with a place for each row that was in the set */
