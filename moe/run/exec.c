@@ -227,6 +227,8 @@ static void run_route(struct exec *x, const struct op *op)
     if (!n) return;
     if (op->code == OP_CHOOSE) choose(x);
     else pool_run(x->e->pool, route_task, x, (n + ROUTE_ROWS - 1) / ROUTE_ROWS);
+    if (x->e->approx && !x->part && op->code == OP_ROUTE)
+        x->route.n_of = x->ctl.n_of = approx_routed(x->e, p, n, x->ctl.id, x->ctl.w);
     x->route.n_active = route_group(x->ctl.id, x->ctl.n_of, n, x->route.n_used, p->n_expert,
                                     x->ctl.count, x->ctl.expert, x->ctl.first, x->ctl.pair);
     x->route.w = x->ctl.w;
