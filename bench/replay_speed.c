@@ -1,6 +1,6 @@
 /* How fast routes are replayed: accesses per second of every policy on one core, and the memory of it.
  *
- *     build/release/bench/replay_speed TRACE [ACCESSES] [SHARE]
+ *     build/release/bench/replay_speed TRACE [ACCESSES] [SHARE] [POLICY]
  *
  * The trace's decoded steps are repeated until there are that many accesses (default 2000000); SHARE of
  * all experts have a slot (default 0.25).  Prints a line per policy: accesses per second, the median
@@ -81,6 +81,7 @@ int main(int argc, char **argv)
         .prompt = w.prompt, .layer = w.layer, .first = w.first, .item = w.item, .count = w.count};
     trace_events_free(&v);
     for (int k = 0; k < POLICY_N; k++) {
+        if (argc > 4 && strcmp(argv[4], policy_name((enum policy_kind)k))) continue;
         struct replay_options o = {.policy = {.kind = (enum policy_kind)k, .frequency = frequency},
                                    .slots = (int)(share * n_items)};
         struct replay_result out = {0};
