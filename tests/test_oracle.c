@@ -212,6 +212,49 @@ static void test_spend(void **state)
     assert_false(oracle_spend(&loss[0][0], 3, 4, 1, 2.5, level));
 }
 
+/* Against all 4^5 schedules, of losses with many ties. */
+static void test_schedule(void **state)
+{
+    (void)state;
+    enum { S = 5, K = 4, ALL = 1024 };
+    struct rng g;
+    rng_seed(&g, 5);
+    for (int round = 0; round < 40; round++) {
+        double loss[S][K];
+        int level[S];
+        for (int i = 0; i < S * K; i++) loss[i / K][i % K] = (double)rng_below(&g, 7) - (i % K) * (round % 3);
+        for (int budget = S; budget <= S * K + 2; budget++) {
+            double least = INFINITY, got = 0;
+            int sum = 0;
+            for (int i = 0; i < ALL; i++) {
+                double l = 0;
+                int cost = S;
+                for (int s = 0; s < S; s++) {
+                    l += loss[s][i >> 2 * s & 3];
+                    cost += i >> 2 * s & 3;
+                }
+                if (cost <= budget && l < least) least = l;
+            }
+            assert_int_equal(oracle_schedule(&loss[0][0], S, K, 1, budget, level, NULL), OK);
+            for (int s = 0; s < S; s++) {
+                got += loss[s][level[s]];
+                sum += 1 + level[s];
+            }
+            assert_true(sum <= budget && got <= least && got >= least);
+            if (budget > S * K) continue;
+            oracle_draw_schedule(&g, S, K, 1, budget, level);
+            sum = 0;
+            for (int s = 0; s < S; s++) {
+                assert_in_range(level[s], 0, K - 1);
+                sum += 1 + level[s];
+            }
+            assert_int_equal(sum, budget);
+        }
+        struct err e;
+        assert_int_equal(oracle_schedule(&loss[0][0], S, K, 1, S - 1, level, &e), ERR_RANGE);
+    }
+}
+
 /* ---- real models ---- */
 
 struct one {
@@ -518,6 +561,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_routes), cmocka_unit_test(test_experts), cmocka_unit_test(test_spend),
+        cmocka_unit_test(test_schedule),
         cmocka_unit_test(test_against_brute_force), cmocka_unit_test(test_passing_by),
         cmocka_unit_test(test_given_experts), cmocka_unit_test(test_architectures),
         cmocka_unit_test(test_refused),

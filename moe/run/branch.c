@@ -274,3 +274,19 @@ enum status branches_depth(tessera_engine *e, int depth, struct err *err)
     e->forced_depth = depth;
     return OK;
 }
+
+/* ---- capacity ---- */
+
+struct choice_params branches_choice(const tessera_engine *e) { return e->hp.route.choice; }
+
+enum status branches_capacity(tessera_engine *e, int k, struct err *err)
+{
+    const int most = e->hp.route.choice.k_max;
+    if (!most)
+        return err_set(err, ERR_UNSUPPORTED, "%s: experts do not choose their tokens, so they have no "
+                       "capacity", e->arch->name);
+    if (k < 0 || k > most)
+        return err_set(err, ERR_RANGE, "%d experts per token; this model has 1 to %d", k, most);
+    e->forced_k = k;
+    return OK;
+}

@@ -12,6 +12,7 @@
 #ifndef MOE_RUN_BRANCH_H
 #define MOE_RUN_BRANCH_H
 
+#include "moe/compute/op.h"
 #include "moe/tessera.h"
 
 enum branch_kind {
@@ -65,5 +66,11 @@ double branches_loss_of(const float *logit, int n, int32_t target);
 enum status branches_depth(tessera_engine *e, int depth, struct err *err);
 /* The least depth there is; the largest is tessera_depth().n_max. */
 int branches_least_depth(const tessera_engine *e);
+
+/* How experts choose their rows; k_max 0: they do not. */
+struct choice_params branches_choice(const tessera_engine *e);
+/* Models whose experts choose their rows: so many experts per row on average, 1 to k_max, whatever the
+ * schedule says, until it is told otherwise; 0: as it says.  ERR_UNSUPPORTED, ERR_RANGE. */
+enum status branches_capacity(tessera_engine *e, int k, struct err *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* informed MODEL FORECASTERS FITTED HELD [--mem SIZE,..] [--tokens N] [--rounds N]: is less than all of a
+/* approximate MODEL FORECASTERS FITTED HELD [--mem SIZE,..] [--tokens N] [--rounds N]: is less than all of a
  * model less time?
  *
  * Decodes the first N tokens of the text HELD one by one: as the model is, with forecasters (made by
@@ -19,7 +19,8 @@
 
 #include "bench/median.h"
 #include "moe/base/osfile.h"
-#include "moe/run/engine_int.h"
+#include "moe/load/gguf.h"
+#include "moe/load/tok.h"
 #include "moe/run/informed.h"
 #include "moe/tessera.h"
 
@@ -145,6 +146,22 @@ static enum status text_ids(tessera_engine *e, const char *path, int n, int32_t 
     return *got < 2 ? err_set(err, ERR_RANGE, "%s is too short", path) : OK;
 }
 
+/* Mean bytes of an expert. */
+static double expert_bytes(tessera_engine *e)
+{
+    const struct gguf *g = tessera_gguf(e);
+    double bytes = 0, down = 0;
+    for (uint64_t i = 0; i < gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, i);
+        char name[256];
+        (void)snprintf(name, sizeof name, "%.*s", (int)t->name.n, t->name.s);
+        if (!strstr(name, "_exps.weight")) continue;
+        bytes += (double)t->bytes;
+        down += strstr(name, "down_exps") != NULL;
+    }
+    return bytes / (down * tessera_model(e).n_expert);
+}
+
 static enum status measure(struct tessera_options o, uint64_t mem, const char *fitted, const char *held,
                            int n_tokens, int rounds, float **full, struct err *err)
 {
@@ -169,7 +186,7 @@ static enum status measure(struct tessera_options o, uint64_t mem, const char *f
         const double mid = median(t, rounds); /* they are sorted now */
         printf("%d,%s,%.2f,%.4f,%.4f,%.3f,%.3f,%.3f,%.3f,%.3f,%.3f\n", (int)(mem >> 20), ways[k].name,
                ways[k].share, a[k].did, a[k].kl, exp(a[k].loss),
-               a[k].ran * (double)e->resid.sizes.slot[0] / (1 << 20), a[k].read / (1 << 20),
+               a[k].ran * expert_bytes(e) / (1 << 20), a[k].read / (1 << 20),
                1e3 * mid, 1e3 * t[0], 1e3 * t[rounds - 1]);
     }
     tessera_close(e);
@@ -194,7 +211,7 @@ int main(int argc, char **argv)
             }
     }
     if (argc < 5 || tokens < 2 || tokens > 4096 || rounds < 1 || rounds > ROUNDS_MAX) {
-        (void)fprintf(stderr, "informed MODEL FORECASTERS FITTED HELD [--mem 30M,..] [--tokens N] [--rounds N]\n");
+        (void)fprintf(stderr, "approximate MODEL FORECASTERS FITTED HELD [--mem 30M,..] [--tokens N] [--rounds N]\n");
         return 2;
     }
     o.model_path = argv[1];
@@ -202,7 +219,7 @@ int main(int argc, char **argv)
     printf("mem_mib,way,share,left_out,kl,ppl,ran_mib,read_mib,ms,ms_min,ms_max\n");
     for (int b = 0; b < n_mem; b++)
         if (measure(o, mem[b], argv[3], argv[4], tokens, rounds, &full, &err)) {
-            (void)fprintf(stderr, "informed: %s\n", err.msg);
+            (void)fprintf(stderr, "approximate: %s\n", err.msg);
             return 1;
         }
     free(full);
