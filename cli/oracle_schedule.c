@@ -178,7 +178,8 @@ static enum status print_total(const struct oracle_job *j, const double *all, co
     for (int h = 0; h < 2 && !s && n_windows(j) > 1; h++) {
         if (!h) elsewhere = 0;
         s = oracle_best_schedule(j, half[h], total, k, err);
-        if (!s) elsewhere += loss_of(j, half[!h], k) / 2;
+        const int windows = (n_windows(j) + h) / 2; /* of the other half: odd ones, then even ones */
+        if (!s) elsewhere += loss_of(j, half[!h], k) * windows / n_windows(j);
     }
     draw(j, all, total, &best, &mean);
     printf("%-18s %6.2f", name, (double)total / j->own.steps);
