@@ -267,7 +267,7 @@ struct one {
 static enum status one_run(void *arg, int unit, int n, const float *in, float *out, struct err *e)
 {
     struct one *o = arg;
-    return branches_run(&o->b, unit, n, in, out, NULL, NULL, e);
+    return branches_run(&o->b, unit, 1, n, in, out, NULL, NULL, e);
 }
 
 static enum status one_loss(void *arg, int n, const float *in, double *loss, struct err *e)
@@ -314,7 +314,7 @@ static double alone(struct one *o, const float *x0, uint64_t route)
     struct err err;
     memcpy(x, x0, sizeof *x * (size_t)o->b.n_embd);
     for (int u = 0; u < o->b.n_parts; u++)
-        if (route >> u & 1 && branches_run(&o->b, u, 1, x, x, NULL, NULL, &err))
+        if (route >> u & 1 && branches_run(&o->b, u, 1, 1, x, x, NULL, NULL, &err))
             fail_msg("%s", err.msg);
     if (branches_loss(&o->b, 1, x, o->target, &loss, &err)) fail_msg("%s", err.msg);
     return loss;
@@ -447,12 +447,12 @@ static void test_given_experts(void **state)
     struct err err;
     const float *logits;
     step(&o, 7, &logits);
-    if (branches_token(&o.b, o.s, 9, x, &err) || branches_run(&o.b, 0, 1, x, x, NULL, NULL, &err))
+    if (branches_token(&o.b, o.s, 9, x, &err) || branches_run(&o.b, 0, 1, 1, x, x, NULL, NULL, &err))
         fail_msg("%s", err.msg);
     for (int r = 0; r < 4; r++) memcpy(rows + 64 * r, x, sizeof x);
     assert_int_equal(o.b.part[1].n_expert, 6);
     assert_int_equal(o.b.part[1].n_used, 3);
-    if (branches_run(&o.b, 1, 4, rows, y, NULL, chosen, &err)) fail_msg("%s", err.msg);
+    if (branches_run(&o.b, 1, 1, 4, rows, y, NULL, chosen, &err)) fail_msg("%s", err.msg);
     for (int r = 0; r < 4; r++) {
         assert_memory_equal(chosen, chosen + 3 * r, 3 * sizeof *chosen);
         for (int k = 0; k < 3; k++) set[3 * r + k] = chosen[(k + r) % 3];
@@ -461,7 +461,7 @@ static void test_given_experts(void **state)
     while (other == chosen[0] || other == chosen[1] || other == chosen[2]) other++;
     set[10] = other;
     int32_t ordered[12];
-    if (branches_run(&o.b, 1, 4, rows, z, set, ordered, &err)) fail_msg("%s", err.msg);
+    if (branches_run(&o.b, 1, 1, 4, rows, z, set, ordered, &err)) fail_msg("%s", err.msg);
     assert_memory_equal(y, z, 3 * 64 * sizeof *y);
     assert_memory_equal(ordered, chosen, 9 * sizeof *chosen);
     assert_true(memcmp(y + 192, z + 192, 64 * sizeof *y) != 0);

@@ -50,10 +50,11 @@ enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n,
  * embedding.  Anew after every step. */
 enum status branches_token(struct branches *b, tessera_session *s, int32_t id, float *x,
                            struct err *err);
-/* Runs a part on n >= 1 rows.  in, out: [n][n_embd], may be the same.  expert [n][n_used]: takes these
+/* Runs n_parts parts from `part` on, on n >= 1 rows.  in, out: [n][n_embd], may be the same.  Of a single
+ * part: expert [n][n_used]: takes these
  * instead of the router's choice, in any order, with the weights that the router gives them; NULL: the
  * router chooses.  chosen [n][n_used] learns what was taken, best first; may be NULL. */
-enum status branches_run(struct branches *b, int part, int n, const float *in, float *out,
+enum status branches_run(struct branches *b, int part, int n_parts, int n, const float *in, float *out,
                          const int32_t *expert, int32_t *chosen, struct err *err);
 /* Minus the log of the probability of token `target` behind each row that has come through all parts. */
 enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
