@@ -126,6 +126,30 @@ static bool tries_all(const struct oracle_job *j)
     return true;
 }
 
+/* Bytes that the search and its results take, at most. */
+static uint64_t search_bytes(const struct oracle_job *j)
+{
+    const uint64_t embd = (uint64_t)j->b.n_embd, free = (uint64_t)j->n_free;
+    uint64_t sum = (uint64_t)j->n_ids * 8 +
+                   (uint64_t)j->n_all * (4 * (uint64_t)j->n_values + 8 * (uint64_t)j->n_routes);
+    if (j->what == ORACLE_ROUTES) { /* a trie: four hidden states a route, lists */
+        const uint64_t drawn = (uint64_t)j->own.random * (free + 1);
+        const uint64_t kept = (uint64_t)j->own.beam * (free + 1);
+        const uint64_t beams = kept > drawn ? kept : drawn;
+        sum += (j->all_tried ? (uint64_t)1 << free : beams) * (16 * embd + 64) + 64 * drawn;
+    }
+    uint64_t sets_most = 0; /* of the layer that takes most */
+    for (int k = 0; j->what == ORACLE_EXPERTS && k < j->n_free; k++) {
+        const struct branch_part *p = &j->b.part[j->unit[j->free_unit[k]].first];
+        uint64_t sets = (uint64_t)p->n_used * (uint64_t)p->n_expert;
+        sets = sets > (uint64_t)j->own.all ? sets : (uint64_t)j->own.all;
+        sets = sets > (uint64_t)j->own.random ? sets : (uint64_t)j->own.random;
+        const uint64_t bytes = sets * (4 * (uint64_t)p->n_used + 8) + 1024 * embd;
+        sets_most = bytes > sets_most ? bytes : sets_most;
+    }
+    return sum + sets_most;
+}
+
 static enum status set_up(struct oracle_job *j, struct err *err)
 {
     enum status s = OK;
@@ -149,6 +173,8 @@ static enum status set_up(struct oracle_job *j, struct err *err)
     if (!s) s = j->what == ORACLE_SCHEDULE ? oracle_passes(j, err) : list_tokens(j, err);
     if (s) return s;
     j->all_tried = tries_all(j);
+    s = branches_hold(j->e, search_bytes(j), j->what < ORACLE_DEPTH, err);
+    if (s) return s;
     (void)snprintf(j->settings, sizeof j->settings, "--what %s --unit %s --tokens %d --beam %d --all %d "
                    "--skips %d --random %d --rounds %d --steps %d -s %" PRId64 " --exit %g -c %d", j->own.what,
                    j->own.unit, j->own.tokens, j->own.beam, j->own.all, j->own.skips, j->own.random,

@@ -159,4 +159,8 @@ expect 3 '--mem'
 least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
 t oracle -m "$DIR/wide.gguf" -p 'a hat' -c 64 --mem $((least + 10))M
 refuse 3 'whole model in memory'
+t $O -p 'a hat' -c 64 --mem 60M --all 1
+expect 0
+t $O -p 'a hat' -c 64 --mem 60M --all 1 --random 60000
+refuse 3 'it needs [0-9]*M or more'
 finish

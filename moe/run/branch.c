@@ -163,13 +163,27 @@ enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n,
     return s;
 }
 
+static enum status not_whole(struct err *err)
+{
+    return err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger --mem");
+}
+
+enum status branches_hold(tessera_engine *e, uint64_t bytes, bool whole, struct err *err)
+{
+    e->process += bytes;
+    enum status s = engine_resize(e, e->opt.mem_budget, err);
+    if (!s && !ledger_take(&e->ledger, MEM_PROCESS, bytes))
+        s = err_set(err, ERR_BUDGET, "no room for the search: use a larger --mem");
+    if (s) e->process -= bytes;
+    return !s && whole && !e->resid.all_ram ? not_whole(err) : s;
+}
+
 enum status branches_open(tessera_engine *e, struct branches *b, struct err *err)
 {
     memset(b, 0, sizeof *b);
     b->e = e;
     enum status s = open_parts(b, err);
-    if (!s && (!e->resid.all_ram || e->opt.header_only))
-        s = err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger --mem");
+    if (!s && (!e->resid.all_ram || e->opt.header_only)) s = not_whole(err);
     if (!s && devtier_on(&e->devtier))
         s = err_set(err, ERR_UNSUPPORTED, "an oracle runs on the CPU alone: leave -dev out");
     b->n_embd = e->hp.n_embd;

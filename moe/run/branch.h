@@ -46,6 +46,11 @@ void branches_close(struct branches *b);
 /* The parts alone, of any model that has them, wherever its weights are; *part is the caller's to free. */
 enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n, struct err *err);
 
+/* Takes that many bytes of the budget for what the caller will hold beside, for as long as the engine is
+ * open; weights give way.  ERR_BUDGET: they cannot, or, with `whole`, the model is not in memory as a
+ * whole then. */
+enum status branches_hold(tessera_engine *e, uint64_t bytes, bool whole, struct err *err);
+
 /* What follows is about token id behind the end of the session's timeline; x [n_embd] becomes its
  * embedding.  Anew after every step. */
 enum status branches_token(struct branches *b, tessera_session *s, int32_t id, float *x,
