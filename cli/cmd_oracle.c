@@ -209,7 +209,7 @@ static int run(const struct cli_args *a, const struct oracle_args *own, enum ora
     if (!rc && what != ORACLE_SCHEDULE && (rc = cli_next_tokens(j.e, "an oracle"))) cli_close_engine(j.e);
     if (rc) return rc;
     enum status s = set_up(&j, &err);
-    if (!s && a->output && !own->fresh) s = oracle_read(&j, a->output, &err);
+    if (!s && a->output) s = oracle_read(&j, a->output, &err);
     if (!s && j.n_done) fprintf(stderr, "%d of %d %s were there\n", j.n_done, j.n_all, unit_name(&j));
     cli_interrupt_target(j.e);
     if (!s) s = search(&j, &err);

@@ -90,7 +90,8 @@ void oracle_json_schedule(const struct oracle_job *j);
 /* ---- oracle_file.c ---- */
 
 enum status oracle_write(const struct oracle_job *j, const char *path, struct err *err);
-/* Takes over what is there of the same search; OK with n_done 0 when there is no file. */
+/* Takes over what is there of the same search; OK with n_done 0 when there is no file, or with --fresh one of
+ * any search.  What else is there is left alone: ERR_FORMAT. */
 enum status oracle_read(struct oracle_job *j, const char *path, struct err *err);
 
 /* ---- oracle_report.c ---- */

@@ -68,6 +68,8 @@ t run -m "$DIR/wide.gguf" -p x -n 1 $A
 refuse 1 'another model'
 t run -m "$M" -p x -n 1 --forecasters "$M" --approximate 25%
 refuse 1 'no forecasters'
+t run -m "$M" -p x -n 1 --forecasters "$DIR/text" --approximate 25%
+refuse 1 'holds no forecasters, or is damaged: .tessera trace --fit-forecasters'
 head -c $(($(size "$F") - 64)) "$F" >"$DIR/cut.gguf"
 t run -m "$M" -p x -n 1 --forecasters "$DIR/cut.gguf" --approximate 25%
 refuse 1 'cut.gguf'

@@ -131,6 +131,12 @@ t $O -f "$DIR/text" --what experts --tokens 900 -o "$DIR/cut.gguf"
 refuse 1 'cut.gguf'
 t $O -p x -o "$DIR/text"
 refuse 1 'text'
+t $O -p 'the hat' -o "$DIR/text" --fresh
+refuse 1 'is there and no result of an oracle'
+t $O -p 'the hat' -o "$DIR/three.gguf" --fresh
+refuse 1 'it is left alone'
+t $O -p 'the hat' -o "$DIR/r.gguf" --fresh
+expect 0
 ok "the text was overwritten" "$(head -c 7 "$DIR/text")" = 'the hat'
 
 # ---- errors ----

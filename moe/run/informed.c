@@ -120,6 +120,11 @@ enum status forecasters_read(struct forecasters *f, const char *path, struct err
     struct gguf *g;
     memset(f, 0, sizeof *f);
     enum status s = gguf_open(path, NULL, &g, e);
+    if (s == ERR_FORMAT) { /* what is said of models that do not open helps nobody here */
+        err_clear(e);
+        return err_set(e, s, "%s holds no forecasters, or is damaged: `tessera trace --fit-forecasters` makes "
+                       "them", path);
+    }
     if (s) return s;
     s = take(f, g, e);
     gguf_close(g);
