@@ -15,18 +15,32 @@
 #include "moe/tessera.h"
 #include "routing/oracle.h"
 
+enum { TIMED_ROWS = 4096 };
+
 struct bench {
     struct branches b;
     bool layers;
     double head;
+    double seconds[TIMED_ROWS + 1]; /* of units on so many rows */
+    int times[TIMED_ROWS + 1];
 };
 
 static enum status run(void *arg, int unit, int n, const float *in, float *out, struct err *e)
 {
     struct bench *b = arg;
-    if (!b->layers) return branches_run(&b->b, unit, n, in, out, NULL, NULL, e);
-    enum status s = branches_run(&b->b, 2 * unit, n, in, out, NULL, NULL, e);
-    return s ? s : branches_run(&b->b, 2 * unit + 1, n, out, out, NULL, NULL, e);
+    return b->layers ? branches_run(&b->b, 2 * unit, 2, n, in, out, NULL, NULL, e)
+                     : branches_run(&b->b, unit, 1, n, in, out, NULL, NULL, e);
+}
+
+/* The same, timed by rows. */
+static enum status timed(void *arg, int unit, int n, const float *in, float *out, struct err *e)
+{
+    struct bench *b = arg;
+    const double start = os_seconds();
+    enum status s = run(arg, unit, n, in, out, e);
+    b->seconds[n] += os_seconds() - start;
+    b->times[n]++;
+    return s;
 }
 
 static enum status loss(void *arg, int n, const float *in, double *to, struct err *e)
@@ -60,7 +74,8 @@ static enum status alone(const struct oracle_model *m, const float *x, int n, fl
 int main(int argc, char **argv)
 {
     struct tessera_options o = tessera_defaults();
-    struct bench b = {.layers = argc < 4 || !strcmp(argv[3], "layer")};
+    static struct bench b;
+    b = (struct bench){.layers = argc < 4 || !strcmp(argv[3], "layer")};
     tessera_engine *e = NULL;
     tessera_session *s = NULL;
     struct err err;
@@ -73,9 +88,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "oracle_share: %s\n", err.msg);
         return 1;
     }
-    const int units = b.layers ? b.b.n_parts / 2 : b.b.n_parts, n = units < 13 ? 1 << units : 0;
+    const int units = b.layers ? b.b.n_parts / 2 : b.b.n_parts, n = units < 12 ? 1 << units : 0;
     const bool fixed[64] = {false};
-    const struct oracle_model m = {units, b.b.n_embd, fixed, run, loss, &b};
+    const struct oracle_model m = {units, b.b.n_embd, fixed, timed, loss, &b};
     float *x = calloc((size_t)b.b.n_embd, sizeof *x);
     float *rows = calloc((size_t)n * (size_t)b.b.n_embd, sizeof *rows);
     float *some = calloc((size_t)n * (size_t)b.b.n_embd, sizeof *some);
@@ -108,5 +123,9 @@ int main(int argc, char **argv)
     printf("%d routes of each of %d tokens: %.3f s shared, %.3f s alone (head %.3f and %.3f s); %.1f %% of "
            "the rows need not run; saved %.3f of %.3f s: %.0f %%\n", n, tokens, time[0], time[1], head[0],
            head[1], 100 * spared, time[1] - time[0], possible, 100 * (time[1] - time[0]) / possible);
+    printf("a unit takes, by rows:");
+    for (int i = 1; i <= TIMED_ROWS; i++)
+        if (b.times[i]) printf(" %d: %.0f us", i, 1e6 * b.seconds[i] / b.times[i]);
+    printf("; units alone %.3f s\n", time[1] - head[1]);
     return 0;
 }

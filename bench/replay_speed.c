@@ -1,6 +1,6 @@
 /* How fast routes are replayed: accesses per second of every policy on one core, and the memory of it.
  *
- *     build/release/bench/replay_speed TRACE [ACCESSES] [SHARE]
+ *     build/release/bench/replay_speed TRACE [ACCESSES] [SHARE] [POLICY]
  *
  * The trace's decoded steps are repeated until there are that many accesses (default 2000000); SHARE of
  * all experts have a slot (default 0.25).  Prints a line per policy: accesses per second, the median
@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 
 #include "bench/median.h"
+#include "cli/replay_record.h"
 #include "moe/base/osfile.h"
 #include "moe/load/trace.h"
 #include "offload/replay.h"
@@ -75,12 +76,10 @@ int main(int argc, char **argv)
         return 1;
     }
     for (uint32_t u = 0; u < w.first[w.n_events]; u++) frequency[w.item[u]] += 1;
-    const struct replay_record r = {
-        .n_layers = t->n_layers, .n_experts = t->n_experts, .expert_bytes = t->expert_bytes,
-        .n_steps = w.n_steps, .n_events = w.n_events, .row = w.row, .event = w.event,
-        .prompt = w.prompt, .layer = w.layer, .first = w.first, .item = w.item, .count = w.count};
+    const struct replay_record r = cli_replay_record(t, &w);
     trace_events_free(&v);
     for (int k = 0; k < POLICY_N; k++) {
+        if (argc > 4 && strcmp(argv[4], policy_name((enum policy_kind)k))) continue;
         struct replay_options o = {.policy = {.kind = (enum policy_kind)k, .frequency = frequency},
                                    .slots = (int)(share * n_items)};
         struct replay_result out = {0};

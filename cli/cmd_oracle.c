@@ -31,6 +31,11 @@ static enum status list_tokens(struct oracle_job *j, struct err *err)
 
 /* ---- the search ---- */
 
+static const char *unit_name(const struct oracle_job *j)
+{
+    return j->what == ORACLE_SCHEDULE ? "passes" : "tokens";
+}
+
 /* A window's first tokens again, up to index `to` of the text (not included). */
 static enum status read_on(struct oracle_job *j, int from, int to, struct err *err)
 {
@@ -65,8 +70,8 @@ static void draw_progress(const struct oracle_job *j, double started, int done_b
     memset(line, '=', (size_t)filled);
     line[WIDTH] = 0;
     const double each = (now - started) / (j->n_done - done_before + 1e-9);
-    fprintf(stderr, "\rsearching [%s] %d of %d tokens, %.0f s left \033[K", line, j->n_done, j->n_all,
-            each * (j->n_all - j->n_done));
+    fprintf(stderr, "\rsearching [%s] %d of %d %s, %.0f s left \033[K", line, j->n_done, j->n_all,
+            unit_name(j), each * (j->n_all - j->n_done));
     drawn = now;
 }
 
@@ -78,9 +83,13 @@ static enum status search(struct oracle_job *j, struct err *err)
     enum status s = OK;
     while (j->n_done < j->n_all && !s) {
         const int at = j->at[j->n_done];
-        j->target = j->ids[at + 1];
-        if (j->n_done == before || !((at - j->bos) % window_room(j))) s = come_to(j, at, err);
-        if (!s) s = oracle_token(j, j->ids[at], err);
+        if (j->what == ORACLE_SCHEDULE) {
+            s = oracle_pass(j, err);
+        } else {
+            j->target = j->ids[at + 1];
+            if (j->n_done == before || !((at - j->bos) % window_room(j))) s = come_to(j, at, err);
+            if (!s) s = oracle_token(j, j->ids[at], err);
+        }
         if (cli_interrupted() && !s) s = err_set(err, ERR_CANCELLED, "interrupted");
         draw_progress(j, started, before);
         if (!s && j->a->output && os_seconds() - saved > 20) {
@@ -92,12 +101,12 @@ static enum status search(struct oracle_job *j, struct err *err)
     if (s == ERR_CANCELLED && j->a->output && j->n_done > before) {
         struct err local;
         if (!oracle_write(j, j->a->output, &local))
-            fprintf(stderr, "tessera: %d of %d tokens are in %s: the same command goes on there\n",
-                    j->n_done, j->n_all, j->a->output);
+            fprintf(stderr, "tessera: %d of %d %s are in %s: the same command goes on there\n",
+                    j->n_done, j->n_all, unit_name(j), j->a->output);
     }
     if (!s && j->a->output) s = oracle_write(j, j->a->output, err);
     if (!s && j->n_done > before)
-        fprintf(stderr, "%d tokens in %.1f s\n", j->n_done - before, os_seconds() - started);
+        fprintf(stderr, "%d %s in %.1f s\n", j->n_done - before, unit_name(j), os_seconds() - started);
     return s;
 }
 
@@ -105,7 +114,7 @@ static enum status search(struct oracle_job *j, struct err *err)
 
 static bool tries_all(const struct oracle_job *j)
 {
-    if (j->what == ORACLE_DEPTH) return true;
+    if (j->what >= ORACLE_DEPTH) return true;
     if (j->what == ORACLE_ROUTES)
         return j->own.skips < 0 && j->n_free < 31 && (1 << j->n_free) <= j->own.all;
     for (int k = 0; k < j->n_free; k++) {
@@ -117,6 +126,30 @@ static bool tries_all(const struct oracle_job *j)
     return true;
 }
 
+/* Bytes that the search and its results take, at most. */
+static uint64_t search_bytes(const struct oracle_job *j)
+{
+    const uint64_t embd = (uint64_t)j->b.n_embd, free = (uint64_t)j->n_free;
+    uint64_t sum = (uint64_t)j->n_ids * 8 +
+                   (uint64_t)j->n_all * (4 * (uint64_t)j->n_values + 8 * (uint64_t)j->n_routes);
+    if (j->what == ORACLE_ROUTES) { /* a trie: four hidden states a route, lists */
+        const uint64_t drawn = (uint64_t)j->own.random * (free + 1);
+        const uint64_t kept = (uint64_t)j->own.beam * (free + 1);
+        const uint64_t beams = kept > drawn ? kept : drawn;
+        sum += (j->all_tried ? (uint64_t)1 << free : beams) * (16 * embd + 64) + 64 * drawn;
+    }
+    uint64_t sets_most = 0; /* of the layer that takes most */
+    for (int k = 0; j->what == ORACLE_EXPERTS && k < j->n_free; k++) {
+        const struct branch_part *p = &j->b.part[j->unit[j->free_unit[k]].first];
+        uint64_t sets = (uint64_t)p->n_used * (uint64_t)p->n_expert;
+        sets = sets > (uint64_t)j->own.all ? sets : (uint64_t)j->own.all;
+        sets = sets > (uint64_t)j->own.random ? sets : (uint64_t)j->own.random;
+        const uint64_t bytes = sets * (4 * (uint64_t)p->n_used + 8) + 1024 * embd;
+        sets_most = bytes > sets_most ? bytes : sets_most;
+    }
+    return sum + sets_most;
+}
+
 static enum status set_up(struct oracle_job *j, struct err *err)
 {
     enum status s = OK;
@@ -125,6 +158,11 @@ static enum status set_up(struct oracle_job *j, struct err *err)
         j->n_depths = tessera_depth(j->e).n_max - j->least_depth + 1;
         s = branches_depth(j->e, -1, err);
         j->n_values = 1 + j->n_depths;
+    } else if (j->what == ORACLE_SCHEDULE) {
+        s = branches_capacity(j->e, 0, err);
+        if (!s && tessera_model(j->e).mask < 0)
+            s = err_set(err, ERR_MISSING, "the model names no mask token: nothing can be hidden");
+        j->n_values = 1 + branches_choice(j->e).k_max;
     } else {
         s = branches_open(j->e, &j->b, err);
         if (!s) s = oracle_units(j, err);
@@ -132,13 +170,15 @@ static enum status set_up(struct oracle_job *j, struct err *err)
         j->n_values = j->what == ORACLE_ROUTES ? 3 * (j->n_free + 1) : 4 * j->n_free;
     }
     if (!s) s = cli_text_ids(j->e, j->a, j->own.ids, j->own.special, &j->ids, &j->n_ids, &j->bos, err);
-    if (!s) s = list_tokens(j, err);
+    if (!s) s = j->what == ORACLE_SCHEDULE ? oracle_passes(j, err) : list_tokens(j, err);
     if (s) return s;
     j->all_tried = tries_all(j);
+    s = branches_hold(j->e, search_bytes(j), j->what < ORACLE_DEPTH, err);
+    if (s) return s;
     (void)snprintf(j->settings, sizeof j->settings, "--what %s --unit %s --tokens %d --beam %d --all %d "
-                   "--skips %d --random %d --rounds %d -s %" PRId64 " --exit %g -c %d", j->own.what,
+                   "--skips %d --random %d --rounds %d --steps %d -s %" PRId64 " --exit %g -c %d", j->own.what,
                    j->own.unit, j->own.tokens, j->own.beam, j->own.all, j->own.skips, j->own.random,
-                   j->own.rounds, j->own.seed, (double)j->own.exit_at, tessera_model(j->e).n_ctx);
+                   j->own.rounds, j->own.steps, j->own.seed, (double)j->own.exit_at, tessera_model(j->e).n_ctx);
     j->value = calloc((size_t)j->n_all * (size_t)j->n_values, sizeof *j->value);
     j->route = calloc((size_t)j->n_all * (size_t)j->n_routes + 1, sizeof *j->route);
     if (!j->value || !j->route) return err_set(err, ERR_MEMORY, "no memory for %d results", j->n_all);
@@ -166,16 +206,16 @@ static int run(const struct cli_args *a, const struct oracle_args *own, enum ora
     int rc = cli_can_write(a->output);
     if (!rc) rc = cli_can_write(own->html);
     if (!rc) rc = cli_open_engine(a, &j.e);
-    if (!rc && (rc = cli_next_tokens(j.e, "an oracle"))) cli_close_engine(j.e);
+    if (!rc && what != ORACLE_SCHEDULE && (rc = cli_next_tokens(j.e, "an oracle"))) cli_close_engine(j.e);
     if (rc) return rc;
     enum status s = set_up(&j, &err);
-    if (!s && a->output && !own->fresh) s = oracle_read(&j, a->output, &err);
-    if (!s && j.n_done) fprintf(stderr, "%d of %d tokens were there\n", j.n_done, j.n_all);
+    if (!s && a->output) s = oracle_read(&j, a->output, &err);
+    if (!s && j.n_done) fprintf(stderr, "%d of %d %s were there\n", j.n_done, j.n_all, unit_name(&j));
     cli_interrupt_target(j.e);
     if (!s) s = search(&j, &err);
     cli_interrupt_target(NULL);
     if (!s && a->json) oracle_report_json(&j);
-    else if (!s) oracle_report(&j);
+    else if (!s) s = oracle_report(&j, &err);
     if (!s && own->html) s = oracle_page(&j, own->html, &err);
     rc = s ? cli_fail(&err) : CLI_OK;
     tear_down(&j);
@@ -187,10 +227,10 @@ static int run(const struct cli_args *a, const struct oracle_args *own, enum ora
 
 static int check(const struct cli_args *a, const struct oracle_args *own, enum oracle_what *what)
 {
-    static const char *const whats[] = {"routes", "experts", "depth"};
+    static const char *const whats[] = {"routes", "experts", "depth", "schedule"};
     int w = 0;
-    while (w < 3 && strcmp(own->what, whats[w])) w++;
-    if (w == 3) return cli_usage("oracle", "--what is routes, experts or depth, not '%s'", own->what);
+    while (w < 4 && strcmp(own->what, whats[w])) w++;
+    if (w == 4) return cli_usage("oracle", "--what is routes, experts, depth or schedule, not '%s'", own->what);
     *what = (enum oracle_what)w;
     if (strcmp(own->unit, "layer") && strcmp(own->unit, "ffn") && strcmp(own->unit, "part"))
         return cli_usage("oracle", "--unit is layer, ffn or part, not '%s'", own->unit);
@@ -202,11 +242,12 @@ static int check(const struct cli_args *a, const struct oracle_args *own, enum o
 int cmd_oracle(int argc, char **argv)
 {
     struct oracle_args own = {.what = "routes", .unit = "layer", .beam = 8, .all = 4096, .skips = -1,
-                              .random = 16, .rounds = 4, .seed = 1};
+                              .random = 16, .rounds = 4, .steps = 16, .seed = 1};
     enum oracle_what what = ORACLE_ROUTES;
     static const struct cli_flag flags[] = {
         {"--what", "WHICH", "routes (which layers a token goes through; default), experts (which ones a "
-         "layer's token gets) or depth (of recursive and looped models)", CLI_STR,
+         "layer's token gets), depth (of recursive and looped models) or schedule (of denoisers whose experts "
+         "choose tokens: how many in which pass)", CLI_STR,
          offsetof(struct oracle_args, what), 0, 0},
         {"--unit", "WHICH", "what a route may pass by: layer (default), ffn, or part (attention and ffn on "
          "their own)", CLI_STR, offsetof(struct oracle_args, unit), 0, 0},
@@ -222,6 +263,8 @@ int cmd_oracle(int argc, char **argv)
          offsetof(struct oracle_args, rounds), 1, 1000},
         {"--random", "N", "choices drawn for comparison (default 16)", CLI_INT,
          offsetof(struct oracle_args, random), 0, 1 << 16},
+        {"--steps", "N", "passes over a window of a denoiser (default 16)", CLI_INT,
+         offsetof(struct oracle_args, steps), 1, 1024},
         {"-s --seed", "N", "of what is drawn (default 1)", CLI_I64, offsetof(struct oracle_args, seed), 0,
          9e15},
         {"--ids", "1,2,3", "the text as token ids", CLI_STR, offsetof(struct oracle_args, ids), 0, 0},
@@ -247,6 +290,6 @@ int cmd_oracle(int argc, char **argv)
     if (rc == CLI_GO_ON) rc = check(&a, &own, &what);
     if (rc != CLI_GO_ON) return rc;
     a.exit_at = own.exit_at;
-    a.n_logits = 64 < a.ubatch ? 64 : a.ubatch; /* rows of a run of branches */
+    a.n_logits = 64 < a.ubatch && what != ORACLE_SCHEDULE ? 64 : a.ubatch; /* rows of a run of branches */
     return run(&a, &own, what);
 }

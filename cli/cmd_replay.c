@@ -7,10 +7,10 @@
 
 #include "cli/cli.h"
 #include "cli/escape.h"
+#include "cli/replay_record.h"
 #include "moe/base/machine.h"
 #include "moe/load/trace.h"
 #include "moe/run/predictor.h"
-#include "offload/replay.h"
 
 enum { SIZES = 16 };
 
@@ -164,11 +164,7 @@ static enum status film_open(struct film *f, const struct trace *t, const struct
     f->counted = j->learned.data;
     if (f->counted) memcpy(f->frequency, j->learned.frequency, n * sizeof *f->frequency);
     else count_prompts(f);
-    f->record = (struct replay_record){
-        .n_layers = t->n_layers, .n_experts = t->n_experts, .expert_bytes = t->expert_bytes,
-        .n_steps = f->v.n_steps, .n_events = f->v.n_events, .row = f->v.row, .event = f->v.event,
-        .prompt = f->v.prompt, .layer = f->v.layer, .first = f->v.first, .item = f->v.item,
-        .count = f->v.count};
+    f->record = cli_replay_record(t, &f->v);
     for (int l = 0; l < t->n_layers; l++) {
         f->bank += t->expert_bytes[l] * (uint64_t)t->n_experts;
         f->cycle += t->expert_bytes[l] * (uint64_t)t->n_used;

@@ -97,10 +97,14 @@ enum status oracle_read(struct oracle_job *j, const char *path, struct err *err)
     struct osfile f;
     if (access(path, F_OK)) return OK;
     enum status s = gguf_open(path, NULL, &g, err);
+    if (!s && j->own.fresh && says(g, "general.type", TYPE)) { /* it will be written over */
+        gguf_close(g);
+        return OK;
+    }
     if (s == ERR_FORMAT) {
         err_clear(err); /* what is said of models that do not open helps nobody here */
         return err_set(err, s, "%s is there and no result of an oracle, or a damaged one: name another file, "
-                       "or --fresh", path);
+                       "or remove it", path);
     }
     if (s) return s;
     s = osfile_open(&f, path, 0, NULL, err);

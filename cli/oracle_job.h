@@ -3,6 +3,7 @@
  *   cmd_oracle.c     the command line, the text, token after token
  *   oracle_search.c  one token: the model as routing/oracle.h wants it
  *   oracle_file.c    results as they grow, so that an interrupted search goes on
+ *   oracle_schedule.c  schedules of denoisers: their passes instead of tokens, their tables
  *   oracle_report.c  tables
  *   oracle_page.c    the page
  *
@@ -15,11 +16,11 @@
 #include "moe/run/branch.h"
 #include "routing/oracle.h"
 
-enum oracle_what { ORACLE_ROUTES, ORACLE_EXPERTS, ORACLE_DEPTH };
+enum oracle_what { ORACLE_ROUTES, ORACLE_EXPERTS, ORACLE_DEPTH, ORACLE_SCHEDULE };
 
 struct oracle_args {
     const char *what, *unit, *ids, *html;
-    int tokens, beam, all, skips, random, rounds;
+    int tokens, beam, all, skips, random, rounds, steps;
     int64_t seed;
     float exit_at;
     bool special, fresh;
@@ -52,7 +53,9 @@ struct oracle_job {
     /* Results: for each token of the text that has another behind it, in order.
      *   routes   [3][n_free + 1] best, random, mean by number of units gone through
      *   experts  [n_free][4] router, best, random, experts that both chose
-     *   depth    [1 + n_depths] the router's depth, the loss at each */
+     *   depth    [1 + n_depths] the router's depth, the loss at each
+     *   schedule [1 + k_max] hidden tokens, their mean loss with 1 .. k_max experts per row; instead of
+     *            tokens the passes of a window, `steps` of them, then those of the next window */
     int n_values, n_routes;   /* routes of routes: [n_free + 1] */
     int n_done, n_all;        /* tokens */
     float *value;             /* [n_all][n_values] */
@@ -68,15 +71,32 @@ enum status oracle_units(struct oracle_job *j, struct err *err);
 /* The token behind the timeline's end; its result to row n_done. */
 enum status oracle_token(struct oracle_job *j, int32_t id, struct err *err);
 
+/* ---- oracle_schedule.c ---- */
+
+/* Lists the passes: at [n_all] is where the window of each begins. */
+enum status oracle_passes(struct oracle_job *j, struct err *err);
+/* The next pass with every number of experts; its result to row n_done. */
+enum status oracle_pass(struct oracle_job *j, struct err *err);
+/* Experts per row of a pass as the model's own schedule has it. */
+int oracle_own_k(const struct oracle_job *j, int pass);
+/* Mean loss [steps][k_max] of windows from, from + by, .. */
+double *oracle_step_losses(const struct oracle_job *j, int from, int by);
+/* The best schedule [steps], in experts per row, at the total of the model's own. */
+enum status oracle_best_schedule(const struct oracle_job *j, const double *loss, int total, int *k,
+                                 struct err *err);
+enum status oracle_report_schedule(const struct oracle_job *j, struct err *err);
+void oracle_json_schedule(const struct oracle_job *j);
+
 /* ---- oracle_file.c ---- */
 
 enum status oracle_write(const struct oracle_job *j, const char *path, struct err *err);
-/* Takes over what is there of the same search; OK with n_done 0 when there is no file. */
+/* Takes over what is there of the same search; OK with n_done 0 when there is no file, or with --fresh one of
+ * any search.  What else is there is left alone: ERR_FORMAT. */
 enum status oracle_read(struct oracle_job *j, const char *path, struct err *err);
 
 /* ---- oracle_report.c ---- */
 
-void oracle_report(const struct oracle_job *j);
+enum status oracle_report(const struct oracle_job *j, struct err *err);
 void oracle_report_json(const struct oracle_job *j);
 /* Losses of n levels from value first_value on, of every token, spent so that their mean level is at most
  * `level`; INFINITY when that is not enough.  used [n]: tokens at each level, or NULL. */

@@ -148,6 +148,46 @@ static void draw_depth(struct page *p, struct oracle_job *j)
     free(x);
 }
 
+/* ---- schedules ---- */
+
+static void draw_schedule(struct page *p, struct oracle_job *j)
+{
+    enum { LINES = PAGE_LINES };
+    const int steps = j->own.steps, most = j->n_values - 1;
+    struct err err;
+    int total = 0, *k = calloc((size_t)steps, sizeof *k);
+    double *loss = oracle_step_losses(j, 0, 1), *x = calloc((size_t)steps * (LINES + 3), sizeof *x);
+    if (!loss || !x || !k) goto out;
+    double *own = x + steps, *best = own + steps, *line = best + steps;
+    for (int s = 0; s < steps; s++) {
+        x[s] = s + 1;
+        total += oracle_own_k(j, s);
+        own[s] = oracle_own_k(j, s);
+    }
+    if (oracle_best_schedule(j, loss, total, k, &err)) goto out;
+    for (int s = 0; s < steps; s++) best[s] = k[s];
+    page_head(p, "Schedules", "Experts per token in each pass: the model's own, and the best that costs as much.");
+    page_lines(p, &(struct page_lines){.n = steps, .n_lines = 2, .x = x, .y = {own, best},
+               .name = {"the model's own", "the best"}, .x_name = "pass", .y_name = "experts per token",
+               .from_zero = true});
+    struct page_lines l = {.n = steps, .x = x, .x_name = "pass", .y_name = "nats per hidden token"};
+    char name[LINES][24];
+    for (int i = 0; i < most && l.n_lines < LINES; i++) {
+        if (most > LINES && i * LINES / most == (i - 1) * LINES / most && i) continue; /* so many lines at most */
+        double *y = line + steps * l.n_lines;
+        for (int s = 0; s < steps; s++) y[s] = loss[s * most + i];
+        (void)snprintf(name[l.n_lines], sizeof name[0], "%d", i + 1);
+        l.name[l.n_lines] = name[l.n_lines];
+        l.y[l.n_lines++] = y;
+    }
+    page_head(p, "Loss of a pass", "With so many experts per token; the first pass sees nothing of the text.");
+    page_lines(p, &l);
+out:
+    free(loss);
+    free(x);
+    free(k);
+}
+
 /* ---- the text ---- */
 
 static void draw_text(struct page *p, const struct oracle_job *j)
@@ -182,7 +222,8 @@ static void summary(struct page *p, const struct oracle_job *j)
     (void)snprintf(is, sizeof is, "%.4f", oracle_mean_loss(j, oracle_loss_as_is));
     (void)snprintf(best, sizeof best, "%.4f", oracle_mean_loss(j, oracle_loss_best));
     page_table(p, true);
-    page_row(p, true, 5, (const char *const[]){"model", "tokens", "loss as it is", "at best", "search"});
+    page_row(p, true, 5, (const char *const[]){"model", j->what == ORACLE_SCHEDULE ? "passes" : "tokens",
+             "loss as it is", "at best", "search"});
     page_row(p, false, 5, (const char *const[]){tessera_model(j->e).name, tokens, is, best,
                                                 j->all_tried ? "everything tried" : "not everything tried"});
     page_table(p, false);
@@ -190,14 +231,16 @@ static void summary(struct page *p, const struct oracle_job *j)
 
 enum status oracle_page(struct oracle_job *j, const char *path, struct err *err)
 {
-    static const char *const title[] = {"Oracle of routes", "Oracle of experts", "Oracle of depths"};
+    static const char *const title[] = {"Oracle of routes", "Oracle of experts", "Oracle of depths",
+                                        "Oracle of schedules"};
     struct page p;
     enum status s = page_open(&p, path, title[j->what], err);
     if (s) return s;
     summary(&p, j);
     if (j->what == ORACLE_ROUTES) draw_routes(&p, j);
     else if (j->what == ORACLE_EXPERTS) draw_experts(&p, j);
-    else draw_depth(&p, j);
-    draw_text(&p, j);
+    else if (j->what == ORACLE_DEPTH) draw_depth(&p, j);
+    else draw_schedule(&p, j);
+    if (j->what != ORACLE_SCHEDULE) draw_text(&p, j);
     return page_close(&p, err);
 }

@@ -22,6 +22,7 @@ double oracle_loss_as_is(const struct oracle_job *j, int t)
     const float *v = oracle_value(j, t);
     if (j->what == ORACLE_ROUTES) return (double)v[j->n_free];
     if (j->what == ORACLE_EXPERTS) return (double)v[0];
+    if (j->what == ORACLE_SCHEDULE) return (double)v[oracle_own_k(j, t)];
     return (double)v[1 + (int)v[0] - j->least_depth];
 }
 
@@ -33,8 +34,8 @@ double oracle_loss_best(const struct oracle_job *j, int t)
         for (int k = 0; k < j->n_free; k++) best = fmin(best, (double)v[4 * k + 1]);
         return best;
     }
-    const int from = j->what == ORACLE_DEPTH ? 1 : 0;
-    const int n = j->what == ORACLE_DEPTH ? j->n_depths : j->n_free + 1;
+    const int from = j->what == ORACLE_ROUTES ? 0 : 1;
+    const int n = j->what == ORACLE_ROUTES ? j->n_free + 1 : j->n_values - 1;
     for (int i = 0; i < n; i++) best = fmin(best, (double)v[from + i]);
     return best;
 }
@@ -188,8 +189,9 @@ static void work(const struct oracle_job *j)
             j->work.alone, (double)j->work.alone / (double)j->work.run);
 }
 
-void oracle_report(const struct oracle_job *j)
+enum status oracle_report(const struct oracle_job *j, struct err *err)
 {
+    if (j->what == ORACLE_SCHEDULE) return oracle_report_schedule(j, err);
     const double as_is = oracle_mean_loss(j, oracle_loss_as_is), best = oracle_mean_loss(j, oracle_loss_best);
     printf("%d tokens; loss as the model is %.4f (perplexity %.3f), of the best found for each token %.4f "
            "(%.3f); %s\n\n", j->n_done, as_is, exp(as_is), best, exp(best),
@@ -198,6 +200,7 @@ void oracle_report(const struct oracle_job *j)
     else if (j->what == ORACLE_EXPERTS) report_experts(j);
     else report_depth(j);
     work(j);
+    return OK;
 }
 
 static void json_number(double x)
@@ -209,6 +212,10 @@ static void json_number(double x)
 void oracle_report_json(const struct oracle_job *j)
 {
     static const char *const what[] = {"routes", "experts", "depth"};
+    if (j->what == ORACLE_SCHEDULE) {
+        oracle_json_schedule(j);
+        return;
+    }
     printf("{\"what\": \"%s\", \"tokens\": %d, \"loss\": ", what[j->what], j->n_done);
     json_number(oracle_mean_loss(j, oracle_loss_as_is));
     printf(", \"best\": ");

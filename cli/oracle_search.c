@@ -46,10 +46,7 @@ enum status oracle_units(struct oracle_job *j, struct err *err)
 static enum status run_unit(void *arg, int unit, int n, const float *in, float *out, struct err *err)
 {
     struct oracle_job *j = arg;
-    enum status s = OK;
-    for (int p = 0; p < j->unit[unit].n && !s; p++, in = out)
-        s = branches_run(&j->b, j->unit[unit].first + p, n, in, out, NULL, NULL, err);
-    return s;
+    return branches_run(&j->b, j->unit[unit].first, j->unit[unit].n, n, in, out, NULL, NULL, err);
 }
 
 static enum status end_loss(void *arg, int n, const float *in, double *loss, struct err *err)
@@ -105,7 +102,7 @@ static enum status sets_loss(void *arg, int n, const int32_t *set, double *loss,
     for (int at = 0, m; at < n && !s; at += m) {
         m = n - at < l->cap ? n - at : l->cap;
         for (int r = 0; r < m; r++) memcpy(l->rows + (size_t)r * row, l->x, row * sizeof *l->rows);
-        s = branches_run(&j->b, j->unit[l->unit].first, m, l->rows, l->rows,
+        s = branches_run(&j->b, j->unit[l->unit].first, 1, m, l->rows, l->rows,
                          set + (size_t)at * (size_t)l->n_used, NULL, err);
         for (int u = l->unit + 1; u < j->n_units && !s; u++)
             s = run_unit(j, u, m, l->rows, l->rows, err);
@@ -126,7 +123,7 @@ static enum status one_layer(struct oracle_job *j, struct layer_sets *l, int k, 
     float *v = oracle_value(j, j->n_done) + 4 * k;
     if (p->n_used > USED_MAX) return err_set(err, ERR_RANGE, "too many experts per token");
     l->n_used = p->n_used;
-    enum status s = branches_run(&j->b, j->unit[l->unit].first, 1, l->x, l->rows, NULL, router, err);
+    enum status s = branches_run(&j->b, j->unit[l->unit].first, 1, 1, l->x, l->rows, NULL, router, err);
     if (s) return s;
     memcpy(set, router, sizeof *set * (size_t)p->n_used);
     const struct oracle_sets o = {

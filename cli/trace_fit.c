@@ -10,7 +10,7 @@
 #include "routing/fit/fit_approx.h"
 
 /* Hidden states of some parts at a time, so that memory is bounded. */
-enum { PAIRS_MAX = 6000, GROUP_BYTES = 192 << 20 };
+enum { PAIRS_MAX = 6000, GROUP_BYTES = 192 << 20, GATES_MAX = 1 << 22 };
 
 struct fitting {
     tessera_engine *e;
@@ -20,7 +20,16 @@ struct fitting {
     int *slot;                  /* [n_parts] place in x, -1 = not now */
     float *x, *z;               /* [parts][PAIRS_MAX][n_embd] */
     long *n_pairs;              /* [parts] */
+    float *gate;                /* [n_gates] weights of chosen experts, room for GATES_MAX */
+    long n_gates;
 };
+
+static void see_gates(void *arg, int n, const float *w)
+{
+    struct fitting *f = arg;
+    for (int i = 0; i < n && f->n_gates < GATES_MAX; i++) f->gate[f->n_gates++] = w[i];
+}
+
 
 static void see(void *arg, int part, int n, const float *x, const float *z)
 {
@@ -138,13 +147,16 @@ static enum status print_prices(struct fitting *f, int from, struct err *err)
 {
     static const double shares[] = {0.1, 0.25, 0.4, 0.6};
     enum { SHARES = sizeof shares / sizeof *shares };
-    static const char *const names[] = {"", "judged", "left out by lot", "forecast by lot"};
+    static const char *const names[] = {"", "judged", "left out by lot", "forecast by lot",
+                                        "least gate weight"};
+    const int last = f->n_gates ? APPROX_GATE : APPROX_RANDOM_FORECAST;
     enum status s = OK;
-    printf("feed-forwards that a forecaster stands in for, on %d tokens that were not fitted\n"
+    printf("feed-forwards that a forecaster stands in for, or experts of little gate weight left out,\n"
+           "on %d tokens that were not fitted\n"
            "%-18s %7s %7s %9s %10s %10s\n", f->n - from, "", "asked", "share", "KL", "perplexity",
            "as it is");
     for (int i = 0; i < SHARES && !s; i++)
-        for (int mode = APPROX_JUDGE; mode <= APPROX_RANDOM_FORECAST && !s; mode++) {
+        for (int mode = APPROX_JUDGE; mode <= last && !s; mode++) {
             struct price p;
             double did;
             s = measure(f, from, f->n, (enum approx_mode)mode, shares[i], &p, &did, err);
@@ -175,9 +187,11 @@ static enum status fit_group(struct fitting *f, struct forecasters *to, const in
         f->n_pairs[k] = 0;
     }
     f->a->see = see;
+    f->a->see_gates = to->n_parts ? NULL : see_gates; /* the same again with every group */
     f->a->see_arg = f;
     enum status s = run_text(f, f->bos, held, err);
     f->a->see = NULL;
+    f->a->see_gates = NULL;
     const long each = approx_floats(f->n_embd, to->rank);
     for (int k = 0; k < n && !s; k++) {
         const size_t at = (size_t)k * PAIRS_MAX * (size_t)f->n_embd;
@@ -209,8 +223,9 @@ static enum status fit_all(struct fitting *f, struct forecasters *to, int held, 
     to->layer = calloc((size_t)n, sizeof *to->layer);
     to->data = malloc(sizeof *to->data * (size_t)approx_floats(f->n_embd, to->rank) * (size_t)n);
     float *loss = malloc(sizeof *loss * PAIRS_MAX * (size_t)n);
+    f->gate = malloc(sizeof *f->gate * GATES_MAX);
     long n_loss = 0;
-    enum status s = f->slot && f->n_pairs && f->x && f->z && to->op && to->layer && to->data && loss
+    enum status s = f->slot && f->n_pairs && f->x && f->z && to->op && to->layer && to->data && loss && f->gate
                         ? OK : err_set(err, ERR_MEMORY, "no memory to fit forecasters");
     for (int at = 0; at < n && !s; at += group)
         s = fit_group(f, to, part + at, n - at < group ? n - at : group, held, loss, &n_loss, err);
@@ -219,7 +234,9 @@ static enum status fit_all(struct fitting *f, struct forecasters *to, int held, 
         qsort(loss, (size_t)n_loss, sizeof *loss, by_value);
         for (int i = 0; i <= 100; i++) to->quantile[i] = loss[(n_loss - 1) * i / 100];
     }
+    if (!s) approx_gates(f->a, f->gate, f->n_gates);
     free(loss);
+    free(f->gate);
     free(f->slot);
     free(f->n_pairs);
     free(f->x);

@@ -9,7 +9,7 @@
 
 #include "cli/cli.h"
 #include "cli/page.h"
-#include "offload/replay.h"
+#include "cli/replay_record.h"
 
 enum { BINS = 64, WORDS = 1500 };
 
@@ -327,10 +327,7 @@ static enum status replay(const struct trace *t, const struct machine *m, struct
     enum status s = trace_events_make(t, &v, e);
     if (s) return s;
     for (int l = 0; l < t->n_layers; l++) bank += t->expert_bytes[l];
-    const struct replay_record r = {
-        .n_layers = t->n_layers, .n_experts = t->n_experts, .expert_bytes = t->expert_bytes,
-        .n_steps = v.n_steps, .n_events = v.n_events, .row = v.row, .event = v.event,
-        .prompt = v.prompt, .layer = v.layer, .first = v.first, .item = v.item, .count = v.count};
+    const struct replay_record r = cli_replay_record(t, &v);
     for (int i = 0; i < 16 && bank; i++) {
         const int slots = (int)(shares[i] / 100 * t->n_layers * t->n_experts);
         bool fits = slots >= t->n_used;

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HALF_LIFE = 8, ITEMS_MAX = 1 << 24, LOST = -2 };
+enum { HALF_LIFE = 8, ITEMS_MAX = 1 << 24, CLASSES_MAX = 256 };
 
 static const struct {
     const char *name;
@@ -52,6 +52,20 @@ static void *carve(struct carve *c, size_t n, size_t size)
     return c->base ? c->base + at : NULL;
 }
 
+/* Numbers the classes by their first layers; class_of [n_layers] NULL = only counts them. */
+static int number_classes(const struct policy_options *o, uint8_t *class_of)
+{
+    int n = 0;
+    int16_t number[CLASSES_MAX];
+    for (int k = 0; k < CLASSES_MAX; k++) number[k] = -1;
+    for (int l = 0; l < o->n_layers; l++) {
+        const int k = o->slot_class ? o->slot_class[l] : 0;
+        if (number[k] < 0) number[k] = (int16_t)n++;
+        if (class_of) class_of[l] = (uint8_t)number[k];
+    }
+    return n;
+}
+
 static void carve_all(struct policy *p, struct carve *c, const struct policy_options *o)
 {
     const size_t n_layers = (size_t)o->n_layers, n = n_layers * (size_t)o->n_experts;
@@ -63,12 +77,24 @@ static void carve_all(struct policy *p, struct carve *c, const struct policy_opt
     p->pins = carve(c, n, sizeof *p->pins);
     p->flags = carve(c, n, sizeof *p->flags);
     p->slot_class = carve(c, n_layers, sizeof *p->slot_class);
-    p->n_bag = carve(c, n_layers, sizeof *p->n_bag);
-    p->bag = carve(c, n, sizeof *p->bag);
-    p->bag_key = carve(c, n, sizeof *p->bag_key);
-    p->first = carve(c, n_layers, sizeof *p->first);
-    p->first_key = carve(c, n_layers, sizeof *p->first_key);
-    p->lost = carve(c, n_layers, sizeof *p->lost);
+    p->class_of = carve(c, n_layers, sizeof *p->class_of);
+    p->n_classes = number_classes(o, c->base ? p->class_of : NULL);
+    p->cls = carve(c, (size_t)p->n_classes, sizeof *p->cls);
+    int32_t *bag = carve(c, n, sizeof *bag);
+    const bool rises = kinds[o->kind].rule->rises;
+    struct policy_entry *list = carve(c, (size_t)p->n_classes * LIST_MAX + (rises ? 2 * n : 0), sizeof *list);
+    for (int k = 0; k < p->n_classes && c->base; k++) {
+        p->cls[k] = (struct policy_class){.bag = bag, .list = list,
+                                          .bound = rises ? INFINITY : -INFINITY};
+        for (int l = 0; l < o->n_layers; l++) {
+            if (p->class_of[l] != k) continue;
+            p->cls[k].slot_class = o->slot_class ? o->slot_class[l] : 0;
+            p->cls[k].n_items += o->n_experts;
+        }
+        p->cls[k].most = LIST_MAX + (rises ? 2 * p->cls[k].n_items : 0);
+        bag += p->cls[k].n_items;
+        list += p->cls[k].most;
+    }
     p->stirred = carve(c, n_layers, sizeof *p->stirred);
     p->n_guess = carve(c, n_layers, sizeof *p->n_guess);
     p->guess = carve(c, n, sizeof *p->guess);
@@ -118,19 +144,11 @@ enum status policy_open(const struct policy_options *o, struct policy **out, str
     p->half_life = o->half_life > 0 ? o->half_life : HALF_LIFE;
     p->margin = o->margin;
     p->selective = o->selective;
+    p->whole = p->rule->rises;
     p->layer = -1;
-    p->one_class = true;
     p->future = o->future;
-    for (int x = 0; x < o->n_layers * o->n_experts; x++) {
-        p->at[x] = -1;
-        p->key[x] = KEY_FIRST;
-    }
-    for (int l = 0; l < o->n_layers; l++) {
-        p->first[l] = -1;
-        p->first_key[l] = INFINITY;
-        if (o->slot_class) p->slot_class[l] = o->slot_class[l];
-        p->one_class = p->one_class && p->slot_class[l] == p->slot_class[0];
-    }
+    for (int x = 0; x < o->n_layers * o->n_experts; x++) p->key[x] = KEY_FIRST;
+    for (int l = 0; l < o->n_layers && o->slot_class; l++) p->slot_class[l] = o->slot_class[l];
     if (p->rule->open) p->rule->open(p, o);
     *out = p;
     return OK;
@@ -138,106 +156,215 @@ enum status policy_open(const struct policy_options *o, struct policy **out, str
 
 void policy_close(struct policy *p) { free(p); }
 
-/* ---- the bag of a layer ---- */
+/* ---- bags and lists ---- */
 
-static bool before(double a, int32_t item_a, double b, int32_t item_b)
+/* By key, and item. */
+static bool is_less(const struct policy_entry *a, const struct policy_entry *b)
 {
-    return a < b || (a <= b && item_a < item_b);
+    return a->key < b->key || (a->key <= b->key && a->item < b->item);
 }
 
-static void lose_first(struct policy *p, int layer)
+static bool is_true(const struct policy *p, const struct policy_entry *x)
 {
-    p->first[layer] = LOST;
-    p->lost[p->n_lost++] = layer;
+    return policy_is_free(p, x->item) && p->key[x->item] <= x->key && p->key[x->item] >= x->key;
 }
 
-/* INFINITY of none.  Four chains, so that one comparison need not wait for the one before. */
-static double least_of(const double *x, int n)
+/* Makes room in a full list: what is not true goes; then, if it must be, the later half, and the bound
+ * comes down. */
+static void shorten(struct policy *p, struct policy_class *c)
 {
-    double a = INFINITY, b = a, c = a, d = a;
-    int i = 0;
-    for (; i + 4 <= n; i += 4) {
-        a = x[i] < a ? x[i] : a;
-        b = x[i + 1] < b ? x[i + 1] : b;
-        c = x[i + 2] < c ? x[i + 2] : c;
-        d = x[i + 3] < d ? x[i + 3] : d;
+    int n = 0;
+    for (int i = c->head; i < c->end; i++) {
+        if (is_true(p, &c->list[i])) c->list[n++] = c->list[i];
+        else p->flags[c->list[i].item] &= (uint8_t)~ITEM_LISTED;
     }
-    for (; i < n; i++) a = x[i] < a ? x[i] : a;
-    a = b < a ? b : a;
-    c = d < c ? d : c;
-    return c < a ? c : a;
+    c->head = 0;
+    c->end = n;
+    if (n < c->most) return;
+    for (n = c->most / 2; n > 0 && c->list[n - 1].key >= c->list[n].key;) n--;
+    for (int i = n; i < c->end; i++) p->flags[c->list[i].item] &= (uint8_t)~ITEM_LISTED;
+    c->end = n;
+    c->bound = n ? c->list[n - 1].key : -INFINITY;
+    c->tied = false;
 }
 
-/* Looks for the first item of a layer's bag again. */
-static void find_first(struct policy *p, int layer)
+void policy_list(struct policy *p, struct policy_class *c, int32_t item, int layer)
 {
-    const size_t at = (size_t)layer * (size_t)p->n_experts;
-    const double *key = p->bag_key + at;
-    const int32_t *item = p->bag + at;
-    const int n = p->n_bag[layer];
-    const double least = least_of(key, n);
-    int32_t best = -1;
-    for (int i = 0; i < n; i++)
-        if (key[i] <= least && (best < 0 || item[i] < best)) best = item[i];
-    p->first[layer] = best;
-    p->first_key[layer] = least;
+    const double key = p->key[item];
+    if (p->flags[item] & ITEM_LISTED) return;
+    if (c->end == c->most) shorten(p, c);
+    if (key > c->bound || (c->tied && key >= c->bound)) return;
+    int i;
+    const struct policy_entry one = {key, item, layer};
+    if (c->head && key < c->list[(c->head + c->end) / 2].key) {
+        i = --c->head; /* what comes before it moves */
+        for (; i + 1 < c->end && is_less(&c->list[i + 1], &one); i++) c->list[i] = c->list[i + 1];
+    } else {
+        i = c->end++;
+        for (; i > c->head && is_less(&one, &c->list[i - 1]); i--) c->list[i] = c->list[i - 1];
+    }
+    c->list[i] = one;
+    p->flags[item] |= ITEM_LISTED;
 }
 
-/* Is item, whose key has changed or which is new, the first one now? */
-static void maybe_first(struct policy *p, int layer, int32_t item)
+/* The least n of x [m] come to its front, in no order. */
+static void least_first(struct policy_entry *x, int m, int n)
 {
-    const int32_t first = p->first[layer];
-    if (first == LOST) return; /* it will be looked for */
-    if (first >= 0 && !before(p->key[item], item, p->first_key[layer], first)) return;
-    p->first[layer] = item;
-    p->first_key[layer] = p->key[item];
+    for (int lo = 0, hi = m - 1; lo < hi;) {
+        const double pivot = x[(lo + hi) / 2].key;
+        int i = lo, j = hi;
+        while (i <= j) {
+            while (x[i].key < pivot) i++;
+            while (x[j].key > pivot) j--;
+            if (i > j) break;
+            const struct policy_entry t = x[i];
+            x[i++] = x[j];
+            x[j--] = t;
+        }
+        if (n <= j) hi = j;
+        else if (n >= i) lo = i;
+        else return;
+    }
 }
 
-static void bag_put(struct policy *p, int layer, int32_t item)
+/* A key that about LIST_NEW items of a bag lie below, by a sample; INFINITY when they all find room. */
+static double likely_limit(const struct policy *p, const struct policy_class *c)
 {
-    const int i = p->n_bag[layer]++;
-    const size_t at = (size_t)layer * (size_t)p->n_experts + (size_t)i;
-    p->bag[at] = item;
-    p->bag_key[at] = p->key[item];
-    p->at[item] = i;
-    maybe_first(p, layer, item);
+    enum { SAMPLE = 48 };
+    double least[SAMPLE];
+    if (c->n_bag <= LIST_MAX) return INFINITY;
+    const int keep = 1 + SAMPLE * LIST_NEW / c->n_bag;
+    for (int k = 0; k < keep; k++) least[k] = INFINITY;
+    for (int k = 0; k < SAMPLE; k++) {
+        const double key = p->key[c->bag[(int64_t)k * c->n_bag / SAMPLE]];
+        int i = keep - 1;
+        if (key >= least[i]) continue;
+        for (; i > 0 && least[i - 1] > key; i--) least[i] = least[i - 1];
+        least[i] = key;
+    }
+    return least[keep - 1];
 }
 
-static void bag_take(struct policy *p, int layer, int32_t item)
+/* Free items with a key below the limit, which comes down where they are too many; returns how many. */
+static int collect(const struct policy *p, const struct policy_class *c, double *upto)
 {
-    int32_t *bag = p->bag + (size_t)layer * (size_t)p->n_experts;
-    double *key = p->bag_key + (size_t)layer * (size_t)p->n_experts;
-    const int at = p->at[item], last = --p->n_bag[layer];
-    bag[at] = bag[last];
-    key[at] = key[last];
-    p->at[bag[at]] = at;
-    p->at[item] = -1;
-    if (p->first[layer] == item) lose_first(p, layer);
+    double limit = *upto;
+    struct policy_entry *x = c->list;
+    int n = 0;
+    for (int i = 0; i < c->n_bag; i++) {
+        const int32_t item = c->bag[i];
+        x[n] = (struct policy_entry){p->key[item], item, 0};
+        n += policy_is_free(p, item) & (x[n].key < limit);
+        if (n < LIST_MAX) continue;
+        least_first(x, n, LIST_NEW);
+        limit = x[0].key;
+        for (n = 1; n < LIST_NEW; n++) limit = x[n].key > limit ? x[n].key : limit;
+    }
+    for (int i = 0; i < n;) { /* others may have the same key as the last ones */
+        if (x[i].key < limit) i++;
+        else x[i] = x[--n];
+    }
+    *upto = limit;
+    return n;
 }
 
-/* Puts the item in its layer's bag or takes it out, as its state says. */
-static void settle_in(struct policy *p, int layer, int32_t item)
+/* Makes the list anew. */
+static void make_list(struct policy *p, struct policy_class *c)
 {
-    const bool in = p->at[item] >= 0;
-    const bool should = (p->flags[item] & (ITEM_RESIDENT | ITEM_NOW)) == ITEM_RESIDENT &&
-                        !p->pins[item];
-    if (in == should) return;
-    if (should) bag_put(p, layer, item);
-    else bag_take(p, layer, item);
+    struct policy_entry *x = c->list;
+    for (int i = c->head; i < c->end; i++) p->flags[x[i].item] &= (uint8_t)~ITEM_LISTED;
+    double limit = likely_limit(p, c);
+    int n = collect(p, c, &limit);
+    if (!n && limit < INFINITY) {
+        limit = INFINITY;
+        n = collect(p, c, &limit);
+    }
+    for (int k = 1; k < n; k++) {
+        const struct policy_entry one = x[k];
+        int i = k;
+        for (; i > 0 && is_less(&one, &x[i - 1]); i--) x[i] = x[i - 1];
+        x[i] = one;
+    }
+    for (int i = 0; i < n; i++) {
+        p->flags[x[i].item] |= ITEM_LISTED;
+        x[i].layer = policy_layer_of(p, x[i].item);
+    }
+    c->head = 0;
+    c->end = n;
+    c->tied = !n && limit < INFINITY;
+    c->bound = n ? x[n - 1].key : c->tied ? limit : -INFINITY;
 }
 
-static void settle(struct policy *p, int32_t item) { settle_in(p, policy_layer_of(p, item), item); }
-
-void policy_set_key(struct policy *p, int32_t item, double key)
+/* Does a go before b? */
+static bool before(const struct policy *p, const struct policy_entry *a, const struct policy_entry *b)
 {
-    const double old = p->key[item];
-    p->key[item] = key;
-    if (p->at[item] < 0) return;
+    if (a->key < b->key || a->key > b->key) return a->key < b->key;
+    if (a->layer == b->layer) return a->item < b->item;
+    return policy_distance(p, a->layer) > policy_distance(p, b->layer);
+}
+
+/* Of free items with the key `bound` the one that goes first; item -1 = none. */
+static struct policy_entry first_tied(const struct policy *p, const struct policy_class *c)
+{
+    for (int d = 0; d < p->n_layers; d++) {
+        const int l = (p->layer < 0 ? p->n_layers - 1 : p->layer) - d, layer = l < 0 ? l + p->n_layers : l;
+        if (&p->cls[p->class_of[layer]] != c) continue;
+        for (int32_t x = layer * p->n_experts; x < (layer + 1) * p->n_experts; x++)
+            if (policy_is_free(p, x) && p->key[x] <= c->bound)
+                return (struct policy_entry){c->bound, x, layer};
+    }
+    return (struct policy_entry){INFINITY, -1, 0};
+}
+
+static struct policy_entry first_of(struct policy *p, struct policy_class *c)
+{
+    for (; c->head < c->end && !is_true(p, &c->list[c->head]); c->head++)
+        p->flags[c->list[c->head].item] &= (uint8_t)~ITEM_LISTED;
+    struct policy_entry best = {INFINITY, -1, 0};
+    for (int pass = 0; c->head == c->end; pass++) {
+        if (c->tied && (best = first_tied(p, c)).item >= 0) return best;
+        if (pass) return best; /* nothing is free */
+        make_list(p, c);
+    }
+    best = c->list[c->head];
+    for (int i = c->head + 1; i < c->end && c->list[i].key <= best.key; i++) /* of one layer: in order */
+        if (c->list[i].layer != best.layer && before(p, &c->list[i], &best) && is_true(p, &c->list[i]))
+            best = c->list[i];
+    return best;
+}
+
+/* Lists are short from now on. */
+static void keep_short(struct policy *p)
+{
+    for (int k = 0; k < p->n_classes; k++) {
+        struct policy_class *c = &p->cls[k];
+        for (int i = c->head; i < c->end; i++) p->flags[c->list[i].item] &= (uint8_t)~ITEM_LISTED;
+        c->head = c->end = 0;
+        c->most = LIST_MAX;
+        c->bound = -INFINITY;
+    }
+    p->whole = false;
+}
+
+static void bag_put(struct policy *p, struct policy_class *c, int32_t item)
+{
+    c->bag[c->n_bag] = item;
+    p->at[item] = c->n_bag++;
+}
+
+static void bag_take(struct policy *p, struct policy_class *c, int32_t item)
+{
+    const int32_t last = c->bag[--c->n_bag], at = p->at[item];
+    c->bag[at] = last;
+    p->at[last] = at;
+}
+
+/* An item may have become free. */
+static void settle(struct policy *p, int32_t item)
+{
     const int layer = policy_layer_of(p, item);
-    p->bag_key[(size_t)layer * (size_t)p->n_experts + (size_t)p->at[item]] = key;
-    if (p->first[layer] != item) maybe_first(p, layer, item);
-    else if (key > old) lose_first(p, layer);
-    else p->first_key[layer] = key;
+    struct policy_class *c = &p->cls[p->class_of[layer]];
+    if (policy_is_free(p, item) && p->key[item] <= c->bound) policy_list(p, c, item, layer);
 }
 
 /* ---- what happens ---- */
@@ -270,15 +397,15 @@ void policy_route(struct policy *p, int layer, const int32_t *expert, const int3
     forget_guesses(p, layer);
     if (p->rule->route) p->rule->route(p);
     p->events++;
+    const int32_t first = layer * p->n_experts;
     for (int i = 0; i < n; i++) {
-        const int32_t x = layer * p->n_experts + expert[i];
+        const int32_t x = first + expert[i];
         ASSERT(expert[i] >= 0 && expert[i] < p->n_experts && !(p->flags[x] & ITEM_NOW));
         p->now[i] = x;
         p->flags[x] |= ITEM_NOW;
-        settle_in(p, layer, x);
-        if (p->rule->used) p->rule->used(p, x, count ? count[i] : 1);
-        p->flags[x] &= (uint8_t)~ITEM_GUESS;
     }
+    if (p->rule->used) p->rule->used(p, count);
+    for (int i = 0; i < n; i++) p->flags[p->now[i]] &= (uint8_t)~ITEM_GUESS;
 }
 
 void policy_done(struct policy *p)
@@ -297,9 +424,11 @@ void policy_done(struct policy *p)
         p->flags[x] &= (uint8_t)~ITEM_GUESS; /* a wrong one */
         if (p->kind != POLICY_MIN) policy_set_key(p, x, KEY_FIRST);
     }
+    struct policy_class *c = &p->cls[p->class_of[p->layer]];
     for (int i = 0; i < p->n_now; i++) {
-        p->flags[p->now[i]] &= (uint8_t)~ITEM_NOW;
-        settle_in(p, p->layer, p->now[i]);
+        const int32_t x = p->now[i];
+        p->flags[x] &= (uint8_t)~ITEM_NOW;
+        if (p->key[x] <= c->bound && policy_is_free(p, x)) policy_list(p, c, x, p->layer);
     }
 }
 
@@ -307,6 +436,7 @@ void policy_added(struct policy *p, int32_t item, bool speculative)
 {
     ASSERT(item >= 0 && item < p->n_layers * p->n_experts && !(p->flags[item] & ITEM_RESIDENT));
     p->flags[item] |= ITEM_RESIDENT;
+    bag_put(p, policy_class_of(p, item), item);
     if (speculative && !(p->flags[item] & ITEM_NOW)) {
         p->flags[item] |= ITEM_GUESS;
         p->stirred[policy_layer_of(p, item)] = 1;
@@ -315,11 +445,25 @@ void policy_added(struct policy *p, int32_t item, bool speculative)
     settle(p, item);
 }
 
+int policy_absent(const struct policy *p, int32_t *item)
+{
+    int n = 0;
+    for (int i = 0; i < p->n_now; i++) {
+        item[n] = p->now[i];
+        n += !(p->flags[p->now[i]] & ITEM_RESIDENT);
+    }
+    return n;
+}
+
 void policy_removed(struct policy *p, int32_t item)
 {
     ASSERT(policy_resident(p, item) && !p->pins[item]);
     p->flags[item] &= (uint8_t)~(ITEM_RESIDENT | ITEM_GUESS);
-    settle(p, item);
+    struct policy_class *c = policy_class_of(p, item);
+    bag_take(p, c, item);
+    if (c->head == c->end || c->list[c->head].item != item) return;
+    c->head++; /* it was the victim */
+    p->flags[item] &= (uint8_t)~ITEM_LISTED;
 }
 
 bool policy_resident(const struct policy *p, int32_t item)
@@ -331,13 +475,14 @@ void policy_pin(struct policy *p, int32_t item)
 {
     ASSERT(policy_resident(p, item) && p->pins[item] < UINT16_MAX);
     p->pins[item]++;
-    settle(p, item);
+    p->flags[item] |= ITEM_PINNED;
 }
 
 void policy_unpin(struct policy *p, int32_t item)
 {
     ASSERT(p->pins[item]);
-    p->pins[item]--;
+    if (--p->pins[item]) return;
+    p->flags[item] &= (uint8_t)~ITEM_PINNED;
     settle(p, item);
 }
 
@@ -345,6 +490,7 @@ void policy_predict(struct policy *p, int layer, const int32_t *expert, const fl
 {
     ASSERT(layer >= 0 && layer < p->n_layers && n >= 0 && n <= p->n_experts);
     if (p->under_way && layer == p->layer) return; /* it is known by now */
+    if (p->whole) keep_short(p); /* what is used has no longer the largest key */
     forget_guesses(p, layer);
     int32_t *guess = p->guess + (size_t)layer * (size_t)p->n_experts;
     for (int i = 0; i < n; i++) {
@@ -362,42 +508,15 @@ void policy_predict(struct policy *p, int layer, const int32_t *expert, const fl
 
 /* ---- what to do ---- */
 
-int policy_distance(const struct policy *p, int layer)
-{
-    const int d = (layer - p->layer) % p->n_layers;
-    return d > 0 ? d : d + p->n_layers;
-}
-
-/* Of all layers the one whose first item goes first, -1 = all bags are empty: the smallest key, on
- * ties the farthest turn, which is that of the layer at hand, then of those before it. */
-static int first_layer(const struct policy *p)
-{
-    const int n = p->n_layers;
-    const double *key = p->first_key;
-    const double least = least_of(key, n);
-    for (int l = p->layer; l >= 0; l--)
-        if (key[l] <= least && p->n_bag[l]) return l;
-    for (int l = n - 1; l > p->layer; l--)
-        if (key[l] <= least && p->n_bag[l]) return l;
-    return -1;
-}
-
 int32_t policy_victim(struct policy *p, int slot_class)
 {
-    while (p->n_lost) find_first(p, p->lost[--p->n_lost]);
-    if (slot_class < 0 || (p->one_class && slot_class == p->slot_class[0])) {
-        const int l = first_layer(p);
-        return l < 0 ? -1 : p->first[l];
+    struct policy_entry best = {INFINITY, -1, 0};
+    for (int k = 0; k < p->n_classes; k++) {
+        if (slot_class >= 0 && p->cls[k].slot_class != slot_class) continue;
+        const struct policy_entry x = first_of(p, &p->cls[k]);
+        if (x.item >= 0 && (best.item < 0 || before(p, &x, &best))) best = x;
     }
-    int best = -1;
-    for (int l = 0; l < p->n_layers; l++) {
-        if (!p->n_bag[l] || p->slot_class[l] != slot_class) continue;
-        if (best >= 0 && (p->first_key[best] < p->first_key[l] ||
-                          (p->first_key[best] <= p->first_key[l] &&
-                           policy_distance(p, best) > policy_distance(p, l)))) continue;
-        best = l;
-    }
-    return best < 0 ? -1 : p->first[best];
+    return best.item;
 }
 
 bool policy_admits(const struct policy *p, int32_t item, int32_t victim)

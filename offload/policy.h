@@ -89,6 +89,8 @@ void policy_step(struct policy *p, int n_rows);
  * run: policy_removed() takes items of the event too. */
 void policy_route(struct policy *p, int layer, const int32_t *expert, const int32_t *count, int n);
 void policy_done(struct policy *p);
+/* Those of the event under way that are not resident, in its order, to item [n of the event + 1]; returns how many. */
+int policy_absent(const struct policy *p, int32_t *item);
 
 /* An item has a slot from now on: read on demand, or speculatively.  Must be absent. */
 void policy_added(struct policy *p, int32_t item, bool speculative);

@@ -20,10 +20,10 @@
 #define LEAST_WANTED 0x1p42
 #define WANTED 0x1p43 /* less the number of the turn, which stays below 2^42 */
 
-static void plec_used(struct policy *p, int32_t item, int count)
+static void plec_used(struct policy *p, const int32_t *count)
 {
     (void)count;
-    policy_set_key(p, item, ORDINARY + (double)p->events);
+    for (int i = 0; i < p->n_now; i++) policy_key_now(p, p->now[i], ORDINARY + (double)p->events);
 }
 
 /* The turn at which a prediction made now will be answered, counted in layers since the start. */
@@ -50,5 +50,5 @@ static bool plec_displaces(const struct policy *p, int32_t item, int32_t victim)
 
 const struct policy_rule policy_rule_plec = {
     .used = plec_used, .predicted = plec_predicted, .passed = plec_passed,
-    .displaces = plec_displaces,
+    .displaces = plec_displaces, .rises = true,
 };

@@ -14,6 +14,7 @@ struct replay {
     uint8_t *state;          /* [n_items] SEEN, AHEAD */
     double *ready;           /* [n_items] when a speculative read ends */
     int32_t *expert;         /* [n_experts] */
+    int32_t *absent;         /* [n_experts + 1] of the event */
     float *prob;             /* [n_experts] */
     int *n_guess;            /* [n_layers] of this step */
     int32_t *guesses;        /* [n_layers][n_experts] */
@@ -95,9 +96,8 @@ static void judge(struct replay *s, int layer, uint32_t n, int32_t expert, bool 
 }
 
 /* Brings a missed expert in, or lets it pass by; returns when it has been read. */
-static double demand(struct replay *s, int32_t x)
+static double demand(struct replay *s, int32_t x, uint64_t bytes)
 {
-    const uint64_t bytes = bytes_of(s, x);
     if (s->counting) {
         s->out->reads++;
         s->out->read_bytes += bytes;
@@ -131,27 +131,32 @@ static void run_piece(struct replay *s, int32_t event, uint32_t from, uint32_t t
     const int32_t first = layer * r->n_experts;
     for (uint32_t u = from; u < to; u++) s->expert[u - from] = r->item[u] - first;
     policy_route(s->p, layer, s->expert, r->count + from, (int)(to - from));
+    const int n_absent = policy_absent(s->p, s->absent);
+    if (s->o->ram_rate > 0) {
+        last = (double)one / s->o->ram_rate;
+        work = (to - from) * last;
+    }
+    if (s->counting) {
+        const int64_t hits = (int64_t)(to - from) - n_absent;
+        s->out->uses += to - from;
+        s->out->use_bytes += one * (to - from);
+        s->out->hits += hits;
+        s->out->hit_bytes += one * (uint64_t)hits;
+        for (uint32_t u = from; u < to; u++) s->out->compulsory += !(s->state[r->item[u]] & SEEN);
+        if (s->o->predictor.predict)
+            for (uint32_t u = from; u < to; u++)
+                judge(s, layer, n, r->item[u] - first, policy_resident(s->p, r->item[u]));
+    }
     for (uint32_t u = from; u < to; u++) {
         const int32_t x = r->item[u];
-        const bool hit = policy_resident(s->p, x);
-        if (s->o->ram_rate > 0) work += last = (double)one / s->o->ram_rate;
-        if (s->counting) {
-            s->out->uses++;
-            s->out->use_bytes += one;
-            s->out->hits += hit;
-            s->out->hit_bytes += hit ? one : 0;
-            s->out->compulsory += !(s->state[x] & SEEN);
-            judge(s, layer, n, x - first, hit);
-        }
         if (s->state[x] & AHEAD) { /* it is there, or on its way */
             s->out->useful++;
             if (s->ready[x] > arrived) arrived = s->ready[x];
         }
         s->state[x] = SEEN;
     }
-    for (uint32_t u = from; u < to; u++) {
-        if (policy_resident(s->p, r->item[u])) continue;
-        const double t = demand(s, r->item[u]);
+    for (int i = 0; i < n_absent; i++) {
+        const double t = demand(s, s->absent[i], one);
         if (t > arrived) arrived = t;
     }
     /* What is there runs first; what arrives last runs alone. */
@@ -247,10 +252,11 @@ static enum status open_replay(struct replay *s, struct err *e)
     s->state = calloc(n, sizeof *s->state);
     s->ready = calloc(n, sizeof *s->ready);
     s->expert = calloc(n_experts, sizeof *s->expert);
+    s->absent = calloc(n_experts + 1, sizeof *s->absent);
     s->prob = calloc(n_experts, sizeof *s->prob);
     s->n_guess = calloc((size_t)r->n_layers, sizeof *s->n_guess);
     s->guesses = calloc(n, sizeof *s->guesses);
-    if (!s->state || !s->ready || !s->expert || !s->prob || !s->n_guess || !s->guesses)
+    if (!s->state || !s->ready || !s->expert || !s->absent || !s->prob || !s->n_guess || !s->guesses)
         return err_set(e, ERR_MEMORY, "no memory to replay a trace");
     struct policy_options po = s->o->policy;
     if (po.kind == POLICY_MIN && (st = make_future(s, e))) return st;
@@ -285,6 +291,7 @@ enum status replay_run(const struct replay_record *r, const struct replay_option
     free(s.state);
     free(s.ready);
     free(s.expert);
+    free(s.absent);
     free(s.prob);
     free(s.n_guess);
     free(s.guesses);

@@ -44,3 +44,19 @@ void approx_apply(const struct approx_layer *l, const float *x, float scale, flo
         for (int i = 0; i < l->n; i++) out[i] += w[i] * mid[k];
     }
 }
+
+int approx_leave(int n, int32_t *id, float *w, float least, int keep_sum)
+{
+    float all = 0, kept = 0;
+    int top = 0, m = 0;
+    for (int i = 1; i < n; i++) top = w[i] > w[top] ? i : top;
+    for (int i = 0; i < n; i++) {
+        all += w[i];
+        if (w[i] < least && i != top) continue;
+        kept += w[i];
+        id[m] = id[i];
+        w[m++] = w[i];
+    }
+    for (int i = 0; i < m && keep_sum && m < n && kept > 0; i++) w[i] *= all / kept;
+    return m;
+}

@@ -9,6 +9,8 @@
 #ifndef ROUTING_APPROX_H
 #define ROUTING_APPROX_H
 
+#include <stdint.h>
+
 enum { APPROX_RANK_MAX = 256 };
 
 struct approx_layer {
@@ -30,5 +32,10 @@ float approx_scale(int n, const float *x);
 float approx_judge(const struct approx_layer *l, const float *x, float scale);
 /* out [n] = x + forecast; may be x itself. */
 void approx_apply(const struct approx_layer *l, const float *x, float scale, float *out);
+
+/* What the above is compared with: of a row's n experts those with a gate weight below `least` leave,
+ * never all of them; the others, in their order, keep their weights or, with keep_sum, share out the
+ * sum of all.  Returns how many stay. */
+int approx_leave(int n, int32_t *id, float *w, float least, int keep_sum);
 
 #endif

@@ -496,3 +496,56 @@ bool oracle_spend(const double *loss, int n_tokens, int n_levels, int first, dou
     (void)buy(loss, n_tokens, n_levels, first, hi, level);
     return true;
 }
+
+/* ---- schedules ---- */
+
+enum status oracle_schedule(const double *loss, int n_steps, int n_levels, int first, int budget,
+                            int *level, struct err *e)
+{
+    const int most = n_steps * (n_levels - 1);
+    int left = budget - n_steps * first; /* steps up from the lowest levels */
+    if (left < 0)
+        return err_set(e, ERR_RANGE, "%d steps of at least %d cost more than %d", n_steps, first, budget);
+    left = left < most ? left : most;
+    const size_t row = (size_t)left + 1;
+    double *sum = malloc(sizeof *sum * 2 * row), *next = sum ? sum + row : NULL;
+    int *choice = malloc(sizeof *choice * row * (size_t)n_steps);
+    if (!sum || !choice) {
+        free(sum);
+        free(choice);
+        return err_set(e, ERR_MEMORY, "no memory for a schedule of %d steps", n_steps);
+    }
+    for (int b = 0; b <= left; b++) sum[b] = 0;
+    for (int s = 0; s < n_steps; s++) { /* sum[b]: of the steps before, with at most b */
+        const double *l = loss + (size_t)s * (size_t)n_levels;
+        int *at = choice + row * (size_t)s;
+        for (int b = 0; b <= left; b++) {
+            at[b] = 0;
+            next[b] = sum[b] + l[0];
+            for (int i = 1; i < n_levels && i <= b; i++)
+                if (sum[b - i] + l[i] < next[b]) {
+                    next[b] = sum[b - i] + l[i];
+                    at[b] = i;
+                }
+        }
+        memcpy(sum, next, sizeof *sum * row);
+    }
+    for (int s = n_steps - 1, b = left; s >= 0; s--) {
+        level[s] = choice[row * (size_t)s + (size_t)b];
+        b -= level[s];
+    }
+    free(sum);
+    free(choice);
+    return OK;
+}
+
+void oracle_draw_schedule(struct rng *g, int n_steps, int n_levels, int first, int budget, int *level)
+{
+    int left = budget - n_steps * first;
+    for (int s = 0; s < n_steps; s++) {
+        const int behind = (n_steps - s - 1) * (n_levels - 1);
+        const int lo = left > behind ? left - behind : 0, hi = left < n_levels - 1 ? left : n_levels - 1;
+        level[s] = lo + (int)rng_below(g, (uint32_t)(hi - lo + 1));
+        left -= level[s];
+    }
+}

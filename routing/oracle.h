@@ -10,6 +10,7 @@
  *             passed by, judged by the loss when the rest is gone through
  *   experts   the best k of a layer's experts: all sets, or swaps from where the router is, the best
  *             of all single swaps until none helps
+ *   schedule  how many experts per row each step of a denoiser is given: the best at a total
  *   spending  how a budget is best shared out among tokens, given what each would gain
  *
  * No I/O, no threads, no randomness but what a seed gives: the same call gives the same answer, bit for
@@ -91,6 +92,17 @@ struct oracle_set {
 /* set [n_used]: the router's on the way in, the best, rising, on the way out. */
 enum status oracle_experts(const struct oracle_sets *o, int32_t *set, struct oracle_set *out,
                            struct err *e);
+
+/* ---- schedules ---- */
+
+/* The levels [n_steps] of the least sum of losses among all whose costs sum to at most `budget`; loss
+ * [n_steps][n_levels], a level costs `first` and one more for each below it.  Exact.  Ties: the lower level
+ * in the later step.  ERR_RANGE: even the cheapest cost more; ERR_MEMORY. */
+enum status oracle_schedule(const double *loss, int n_steps, int n_levels, int first, int budget,
+                            int *level, struct err *e);
+/* Draws levels whose costs sum to exactly that, which must be possible: step after step, evenly among
+ * those that leave a way to it. */
+void oracle_draw_schedule(struct rng *g, int n_steps, int n_levels, int first, int budget, int *level);
 
 /* ---- spending ---- */
 

@@ -66,6 +66,35 @@ refuse 1 'not all rows go through its layers'
 t $O -p 'the cat' --what depth
 refuse 1 'equally deep'
 
+# ---- schedules ----
+"$GEN" "$DIR/choice.gguf" --arch ecdlm --tiny --byte-vocab --ctx 512 2>/dev/null
+S="oracle --what schedule -m $DIR/choice.gguf --ids $(seq -s, 1 30) --steps 4"
+t $S
+expect 0 '4 passes in'
+ok "not four passes" "$(grep -cE '^ *[1-4] +[0-9.]+ % ' "$DIR/out")" = 4
+ok "something is better than the best" "$(awk '/^(the model|always)/ && $(NF-4) != "-" && $(NF-4) < $(NF-3) {n++} END {print n + 0}' "$DIR/out")" = 0
+cp "$DIR/out" "$DIR/whole"
+t $S -t 1 -o "$DIR/s.gguf" --html "$DIR/s.html"
+expect 0
+page "$DIR/s.html" 2
+ok "another report" "$(cmp "$DIR/out" "$DIR/whole" && echo same)" = same
+t $S -o "$DIR/s.gguf" --json
+expect 0 '4 of 4 passes were there'
+if command -v python3 >/dev/null; then
+    ok "no brute force" "$(python3 -c "
+import itertools, json
+r = json.load(open('$DIR/out'))
+p = r['passes']
+total = sum(x['own'] for x in p)
+least = min(sum(x['loss'][k] for x, k in zip(p, c)) for c in itertools.product(range(len(p[0]['loss'])), repeat=4)
+            if sum(c) + 4 <= total)
+print(abs(least / 4 - r['best']) < 1e-5 and sum(x['best'] for x in p) <= total and r['best'] <= r['loss'])")" = True
+fi
+t oracle --what schedule -m "$M" -p 'the cat'
+refuse 1 'experts do not choose their tokens'
+t oracle --what routes -m "$DIR/choice.gguf" --ids 1,2,3,4
+refuse 1 'about the next token'
+
 # ---- interrupted, and going on ----
 t $O -f "$DIR/text" --what experts --tokens 900
 expect 0
@@ -102,6 +131,12 @@ t $O -f "$DIR/text" --what experts --tokens 900 -o "$DIR/cut.gguf"
 refuse 1 'cut.gguf'
 t $O -p x -o "$DIR/text"
 refuse 1 'text'
+t $O -p 'the hat' -o "$DIR/text" --fresh
+refuse 1 'is there and no result of an oracle'
+t $O -p 'the hat' -o "$DIR/three.gguf" --fresh
+refuse 1 'it is left alone'
+t $O -p 'the hat' -o "$DIR/r.gguf" --fresh
+expect 0
 ok "the text was overwritten" "$(head -c 7 "$DIR/text")" = 'the hat'
 
 # ---- errors ----
@@ -119,7 +154,7 @@ refuse 1 'outside the vocabulary'
 t $O
 refuse 2 'one of -p, -f and --ids'
 t $O -p x --what fish
-refuse 2 'routes, experts or depth'
+refuse 2 'routes, experts, depth or schedule'
 t $O -p x --unit fish
 refuse 2 'layer, ffn or part'
 t oracle -p x
@@ -130,4 +165,8 @@ expect 3 '--mem'
 least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
 t oracle -m "$DIR/wide.gguf" -p 'a hat' -c 64 --mem $((least + 10))M
 refuse 3 'whole model in memory'
+t $O -p 'a hat' -c 64 --mem 60M --all 1
+expect 0
+t $O -p 'a hat' -c 64 --mem 60M --all 1 --random 60000
+refuse 3 'it needs [0-9]*M or more'
 finish

@@ -16,6 +16,7 @@
 #include "bench/gen.h"
 #include "moe/base/rng.h"
 #include "moe/compute/dev.h"
+#include "moe/run/branch.h"
 #include "moe/run/denoise.h"
 #include "moe/run/obs.h"
 #include "moe/tessera.h"
@@ -334,6 +335,37 @@ static void test_reference(void **state)
 }
 
 /* Each changes one thing about a case: the bound must not hold any more. */
+/* A capacity that is forced gives the bits of a model that has no other. */
+static void test_capacity(void **state)
+{
+    (void)state;
+    static float want[N_IDS * VOCAB];
+    struct err err;
+    int32_t x[N_IDS];
+    hide(24, x);
+    for (int k = 1; k <= 5; k++) {
+        char line[64];
+        (void)snprintf(line, sizeof line, "some 24 k=%d", k);
+        make_model(line, "expert_choice");
+        run_case(line, &opt, NULL, want);
+        make_model("some 24 k_min=1 k_max=5 schedule=linear", "expert_choice");
+        tessera_engine *e = must_open(&opt);
+        tessera_session *s = session(e);
+        const struct tessera_input in = {s, x, N_IDS, TESSERA_LOGITS_ALL};
+        assert_int_equal(branches_capacity(e, k, &err), OK);
+        assert_int_equal(tessera_step(e, &in, 1, &err), OK);
+        for (int i = 0; i < N_IDS; i++)
+            assert_memory_equal(tessera_logits(e, 0, i), want + i * VOCAB, sizeof(float) * VOCAB);
+        assert_int_equal(branches_capacity(e, 6, &err), ERR_RANGE);
+        assert_int_equal(branches_capacity(e, 0, &err), OK);
+        assert_int_equal(tessera_session_rollback(s, (struct tessera_mark){0}, &err), OK);
+        assert_int_equal(tessera_step(e, &in, 1, &err), OK);
+        if (k == 5) assert_true(memcmp(tessera_logits(e, 0, 0), want, sizeof(float) * VOCAB) != 0);
+        tessera_session_close(s);
+        tessera_close(e);
+    }
+}
+
 static void test_mutations(void **state)
 {
     (void)state;
@@ -793,7 +825,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_schedules), cmocka_unit_test(test_take),
         cmocka_unit_test(test_transfers), cmocka_unit_test(test_reference),
-        cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_capacity), cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_rows),      cmocka_unit_test(test_writing),
         cmocka_unit_test(test_measure),
         cmocka_unit_test(test_ways),      cmocka_unit_test(test_bad_files),

@@ -212,6 +212,49 @@ static void test_spend(void **state)
     assert_false(oracle_spend(&loss[0][0], 3, 4, 1, 2.5, level));
 }
 
+/* Against all 4^5 schedules, of losses with many ties. */
+static void test_schedule(void **state)
+{
+    (void)state;
+    enum { S = 5, K = 4, ALL = 1024 };
+    struct rng g;
+    rng_seed(&g, 5);
+    for (int round = 0; round < 40; round++) {
+        double loss[S][K];
+        int level[S];
+        for (int i = 0; i < S * K; i++) loss[i / K][i % K] = (double)rng_below(&g, 7) - (i % K) * (round % 3);
+        for (int budget = S; budget <= S * K + 2; budget++) {
+            double least = INFINITY, got = 0;
+            int sum = 0;
+            for (int i = 0; i < ALL; i++) {
+                double l = 0;
+                int cost = S;
+                for (int s = 0; s < S; s++) {
+                    l += loss[s][i >> 2 * s & 3];
+                    cost += i >> 2 * s & 3;
+                }
+                if (cost <= budget && l < least) least = l;
+            }
+            assert_int_equal(oracle_schedule(&loss[0][0], S, K, 1, budget, level, NULL), OK);
+            for (int s = 0; s < S; s++) {
+                got += loss[s][level[s]];
+                sum += 1 + level[s];
+            }
+            assert_true(sum <= budget && got <= least && got >= least);
+            if (budget > S * K) continue;
+            oracle_draw_schedule(&g, S, K, 1, budget, level);
+            sum = 0;
+            for (int s = 0; s < S; s++) {
+                assert_in_range(level[s], 0, K - 1);
+                sum += 1 + level[s];
+            }
+            assert_int_equal(sum, budget);
+        }
+        struct err e;
+        assert_int_equal(oracle_schedule(&loss[0][0], S, K, 1, S - 1, level, &e), ERR_RANGE);
+    }
+}
+
 /* ---- real models ---- */
 
 struct one {
@@ -224,7 +267,7 @@ struct one {
 static enum status one_run(void *arg, int unit, int n, const float *in, float *out, struct err *e)
 {
     struct one *o = arg;
-    return branches_run(&o->b, unit, n, in, out, NULL, NULL, e);
+    return branches_run(&o->b, unit, 1, n, in, out, NULL, NULL, e);
 }
 
 static enum status one_loss(void *arg, int n, const float *in, double *loss, struct err *e)
@@ -271,7 +314,7 @@ static double alone(struct one *o, const float *x0, uint64_t route)
     struct err err;
     memcpy(x, x0, sizeof *x * (size_t)o->b.n_embd);
     for (int u = 0; u < o->b.n_parts; u++)
-        if (route >> u & 1 && branches_run(&o->b, u, 1, x, x, NULL, NULL, &err))
+        if (route >> u & 1 && branches_run(&o->b, u, 1, 1, x, x, NULL, NULL, &err))
             fail_msg("%s", err.msg);
     if (branches_loss(&o->b, 1, x, o->target, &loss, &err)) fail_msg("%s", err.msg);
     return loss;
@@ -404,12 +447,12 @@ static void test_given_experts(void **state)
     struct err err;
     const float *logits;
     step(&o, 7, &logits);
-    if (branches_token(&o.b, o.s, 9, x, &err) || branches_run(&o.b, 0, 1, x, x, NULL, NULL, &err))
+    if (branches_token(&o.b, o.s, 9, x, &err) || branches_run(&o.b, 0, 1, 1, x, x, NULL, NULL, &err))
         fail_msg("%s", err.msg);
     for (int r = 0; r < 4; r++) memcpy(rows + 64 * r, x, sizeof x);
     assert_int_equal(o.b.part[1].n_expert, 6);
     assert_int_equal(o.b.part[1].n_used, 3);
-    if (branches_run(&o.b, 1, 4, rows, y, NULL, chosen, &err)) fail_msg("%s", err.msg);
+    if (branches_run(&o.b, 1, 1, 4, rows, y, NULL, chosen, &err)) fail_msg("%s", err.msg);
     for (int r = 0; r < 4; r++) {
         assert_memory_equal(chosen, chosen + 3 * r, 3 * sizeof *chosen);
         for (int k = 0; k < 3; k++) set[3 * r + k] = chosen[(k + r) % 3];
@@ -418,7 +461,7 @@ static void test_given_experts(void **state)
     while (other == chosen[0] || other == chosen[1] || other == chosen[2]) other++;
     set[10] = other;
     int32_t ordered[12];
-    if (branches_run(&o.b, 1, 4, rows, z, set, ordered, &err)) fail_msg("%s", err.msg);
+    if (branches_run(&o.b, 1, 1, 4, rows, z, set, ordered, &err)) fail_msg("%s", err.msg);
     assert_memory_equal(y, z, 3 * 64 * sizeof *y);
     assert_memory_equal(ordered, chosen, 9 * sizeof *chosen);
     assert_true(memcmp(y + 192, z + 192, 64 * sizeof *y) != 0);
@@ -518,6 +561,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_routes), cmocka_unit_test(test_experts), cmocka_unit_test(test_spend),
+        cmocka_unit_test(test_schedule),
         cmocka_unit_test(test_against_brute_force), cmocka_unit_test(test_passing_by),
         cmocka_unit_test(test_given_experts), cmocka_unit_test(test_architectures),
         cmocka_unit_test(test_refused),

@@ -13,7 +13,8 @@
 #include "offload/policy.h"
 
 enum { LAYERS = 5, EXPERTS = 12, ITEMS = LAYERS * EXPERTS, USED = 3, STEPS = 120,
-       EVENTS = STEPS * LAYERS };
+       EVENTS = STEPS * LAYERS,
+       WIDE = 80, WIDE_ITEMS = LAYERS * WIDE, WIDE_STEPS = 36 }; /* more than a list holds */
 
 /* ---- a synthetic record: skewed, with some memory ---- */
 
@@ -59,8 +60,8 @@ struct brute {
     const float *frequency;
     double half_life;
     int now;                /* event under way */
-    bool resident[ITEMS];
-    int since[ITEMS];       /* event that brought it in */
+    bool resident[WIDE_ITEMS];
+    int since[WIDE_ITEMS];       /* event that brought it in */
 };
 
 static bool uses(const struct record *r, int event, int32_t x)
@@ -190,6 +191,21 @@ static void test_brute_force(void **state)
             }
         }
     }
+}
+
+static void test_many(void **state)
+{
+    (void)state;
+    static struct record r;
+    static float frequency[WIDE_ITEMS];
+    make_record(&r, 7, LAYERS, WIDE, USED, WIDE_STEPS);
+    for (uint32_t u = 0; u < r.first[r.n_events]; u += 2) frequency[r.item[u]]++; /* many are equal */
+    for (int slots = 90; slots <= 230; slots += 70)
+        for (int k = 0; k < POLICY_N; k++) {
+            int hits;
+            if (k == POLICY_PLEC) continue;
+            assert_int_equal(run_both(&r, (enum policy_kind)k, slots, frequency, &hits), 0);
+        }
 }
 
 /* ---- the optimum, by trying everything ---- */
@@ -472,7 +488,7 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_brute_force), cmocka_unit_test(test_min_is_optimal),
+        cmocka_unit_test(test_brute_force), cmocka_unit_test(test_many), cmocka_unit_test(test_min_is_optimal),
         cmocka_unit_test(test_invariants),  cmocka_unit_test(test_no_victim),
         cmocka_unit_test(test_admission),   cmocka_unit_test(test_plec),
         cmocka_unit_test(test_foresight), cmocka_unit_test(test_refused),

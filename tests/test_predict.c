@@ -12,6 +12,7 @@
 
 #include "moe/base/rng.h"
 #include "moe/run/predictor.h"
+#include "routing/fit/fit_approx.h"
 #include "routing/fit/fit_path.h"
 #include "routing/predict.h"
 #include "routing/route.h"
@@ -366,13 +367,111 @@ static int remove_dir(void **state)
     return tests_remove(dir);
 }
 
+/* ---- forecasters ---- */
+
+enum { AN = 24, ARANK = 3, APAIRS = 1200 };
+
+/* Pairs behind a linear map of rank 3, and noise of `noise` e^(x'[0]). */
+static void make_pairs(float *x, float *z, double noise, double *amplitude)
+{
+    static double down[ARANK][AN], up[ARANK][AN], bias[AN];
+    struct rng g;
+    rng_seed(&g, 11);
+    for (int i = 0; i < AN; i++) {
+        for (int k = 0; k < ARANK; k++) {
+            down[k][i] = 2 * rng_f64(&g) - 1;
+            up[k][i] = 2 * rng_f64(&g) - 1;
+        }
+        bias[i] = rng_f64(&g);
+    }
+    for (int p = 0; p < APAIRS; p++) {
+        float *a = x + p * AN, *b = z + p * AN;
+        for (int i = 0; i < AN; i++) a[i] = (float)(3 * (2 * rng_f64(&g) - 1));
+        const double scale = (double)approx_scale(AN, a);
+        amplitude[p] = (double)a[0] * scale;
+        for (int i = 0; i < AN; i++)
+            b[i] = (float)((double)a[i] + bias[i] + noise * exp(amplitude[p]) * (2 * rng_f64(&g) - 1));
+        for (int k = 0; k < ARANK; k++) {
+            double mid = 0;
+            for (int i = 0; i < AN; i++) mid += down[k][i] * (double)a[i] * scale;
+            for (int i = 0; i < AN; i++) b[i] += (float)(up[k][i] * mid);
+        }
+    }
+}
+
+static double lost(const struct approx_layer *l, const float *x, const float *z)
+{
+    double off = 0, all = 0;
+    float out[AN];
+    for (int p = 0; p < APAIRS; p++) {
+        approx_apply(l, x + p * AN, approx_scale(AN, x + p * AN), out);
+        for (int i = 0; i < AN; i++) {
+            off += pow((double)(out[i] - z[p * AN + i]), 2);
+            all += pow((double)(x[p * AN + i] - z[p * AN + i]), 2);
+        }
+    }
+    return off / all;
+}
+
+static void test_fit_approx(void **state)
+{
+    (void)state;
+    static float x[APAIRS * AN], z[APAIRS * AN], loss[2][APAIRS];
+    static double amplitude[APAIRS];
+    const size_t bytes = sizeof(float) * (size_t)approx_floats(AN, ARANK);
+    float *data[2] = {malloc(bytes), malloc(bytes)};
+    struct approx_layer l[2];
+    struct err e;
+    assert_true(data[0] && data[1]);
+    make_pairs(x, z, 0, amplitude);
+    assert_int_equal(fit_approx(AN, ARANK, APAIRS, x, z, data[0], &l[0], loss[0], &e), OK);
+    assert_true(lost(&l[0], x, z) < 1e-5); /* the map itself, less what the ridge takes */
+    assert_int_equal(fit_approx(AN, ARANK - 1, APAIRS, x, z, data[1], &l[1], loss[1], &e), OK);
+    assert_true(lost(&l[1], x, z) > 1e-2); /* it has no such rank */
+    make_pairs(x, z, 0.05, amplitude);
+    for (int k = 0; k < 2; k++)
+        assert_int_equal(fit_approx(AN, ARANK, APAIRS, x, z, data[k], &l[k], loss[k], &e), OK);
+    assert_memory_equal(data[0], data[1], bytes);
+    assert_memory_equal(loss[0], loss[1], sizeof loss[0]);
+    double s[5] = {0}; /* the judge's word for it, and where the noise was */
+    for (int p = 0; p < APAIRS; p++) {
+        const double a = amplitude[p], b = (double)loss[0][p];
+        const float judged = approx_judge(&l[0], x + p * AN, approx_scale(AN, x + p * AN));
+        assert_true(fabs((double)judged - b) < 1e-4);
+        s[0] += a / APAIRS;
+        s[1] += b / APAIRS;
+        s[2] += a * a / APAIRS;
+        s[3] += b * b / APAIRS;
+        s[4] += a * b / APAIRS;
+    }
+    assert_true((s[4] - s[0] * s[1]) / sqrt((s[2] - s[0] * s[0]) * (s[3] - s[1] * s[1])) > 0.95);
+    assert_int_equal(fit_approx(AN, ARANK, AN - 1, x, z, data[0], &l[0], loss[0], &e), ERR_RANGE);
+    free(data[0]);
+    free(data[1]);
+}
+
+static void test_leave(void **state)
+{
+    (void)state;
+    int32_t id[4] = {7, 3, 9, 1};
+    float w[4] = {0.4f, 0.1f, 0.3f, 0.2f};
+    assert_int_equal(approx_leave(4, id, w, 0.2f, 1), 3);
+    assert_true(id[0] == 7 && id[1] == 9 && id[2] == 1);
+    assert_true(fabsf(w[0] + w[1] + w[2] - 1) < 1e-6f && fabsf(w[0] / w[1] - 4.0f / 3) < 1e-6f);
+    assert_int_equal(approx_leave(3, id, w, 2, 0), 1); /* never all */
+    assert_true(id[0] == 7 && fabsf(w[0] - 4.0f / 9) < 1e-6f);
+    assert_int_equal(approx_leave(1, id, w, 2, 1), 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_top),       cmocka_unit_test(test_seen),
         cmocka_unit_test(test_gate),      cmocka_unit_test(test_path),
         cmocka_unit_test(test_fit),       cmocka_unit_test(test_fit_noise),
-        cmocka_unit_test(test_fit_refused), cmocka_unit_test(test_file_damage),
+        cmocka_unit_test(test_fit_refused),
+        cmocka_unit_test(test_fit_approx), cmocka_unit_test(test_leave),
+        cmocka_unit_test(test_file_damage),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "cli/replay_record.h"
 #include "moe/base/rng.h"
 #include "moe/load/trace.h"
 #include "offload/replay.h"
@@ -27,11 +28,7 @@ static void film_make(struct film *f, struct trace *t)
 {
     f->t = t;
     assert_int_equal(trace_events_make(t, &f->v, NULL), OK);
-    f->r = (struct replay_record){
-        .n_layers = t->n_layers, .n_experts = t->n_experts, .expert_bytes = t->expert_bytes,
-        .n_steps = f->v.n_steps, .n_events = f->v.n_events, .row = f->v.row, .event = f->v.event,
-        .prompt = f->v.prompt, .layer = f->v.layer, .first = f->v.first, .item = f->v.item,
-        .count = f->v.count};
+    f->r = cli_replay_record(t, &f->v);
 }
 
 static void film_free(struct film *f)

@@ -163,13 +163,27 @@ enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n,
     return s;
 }
 
+static enum status not_whole(struct err *err)
+{
+    return err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger --mem");
+}
+
+enum status branches_hold(tessera_engine *e, uint64_t bytes, bool whole, struct err *err)
+{
+    e->process += bytes;
+    enum status s = engine_resize(e, e->opt.mem_budget, err);
+    if (!s && !ledger_take(&e->ledger, MEM_PROCESS, bytes))
+        s = err_set(err, ERR_BUDGET, "no room for the search: use a larger --mem");
+    if (s) e->process -= bytes;
+    return !s && whole && !e->resid.all_ram ? not_whole(err) : s;
+}
+
 enum status branches_open(tessera_engine *e, struct branches *b, struct err *err)
 {
     memset(b, 0, sizeof *b);
     b->e = e;
     enum status s = open_parts(b, err);
-    if (!s && (!e->resid.all_ram || e->opt.header_only))
-        s = err_set(err, ERR_BUDGET, "an oracle needs the whole model in memory: use a larger --mem");
+    if (!s && (!e->resid.all_ram || e->opt.header_only)) s = not_whole(err);
     if (!s && devtier_on(&e->devtier))
         s = err_set(err, ERR_UNSUPPORTED, "an oracle runs on the CPU alone: leave -dev out");
     b->n_embd = e->hp.n_embd;
@@ -211,17 +225,19 @@ enum status branches_token(struct branches *b, tessera_session *s, int32_t id, f
         .in_buf = -1, .out_buf = b->part[0].in, .width = b->n_embd, .out = x}, err);
 }
 
-enum status branches_run(struct branches *b, int part, int n, const float *in, float *out,
+enum status branches_run(struct branches *b, int part, int n_parts, int n, const float *in, float *out,
                          const int32_t *expert, int32_t *chosen, struct err *err)
 {
-    const struct branch_part *p = &b->part[part];
+    const struct branch_part *p = &b->part[part], *last = p + n_parts - 1;
+    int head = 0;
     enum status s = OK;
+    for (int i = part; i < part + n_parts; i++) head = b->part[i].head ? b->part[i].head : head;
     for (int at = 0, m; at < n && !s; at += m) {
         m = n - at < b->most ? n - at : b->most;
         const size_t x = (size_t)at * (size_t)b->n_embd, k = (size_t)at * (size_t)p->n_used;
         s = exec_part(b->e, &(struct exec_part){
-            .session = b->session, .id = b->id, .head = p->head, .from = p->from, .to = p->to,
-            .n = m, .in_buf = p->in, .out_buf = p->out, .width = b->n_embd, .in = in + x,
+            .session = b->session, .id = b->id, .head = head, .from = p->from, .to = last->to,
+            .n = m, .in_buf = p->in, .out_buf = last->out, .width = b->n_embd, .in = in + x,
             .out = out + x, .keep = b->keep, .expert = expert ? expert + k : NULL,
             .chosen = chosen ? chosen + k : NULL}, err);
     }
@@ -237,6 +253,21 @@ double branches_loss_of(const float *logit, int n, int32_t target)
     return log(sum) - (double)(logit[target] - most);
 }
 
+struct losses {
+    const struct branches *b;
+    int32_t target;
+    double *loss;
+};
+
+static void loss_task(void *arg, int row, int worker)
+{
+    (void)worker;
+    const struct losses *l = arg;
+    const struct tessera_engine *e = l->b->e;
+    l->loss[row] = branches_loss_of((const float *)(const void *)((const char *)e->logits.base +
+                                    (size_t)e->logits_stride * (size_t)row), l->b->n_vocab, l->target);
+}
+
 enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
                           struct err *err)
 {
@@ -250,10 +281,8 @@ enum status branches_loss(struct branches *b, int n, const float *in, int32_t ta
             .session = b->session, .id = b->id, .head = p->head, .from = p->from, .to = p->to,
             .n = k, .in_buf = p->in, .out_buf = -1, .width = b->n_embd,
             .in = in + (size_t)at * (size_t)b->n_embd}, err);
-        for (int r = 0; r < k && !s; r++)
-            loss[at + r] = branches_loss_of((const float *)(const void *)(
-                (const char *)b->e->logits.base + (size_t)b->e->logits_stride * (size_t)r),
-                b->n_vocab, target);
+        struct losses l = {b, target, loss + at};
+        if (!s) pool_run(b->e->pool, loss_task, &l, k);
     }
     return s;
 }
@@ -272,5 +301,21 @@ enum status branches_depth(tessera_engine *e, int depth, struct err *err)
         return err_set(err, ERR_RANGE, "depth %d; this model has %d to %d", depth,
                        e->model.depth_first, e->model.n_depth);
     e->forced_depth = depth;
+    return OK;
+}
+
+/* ---- capacity ---- */
+
+struct choice_params branches_choice(const tessera_engine *e) { return e->hp.route.choice; }
+
+enum status branches_capacity(tessera_engine *e, int k, struct err *err)
+{
+    const int most = e->hp.route.choice.k_max;
+    if (!most)
+        return err_set(err, ERR_UNSUPPORTED, "%s: experts do not choose their tokens, so they have no "
+                       "capacity", e->arch->name);
+    if (k < 0 || k > most)
+        return err_set(err, ERR_RANGE, "%d experts per token; this model has 1 to %d", k, most);
+    e->forced_k = k;
     return OK;
 }

@@ -12,6 +12,7 @@
 #ifndef MOE_RUN_BRANCH_H
 #define MOE_RUN_BRANCH_H
 
+#include "moe/compute/op.h"
 #include "moe/tessera.h"
 
 enum branch_kind {
@@ -45,14 +46,20 @@ void branches_close(struct branches *b);
 /* The parts alone, of any model that has them, wherever its weights are; *part is the caller's to free. */
 enum status branches_parts(tessera_engine *e, struct branch_part **part, int *n, struct err *err);
 
+/* Takes that many bytes of the budget for what the caller will hold beside, for as long as the engine is
+ * open; weights give way.  ERR_BUDGET: they cannot, or, with `whole`, the model is not in memory as a
+ * whole then. */
+enum status branches_hold(tessera_engine *e, uint64_t bytes, bool whole, struct err *err);
+
 /* What follows is about token id behind the end of the session's timeline; x [n_embd] becomes its
  * embedding.  Anew after every step. */
 enum status branches_token(struct branches *b, tessera_session *s, int32_t id, float *x,
                            struct err *err);
-/* Runs a part on n >= 1 rows.  in, out: [n][n_embd], may be the same.  expert [n][n_used]: takes these
+/* Runs n_parts parts from `part` on, on n >= 1 rows.  in, out: [n][n_embd], may be the same.  Of a single
+ * part: expert [n][n_used]: takes these
  * instead of the router's choice, in any order, with the weights that the router gives them; NULL: the
  * router chooses.  chosen [n][n_used] learns what was taken, best first; may be NULL. */
-enum status branches_run(struct branches *b, int part, int n, const float *in, float *out,
+enum status branches_run(struct branches *b, int part, int n_parts, int n, const float *in, float *out,
                          const int32_t *expert, int32_t *chosen, struct err *err);
 /* Minus the log of the probability of token `target` behind each row that has come through all parts. */
 enum status branches_loss(struct branches *b, int n, const float *in, int32_t target, double *loss,
@@ -65,5 +72,11 @@ double branches_loss_of(const float *logit, int n, int32_t target);
 enum status branches_depth(tessera_engine *e, int depth, struct err *err);
 /* The least depth there is; the largest is tessera_depth().n_max. */
 int branches_least_depth(const tessera_engine *e);
+
+/* How experts choose their rows; k_max 0: they do not. */
+struct choice_params branches_choice(const tessera_engine *e);
+/* Models whose experts choose their rows: so many experts per row on average, 1 to k_max, whatever the
+ * schedule says, until it is told otherwise; 0: as it says.  ERR_UNSUPPORTED, ERR_RANGE. */
+enum status branches_capacity(tessera_engine *e, int k, struct err *err);
 
 #endif

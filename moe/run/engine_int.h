@@ -112,6 +112,7 @@ struct tessera_engine {
     int32_t *capacity;               /* [n_batch] rows that an expert takes of each input; CHOOSE only */
     float *choice_scale;             /* [n_expert + 1], see routing/choice.h; NULL = 1 */
     struct approx *approx;           /* informed routing; NULL = none (informed.h) */
+    int forced_k;                    /* experts per row where experts choose; 0 = by the schedule */
     int forced_depth;                /* of every row instead of the router's choice; -1 = none */
     int32_t *serials;                /* [n_batch] session serial of each row */
     uint8_t *in_ram;                 /* [2][n_expert] of the layer being run, by expert; of a row */

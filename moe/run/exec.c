@@ -136,6 +136,11 @@ static void gates_task(void *arg, int task, int worker)
                                       x->ctl.w + (size_t)r * (size_t)slots);
 }
 
+static int mean_k(const struct exec *x, double masked)
+{
+    return x->e->forced_k ? x->e->forced_k : choice_k(&x->route_op->p.moe.route.choice, masked);
+}
+
 /* How many rows of each input an expert takes: by the share of masked tokens among them. */
 static void set_capacity(struct exec *x)
 {
@@ -146,12 +151,12 @@ static void set_capacity(struct exec *x)
         const struct step_input *in = &e->input[i];
         int masked = 0;
         for (int r = in->row0; r < in->row0 + in->n; r++) masked += x->row[r].id == p->choice.mask;
-        e->capacity[i] = choice_capacity(in->n, choice_k(&p->choice, (double)masked / in->n),
+        e->capacity[i] = choice_capacity(in->n, mean_k(x, (double)masked / in->n),
                                          p->n_expert);
         all += masked;
     }
     if (p->choice.whole_batch)
-        e->capacity[0] = choice_capacity(x->n_rows, choice_k(&p->choice, (double)all / x->n_rows),
+        e->capacity[0] = choice_capacity(x->n_rows, mean_k(x, (double)all / x->n_rows),
                                          p->n_expert);
 }
 
@@ -227,6 +232,8 @@ static void run_route(struct exec *x, const struct op *op)
     if (!n) return;
     if (op->code == OP_CHOOSE) choose(x);
     else pool_run(x->e->pool, route_task, x, (n + ROUTE_ROWS - 1) / ROUTE_ROWS);
+    if (x->e->approx && !x->part && op->code == OP_ROUTE)
+        x->route.n_of = x->ctl.n_of = approx_routed(x->e, p, n, x->ctl.id, x->ctl.w);
     x->route.n_active = route_group(x->ctl.id, x->ctl.n_of, n, x->route.n_used, p->n_expert,
                                     x->ctl.count, x->ctl.expert, x->ctl.first, x->ctl.pair);
     x->route.w = x->ctl.w;

@@ -120,6 +120,11 @@ enum status forecasters_read(struct forecasters *f, const char *path, struct err
     struct gguf *g;
     memset(f, 0, sizeof *f);
     enum status s = gguf_open(path, NULL, &g, e);
+    if (s == ERR_FORMAT) { /* what is said of models that do not open helps nobody here */
+        err_clear(e);
+        return err_set(e, s, "%s holds no forecasters, or is damaged: `tessera trace --fit-forecasters` makes "
+                       "them", path);
+    }
     if (s) return s;
     s = take(f, g, e);
     gguf_close(g);
@@ -149,6 +154,7 @@ void approx_close(struct approx *a)
     free(a->x);
     free(a->z);
     free(a->on);
+    free(a->n_of);
     free(a);
 }
 
@@ -162,7 +168,8 @@ static enum status bind(struct approx *a, const struct tessera_engine *e, struct
     a->x = malloc(sizeof *a->x * rows * d);
     a->z = malloc(sizeof *a->z * rows * d);
     a->on = calloc(rows, 1);
-    if (!a->begins || !a->ends || !a->of || !a->x || !a->z || !a->on)
+    a->n_of = calloc(rows, sizeof *a->n_of);
+    if (!a->begins || !a->ends || !a->of || !a->x || !a->z || !a->on || !a->n_of)
         return err_set(err, ERR_MEMORY, "no memory for informed routing");
     a->open = -1;
     for (int i = 0; i <= n_op; i++) a->begins[i] = a->ends[i] = -1;
@@ -186,7 +193,7 @@ enum status approx_open(struct tessera_engine *e, const char *path, struct err *
     if (!s && path && (f.model_hash != e->identity || f.n_embd != e->hp.n_embd))
         s = err_set(err, ERR_SHAPE, "%s was fitted to another model: `tessera trace --fit-forecasters` "
                     "fits it to this one", path);
-    a->bytes = sizeof(float) * (2 * (uint64_t)e->opt.n_ubatch * (uint64_t)e->hp.n_embd +
+    a->bytes = sizeof(float) * ((2 * (uint64_t)e->hp.n_embd + 1) * (uint64_t)e->opt.n_ubatch +
                                 (uint64_t)approx_floats(f.n_embd, f.rank) * (uint64_t)f.n_parts);
     if (!s && path) approx_take(a, &f);
     else forecasters_free(&f);
@@ -212,8 +219,36 @@ void approx_set(struct approx *a, enum approx_mode mode, double share)
     const int i = at >= 100 ? 99 : (int)at;
     a->mode = share > 0 ? mode : APPROX_OFF;
     a->share = share;
-    a->threshold = a->f.quantile[i] + (float)(at - i) * (a->f.quantile[i + 1] - a->f.quantile[i]);
+    const float *q = mode == APPROX_GATE ? a->gate : a->f.quantile;
+    a->threshold = q[i] + (float)(at - i) * (q[i + 1] - q[i]);
     a->rows = a->rows_on = a->skipped = 0;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+void approx_gates(struct approx *a, float *w, long n)
+{
+    if (n > 0) qsort(w, (size_t)n, sizeof *w, by_value);
+    for (int i = 0; i <= 100 && n > 0; i++) a->gate[i] = w[(n - 1) * i / 100];
+}
+
+int32_t *approx_routed(struct tessera_engine *e, const struct route_params *p, int n, int32_t *id,
+                       float *w)
+{
+    struct approx *a = e->approx;
+    const int k = p->n_used, keep_sum = p->normalise || p->score == ROUTE_SOFTMAX_CHOSEN;
+    if (a->see_gates) a->see_gates(a->see_arg, n * k, w);
+    if (a->mode != APPROX_GATE) return NULL;
+    for (int r = 0; r < n; r++) {
+        a->n_of[r] = approx_leave(k, id + r * k, w + r * k, a->threshold, keep_sum);
+        a->rows_on += (uint64_t)(k - a->n_of[r]);
+    }
+    a->rows += (uint64_t)(n * k);
+    return a->n_of;
 }
 
 static bool drawn(const struct approx *a, int part, int32_t pos)
@@ -260,7 +295,7 @@ int approx_at(struct tessera_engine *e, int i)
     const int part = a->begins[i];
     if (part < 0) return i;
     a->open = -1; /* a step that failed has left it open */
-    if (!a->see && (a->mode == APPROX_OFF || a->of[part] < 0)) return i;
+    if (!a->see && (a->mode == APPROX_OFF || a->mode == APPROX_GATE || a->of[part] < 0)) return i;
     const struct branch_part *p = &a->part[part];
     const struct dev_buf *in = &e->buf[p->in];
     const struct dev_rows *set = &e->set[in->rows];

@@ -11,6 +11,7 @@
 #ifndef MOE_RUN_INFORMED_H
 #define MOE_RUN_INFORMED_H
 
+#include "moe/compute/op.h"
 #include "moe/run/branch.h"
 #include "routing/approx.h"
 
@@ -18,7 +19,8 @@
 enum approx_mode {
     APPROX_OFF, APPROX_JUDGE,
     APPROX_RANDOM, /* the share drawn by lot, nothing added: for comparison */
-    APPROX_RANDOM_FORECAST
+    APPROX_RANDOM_FORECAST,
+    APPROX_GATE    /* no feed-forward, but experts: that share of them, of the least gate weight */
 };
 
 enum { APPROX_PRICES = 8 };
@@ -51,12 +53,16 @@ struct approx {
     enum approx_mode mode;
     double share;
     float threshold;
+    float gate[101];             /* APPROX_GATE: quantiles of gate weights, approx_gates() */
+    int32_t *n_of;               /* [rows] experts that stay */
     float *x, *z;                /* [rows][n_embd] before; in the place of what comes out */
     unsigned char *on;           /* [rows] approximated; rows: n_ubatch as it was asked for */
     uint64_t bytes;              /* of memory for all of this */
-    uint64_t rows, rows_on, skipped; /* rows times parts; of those, approximated; parts not run */
+    uint64_t rows, rows_on, skipped; /* rows times parts; of those, approximated; parts not run;
+                                        APPROX_GATE: experts chosen; of those, left out */
     /* Collecting, to fit: sees hidden states before and behind a part; NULL = nobody does. */
     void (*see)(void *arg, int part, int n, const float *x, const float *z);
+    void (*see_gates)(void *arg, int n, const float *w); /* of n experts */
     void *see_arg;
 };
 
@@ -68,11 +74,16 @@ void approx_close(struct approx *a);
 struct approx *approx_of(tessera_engine *e); /* NULL = none */
 /* share in [0, 1]. */
 void approx_set(struct approx *a, enum approx_mode mode, double share);
+/* What approx_set(APPROX_GATE) goes by: gate weights of a text [n], which are sorted. */
+void approx_gates(struct approx *a, float *w, long n);
 /* Takes over what f holds. */
 void approx_take(struct approx *a, struct forecasters *f);
 
 /* Before op i of a step: the op to go on with. */
 int approx_at(struct tessera_engine *e, int i);
+/* What a router has chosen for n rows: how many experts of each stay; NULL = all. */
+int32_t *approx_routed(struct tessera_engine *e, const struct route_params *p, int n, int32_t *id,
+                       float *w);
 /* When a stretch of ops that ends before op i has run. */
 void approx_end(struct tessera_engine *e, int i);
 
