@@ -265,16 +265,37 @@ void resid_speculate(struct resid *r)
     pthread_mutex_unlock(&r->fetch.lock);
 }
 
+/* More rows will come to the layer at hand: nothing is asked for while they are computed, for as long as
+ * all its other rows took, so far more of the next layer than a window can be read.  Its slots come from
+ * what the policy would lose first, other layers' experts; from the next layer on they are those of what
+ * has passed.  Half of the slots that this layer does not want, in all. */
+static int slot_between(struct resid *r, int gi)
+{
+    struct slot_class *c = class_of_group(r, gi);
+    const int bank = (gi - r->first_expert) / r->n_experts, first = r->first_expert + bank * r->n_experts;
+    int n = 0;
+    for (int i = first; i < first + r->n_experts; i++) n += r->group[i].ahead == AHEAD_KNOWN;
+    if (n >= (c->n_slots - r->n_want) / 2 || r->n_guess >= AHEAD_MAX) return -1;
+    if (!c->n_idle) (void)slot_of_passed(r, c);
+    if (!c->n_idle) {
+        const int32_t v = policy_victim(r->policy, (int)(c - r->cls));
+        if (v < 0 || v / r->n_experts == r->layer || v / r->n_experts == bank) return -1;
+        resid_evict(r, r->first_expert + v);
+    }
+    return slot_take_idle(c, gi);
+}
+
 /* Asks for absent experts of a bank in order, while the window has room. */
 static void read_ahead(struct resid *r, int bank)
 {
     settle_guesses(r);
+    if (r->more && !r->next_ahead) policy_predict(r->policy, bank, r->expect, NULL, r->n_expect);
     while (r->next_ahead < r->n_expect && !r->err.code) {
         const int gi = r->first_expert + bank * r->n_experts + r->expect[r->next_ahead];
         struct slot_class *c = class_of_group(r, gi);
         if (r->group[gi].state == GROUP_DISK) {
-            if (r->n_open + r->n_guess >= window_of(c) || c->n_slots < 4) return;
-            const int slot = find_slot(r, gi, true);
+            if (!r->more && (r->n_open + r->n_guess >= window_of(c) || c->n_slots < 4)) return;
+            const int slot = r->more ? slot_between(r, gi) : find_slot(r, gi, true);
             if (slot < 0) return;
             expert_start(r, gi, slot, AHEAD_KNOWN);
             policy_pin(r->policy, gi - r->first_expert);
@@ -300,7 +321,7 @@ static void ask(struct resid *r)
         r->stage[i] = WANT_ASKED | WANT_READ;
         r->n_open++;
     }
-    if (r->streaming && !r->more && r->layer + 1 < r->n_banks) read_ahead(r, r->layer + 1);
+    if (r->streaming && r->layer + 1 < r->n_banks) read_ahead(r, r->layer + 1);
 }
 
 /* Looks one up, and pins it if it is there or on its way. */
