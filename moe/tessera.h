@@ -84,6 +84,11 @@ struct tessera_options {
      * share of feed-forwards, those that they are expected to do best; NULL = off. */
     const char *forecasters;
     float approximate;
+    /* A lossy switch for models whose tokens choose experts: the rows of a prompt that run together are
+     * chosen by the experts, as many by each, so that a row has n_expert_used of them on average.  Fewer
+     * rows than give every expert one choose themselves: decoded tokens do, and so does the last layer's
+     * part that only rows with logits go through.  What a row gets depends on its companions then. */
+    bool expert_choice;
     /* Models that repeat layers; a model that cannot do what is asked for is ERR_USAGE. */
     int loops;            /* leave after so many; 0 = all */
     float exit_at;        /* rows leave when their chances to stop sum to it; 0 = as the file says */
@@ -177,6 +182,10 @@ struct tessera_approx {
                                       fitted; NaN = not at this one */
 };
 struct tessera_approx tessera_approx(const tessera_engine *e);
+
+/* With expert_choice: rows choose their experts in any case, until it is switched off again; for
+ * measuring what the switch costs. */
+void tessera_own_routing(tessera_engine *e, bool on);
 
 /* Another budget for the whole process, between two steps: shrinks or grows what of the weights is
  * in memory, never taking more than the larger of both on the way, and without a change in what the

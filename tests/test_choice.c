@@ -476,6 +476,117 @@ static void test_rows(void **state)
     }
 }
 
+/* ---- experts that choose the rows of prompts ---- */
+
+static struct tessera_options prompt_options(bool lossy)
+{
+    struct tessera_options o = opt;
+    o.model_path = "tests/choice/prompt.gguf";
+    o.expert_choice = lossy;
+    o.n_logits = N_IDS;
+    return o;
+}
+
+/* How many rows each expert of the first layer took in the longest step, and all pairs of it. */
+struct prompt_seen {
+    int load[E], pairs, most;
+};
+
+static void see_prompt(void *arg, const struct obs *o)
+{
+    struct prompt_seen *s = arg;
+    if (o->layer) return;
+    for (int i = 0; i < o->n_used; i++) s->load[o->expert[i]]++;
+    s->pairs += o->n_used;
+    if (o->n_used > s->most) s->most = o->n_used;
+}
+
+/* The text in steps of piece[], then token by token. */
+static void run_prompt(const struct tessera_options *o, const int *piece, int n_pieces, bool own,
+                       struct prompt_seen *seen, float *out)
+{
+    struct err err;
+    tessera_engine *e = must_open(o);
+    tessera_session *s = session(e);
+    tessera_own_routing(e, own);
+    for (int i = 0, at = 0, n; at < N_IDS; i++, at += n) {
+        n = i < n_pieces ? piece[i] : 1;
+        tessera_observe(e, seen && !i ? see_prompt : NULL, seen);
+        const struct tessera_input in = {s, ids + at, n, TESSERA_LOGITS_ALL};
+        if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+        for (int r = 0; r < n; r++)
+            memcpy(out + (at + r) * VOCAB, tessera_logits(e, 0, r), sizeof(float) * VOCAB);
+    }
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+static int pieces_of(const char *line, int *piece)
+{
+    int n = 0;
+    char *at = strchr(line, ' ');
+    do piece[n++] = (int)strtol(at + 1, &at, 10);
+    while (*at == ',');
+    return n;
+}
+
+static void test_prompts(void **state)
+{
+    (void)state;
+    static float got[N_IDS * VOCAB], again[N_IDS * VOCAB], plain[N_IDS * VOCAB];
+    static const char *const tiers[] = {"ref", "avx2", "avx512"};
+    char *text, *line[LINES];
+    const int n = lines_of("prompts.txt", &text, line);
+    assert_int_equal(n, 4);
+    for (int i = 0; i < n; i++) {
+        struct tessera_options o = prompt_options(strstr(line[i], "routing=prompt") != NULL);
+        int piece[8];
+        const int n_pieces = pieces_of(line[i], piece);
+        run_prompt(&o, piece, n_pieces, false, NULL, got);
+        const double d = distance(line[i], got);
+        if (!(d <= BOUND)) fail_msg("%s: %g of the reference's rms", line[i], d);
+        for (int t = 0; t < 3; t++) {
+            o.n_threads = 1 + t;
+            (void)setenv("TESSERA_CPU", tiers[t], 1);
+            run_prompt(&o, piece, n_pieces, false, NULL, again);
+            (void)unsetenv("TESSERA_CPU");
+            assert_memory_equal(again, got, sizeof got);
+        }
+        if (strstr(line[i], "pieces")) { /* more rows than are computed at once */
+            const int one = 34;
+            o.n_ubatch = 16;
+            o.n_batch = 34;
+            o.n_logits = 1;
+            struct err err;
+            tessera_engine *e = must_open(&o);
+            tessera_session *s = session(e);
+            const struct tessera_input in = {s, ids, one, TESSERA_LOGITS_LAST};
+            if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+            assert_memory_equal(tessera_logits(e, 0, one - 1), got + (one - 1) * VOCAB,
+                                sizeof(float) * VOCAB);
+            tessera_session_close(s);
+            tessera_close(e);
+        }
+    }
+    free(text);
+    /* Without the switch, with it put aside, and where no rows come together: the same bits. */
+    static const int whole = 40, ones = 1;
+    struct tessera_options o = prompt_options(false), lossy = prompt_options(true);
+    struct prompt_seen seen = {.pairs = 0};
+    run_prompt(&o, &whole, 1, false, NULL, plain);
+    run_prompt(&lossy, &whole, 1, true, NULL, got);
+    assert_memory_equal(got, plain, sizeof plain);
+    run_prompt(&lossy, &ones, 1, false, NULL, got);
+    assert_memory_equal(got, plain, sizeof plain);
+    run_prompt(&lossy, &whole, 1, false, &seen, got);
+    assert_memory_not_equal(got, plain, sizeof plain);
+    for (int x = 0; x < E; x++) assert_int_equal(seen.load[x], 40 * 2 / E);
+    assert_true(seen.pairs <= 80 && seen.most > 2);
+    lossy.device = dev_sim_api();
+    run_prompt(&lossy, &whole, 1, false, NULL, again);
+    assert_memory_equal(again, got, sizeof got);
+}
+
 /* ---- writing ---- */
 
 static const char *const algs[] = {"", "low_confidence", "random", "origin", "maskgit_plus",
@@ -664,6 +775,25 @@ static void test_bad_files(void **state)
     refused("attention.causal", 'b', 1, NULL, "", ERR_UNSUPPORTED, "both sides");
 }
 
+static void no_switch(const char *file, const char *says)
+{
+    struct tessera_options o = prompt_options(true);
+    struct err err;
+    tessera_engine *e;
+    o.model_path = file;
+    const enum status s = tessera_open(&o, &e, &err);
+    if (!s) tessera_close(e);
+    if (s != ERR_USAGE || !strstr(err.msg, says)) fail_msg("%s: %d, %s", file, s, s ? err.msg : "opened");
+}
+
+static void test_no_switch(void **state)
+{
+    (void)state;
+    no_switch("tests/choice/ecdlm.gguf", "token by token");
+    make_model("w", "expert_choice");
+    no_switch(path, "choose anyway");
+}
+
 static void not_written(const char *line, int n_prompt, enum status want, const char *says)
 {
     struct err err;
@@ -827,7 +957,8 @@ int main(void)
         cmocka_unit_test(test_transfers), cmocka_unit_test(test_reference),
         cmocka_unit_test(test_capacity), cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_rows),      cmocka_unit_test(test_writing),
-        cmocka_unit_test(test_measure),
+        cmocka_unit_test(test_measure),   cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_no_switch),
         cmocka_unit_test(test_ways),      cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_bad_ways),  cmocka_unit_test(test_other_models),
         cmocka_unit_test(test_short_texts), cmocka_unit_test(test_siblings),

@@ -138,6 +138,27 @@ static enum status depth_options(struct tessera_engine *e, struct err *err)
     return OK;
 }
 
+/* Experts that choose the rows of prompts, where rows choose theirs. */
+static enum status choice_option(struct tessera_engine *e, struct err *err)
+{
+    struct route_params *p = &e->hp.route;
+    const char *name = e->arch->name;
+    if (!e->opt.expert_choice) return OK;
+    if (!e->hp.n_expert) return err_set(err, ERR_USAGE, "%s has no experts that could choose", name);
+    if (p->choice.k_max) return err_set(err, ERR_USAGE, "%s: its experts choose anyway", name);
+    if (e->hp.denoise.sees || e->hp.concept.ratio > 0)
+        return err_set(err, ERR_USAGE, "%s writes no text token by token behind a prompt: experts that "
+                       "choose the prompt's are not for it", name);
+    if (p->n_group > 1)
+        return err_set(err, ERR_UNSUPPORTED, "%s chooses groups of experts first: experts that choose "
+                       "would not keep to them", name);
+    p->choice = (struct choice_params){.k_min = p->n_used, .k_max = p->n_used, .mask = -1,
+                                       .prompts = true};
+    return OK;
+}
+
+void tessera_own_routing(tessera_engine *e, bool on) { e->own_routing = on; }
+
 /* The part of every matrix of the stack: parts [first of tensor + matrix], -1 = not used. */
 static int *parts_of_stack(const struct tessera_engine *e, int *first)
 {
@@ -200,7 +221,8 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     enum status s = gguf_open(e->path, NULL, &e->file, err);
     if (s) return s;
     if ((s = arch_find(e->file, &e->arch, err)) ||
-        (s = e->arch->hparams(e->file, &e->hp, err)) || (s = depth_options(e, err)))
+        (s = e->arch->hparams(e->file, &e->hp, err)) || (s = depth_options(e, err)) ||
+        (s = choice_option(e, err)))
         return s;
     struct gguf_str name;
     if (gguf_find(e->file, "general.name") && !gguf_get_str(e->file, "general.name", &name, NULL))
@@ -826,7 +848,7 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
                 return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary (0 to %d)",
                                in[i].ids[t], e->model.n_vocab - 1);
     }
-    for (int i = 0; p->choice.k_max && i < n_in; i++) {
+    for (int i = 0; p->choice.k_max && !p->choice.prompts && i < n_in; i++) {
         const int64_t mine = (int64_t)in[i].n * p->choice.k_max;
         pairs += mine > p->n_expert ? mine : p->n_expert;
     }
