@@ -287,6 +287,9 @@ struct tessera_input {
      * at `at`: what was behind it is half written. */
     bool rewrite;
     int32_t at;
+    /* Not 0: rows of a block, numbered so in its session, that is computed again and again until it is
+     * sealed.  Experts that it uses stay in memory until a step names another one, or none. */
+    int32_t block;
 };
 
 /* One forward pass over all inputs together; the sum of n is at most n_batch, and rows with

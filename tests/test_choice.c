@@ -25,6 +25,7 @@
 #include "tests/rewrite.h"
 #include "tests/shared.h"
 
+enum { BUDGET = 22 << 20 };
 enum { N_IDS = 48, VOCAB = 40, E = 6, LAYERS = 2, MASK = 39, N_PROMPT = 21, LINES = 64 };
 
 static char dir[64] = "/tmp/tessera-choice-XXXXXX";
@@ -705,6 +706,75 @@ static void test_measure(void **state)
     }
 }
 
+/* A text in blocks with most experts on disk: what was read for it, and the text. */
+static struct tessera_traffic write_away(uint64_t budget, int cache, bool hold, int32_t *text)
+{
+    struct err err;
+    struct tessera_options o = opt;
+    o.mem_budget = budget;
+    o.predictor = "none";
+    tessera_engine *e = must_open(&o);
+    tessera_session *s = session(e);
+    struct tessera_sampling sampling;
+    struct tessera_generator_options how = {.n_gen_max = 96, .denoise = tessera_denoising_defaults(e, &sampling)};
+    how.sampling = sampling;
+    how.denoise.cache = (enum tessera_denoise_cache)cache;
+    how.denoise.block = 32;
+    how.ignore_end = true;
+    struct tessera_answer a = {.stop = TESSERA_RUNNING};
+    struct tessera_input in;
+    tessera_generator *g;
+    const struct tessera_traffic before = tessera_traffic(e);
+    if (tessera_generator_open(s, ids, N_PROMPT, &how, &g, &err)) fail_msg("%s", err.msg);
+    while (!a.stop && tessera_generator_want(g, 512, &in)) {
+        if (!hold) in.block = 0;
+        if (tessera_step(e, &in, 1, &err) || tessera_generator_take(g, 0, &a, &err)) fail_msg("%s", err.msg);
+    }
+    memcpy(text, a.canvas, sizeof *text * (size_t)a.n_canvas);
+    struct tessera_traffic t = tessera_traffic(e);
+    t.bytes_read -= before.bytes_read;
+    t.misses -= before.misses;
+    tessera_generator_close(g);
+    tessera_session_close(s);
+    tessera_close(e);
+    return t;
+}
+
+/* Experts that a block uses stay until it is sealed: fewer bytes are read where there is room for them, none
+ * too many where there is not, and the text is the same. */
+static void test_held(void **state)
+{
+    (void)state;
+    struct err err;
+    struct gen_spec spec = gen_defaults();
+    int32_t text[3][N_PROMPT + 96];
+    spec.arch = "ecdlm";
+    spec.rows_choose = true;
+    spec.n_layer = 3;
+    spec.n_embd = 256;
+    spec.n_ff = 128;
+    spec.n_head = 4;
+    spec.n_head_kv = 2;
+    spec.head_dim = 64;
+    spec.n_expert = 64;
+    spec.n_ctx = 256;
+    for (int used = 5; used <= 16; used += 11) { /* of a block some; nearly all */
+        spec.n_expert_used = used;
+        if (gen_write(&spec, path, NULL, &err)) fail_msg("%s", err.msg);
+        for (int cache = TESSERA_CACHE_PREFIX; cache <= TESSERA_CACHE_DUAL; cache++) {
+            const struct tessera_traffic plain = write_away(BUDGET, cache, false, text[0]),
+                                         held = write_away(BUDGET, cache, true, text[1]);
+            (void)write_away(UINT64_MAX, cache, true, text[2]);
+            assert_memory_equal(text[1], text[0], sizeof text[0]);
+            assert_memory_equal(text[2], text[0], sizeof text[0]);
+            print_message("%d of 64 experts, cache %d: %.1f MB are read, without holding %.1f\n", used, cache,
+                          1e-6 * (double)held.bytes_read, 1e-6 * (double)plain.bytes_read);
+            assert_true(plain.bytes_read > 0);
+            assert_true(held.bytes_read * 20 <= plain.bytes_read * (used == 5 ? 19 : 21));
+        }
+    }
+}
+
 /* Another seed is another text; a threshold of next to nothing is one pass for each block. */
 static void test_ways(void **state)
 {
@@ -958,7 +1028,7 @@ int main(void)
         cmocka_unit_test(test_capacity), cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_rows),      cmocka_unit_test(test_writing),
         cmocka_unit_test(test_measure),   cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_no_switch),
+        cmocka_unit_test(test_no_switch), cmocka_unit_test(test_held),
         cmocka_unit_test(test_ways),      cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_bad_ways),  cmocka_unit_test(test_other_models),
         cmocka_unit_test(test_short_texts), cmocka_unit_test(test_siblings),

@@ -413,6 +413,7 @@ bool denoise_want(struct denoise *d, struct tessera_input *in)
         .session = d->s, .ids = (blank ? d->blank : d->text) + d->from, .n = d->to - d->from,
         .logits = TESSERA_LOGITS_SOME, .some = d->want + d->from,
         .rewrite = d->s->n > d->from, .at = d->from,
+        .block = d->from > 0 ? d->block_no : 0, /* a whole pass uses what all places do */
     };
     return true;
 }

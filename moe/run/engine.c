@@ -880,6 +880,17 @@ const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
     return &e->plan[e->n_plans - 1]; /* it runs several times per layer */
 }
 
+/* One number for the blocks of all inputs; 0 where one of them is none. */
+static uint64_t block_of(const struct tessera_input *in, int n_in)
+{
+    uint64_t b = 1;
+    for (int i = 0; i < n_in; i++) {
+        if (!in[i].block) return 0;
+        b = b * 0x9e3779b97f4a7c15 + ((uint64_t)in[i].session->serial << 32 | (uint32_t)in[i].block);
+    }
+    return b ? b : 1;
+}
+
 /* Fills the row table and returns how many rows want logits. */
 static int bind_rows(struct tessera_engine *e, const struct tessera_input *in, int n_in)
 {
@@ -944,6 +955,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
             return s;
     if ((s = bind_states(e, in, n_in, err))) return s;
     const int n_out = bind_rows(e, in, n_in);
+    e->block = block_of(in, n_in);
     if (n_rows > e->opt.n_ubatch) {
         if (n_out > e->opt.n_ubatch)
             s = err_set(err, ERR_RANGE, "a step has logits of at most %d tokens", e->opt.n_ubatch);

@@ -882,6 +882,7 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     bind_step(&x, n_out);
     for (int i = ROWS_FIRST; i < e->model.n_sets; i++) expect_pieces(&x, i, false);
     devtier_step(&e->devtier, n_rows);
+    resid_block(&e->resid, e->block);
     enum status s = resid_step(&e->resid, n_rows, err);
     if (!s) {
         bind_weights(e);
@@ -939,6 +940,7 @@ enum status exec_part(struct tessera_engine *e, const struct exec_part *p, struc
     struct exec x = {.e = e, .plan = plan_for(e, p->n), .row = e->row, .serial = e->serials,
                      .n_rows = p->n, .part = p};
     bind_step(&x, p->n);
+    resid_block(&e->resid, 0);
     s = resid_step(&e->resid, p->n, err);
     if (!s) bind_weights(e);
     if (!s) s = run_steps(&x, 0, p->head, err);
