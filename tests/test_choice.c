@@ -706,6 +706,50 @@ static void test_measure(void **state)
     }
 }
 
+/* Two texts in one step, each measured: as each by itself. */
+static void test_measure_beside(void **state)
+{
+    (void)state;
+    struct err err;
+    struct tessera_options two = opt;
+    tessera_generator *g[3];
+    tessera_session *s[3];
+    struct tessera_answer a[3] = {{.stop = TESSERA_RUNNING}, {.stop = TESSERA_RUNNING}, {.stop = TESSERA_RUNNING}};
+    make_model("w", "token_choice");
+    two.n_sessions = 6;
+    two.n_logits = 24;
+    tessera_engine *e = must_open(&two);
+    struct tessera_generator_options o = writing("w alg=low_confidence g=24 b=8 cache=dual");
+    o.denoise.measure = true;
+    for (int i = 0; i < 3; i++) { /* the last one is the first by itself */
+        s[i] = session(e);
+        if (tessera_generator_open(s[i], ids, i == 1 ? 14 : N_PROMPT, &o, &g[i], &err)) fail_msg("%s", err.msg);
+    }
+    while (!a[2].stop)
+        if (tessera_generator_next(g[2], &a[2], &err)) fail_msg("%s", err.msg);
+    while (!a[0].stop || !a[1].stop) {
+        struct tessera_input in[2];
+        int at[2], n = 0;
+        for (int i = 0; i < 2; i++)
+            if (!a[i].stop && tessera_generator_want(g[i], 512, &in[n])) at[n++] = i;
+        if (tessera_step(e, in, n, &err)) fail_msg("%s", err.msg);
+        for (int i = 0; i < n; i++)
+            if (tessera_generator_take(g[at[i]], i, &a[at[i]], &err)) fail_msg("%s", err.msg);
+    }
+    assert_int_equal(a[0].n_canvas, a[2].n_canvas);
+    assert_memory_equal(a[0].canvas, a[2].canvas, sizeof *a[0].canvas * (size_t)a[0].n_canvas);
+    const struct tessera_timing t = tessera_generator_timing(g[0]), alone = tessera_generator_timing(g[2]);
+    assert_int_equal(t.n_compared, 3 * 28);
+    assert_memory_equal(&t.kl, &alone.kl, sizeof t.kl);
+    assert_int_equal(t.n_passes, alone.n_passes);
+    assert_int_equal(tessera_generator_timing(g[1]).n_compared, 3 * 28);
+    for (int i = 0; i < 3; i++) {
+        tessera_generator_close(g[i]);
+        tessera_session_close(s[i]);
+    }
+    tessera_close(e);
+}
+
 /* A text in blocks with most experts on disk: what was read for it, and the text. */
 static struct tessera_traffic write_away(uint64_t budget, int cache, bool hold, int32_t *text)
 {
@@ -1027,7 +1071,8 @@ int main(void)
         cmocka_unit_test(test_transfers), cmocka_unit_test(test_reference),
         cmocka_unit_test(test_capacity), cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_rows),      cmocka_unit_test(test_writing),
-        cmocka_unit_test(test_measure),   cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_measure),   cmocka_unit_test(test_measure_beside),
+        cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_no_switch), cmocka_unit_test(test_held),
         cmocka_unit_test(test_ways),      cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_bad_ways),  cmocka_unit_test(test_other_models),
