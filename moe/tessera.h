@@ -106,6 +106,7 @@ void tessera_close(tessera_engine *e);
 struct tessera_model {
     const char *arch, *name;  /* borrowed from the engine; name may be "" */
     int n_layer, n_embd, n_vocab, n_ctx_train, n_expert, n_expert_used;
+    int n_expert_slots;       /* that a row can have at most: more than those used where experts choose */
     uint64_t n_params, n_params_active; /* weights; per token */
     uint64_t file_bytes, weight_bytes;  /* on disk; resident */
     int n_ctx, n_threads, n_ubatch;     /* as opened */

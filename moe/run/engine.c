@@ -596,7 +596,8 @@ struct tessera_model tessera_model(const tessera_engine *e)
     struct tessera_model m = {
         .arch = e->arch->name, .name = e->name, .n_layer = e->hp.n_layer, .n_embd = e->hp.n_embd,
         .n_vocab = e->model.n_vocab, .n_ctx_train = e->hp.n_ctx_train, .n_expert = e->hp.n_expert,
-        .n_expert_used = e->hp.n_expert_used, .file_bytes = gguf_file_bytes(e->file),
+        .n_expert_used = e->hp.n_expert_used,
+        .n_expert_slots = e->hp.n_expert ? route_slots(&e->hp.route) : 0, .file_bytes = gguf_file_bytes(e->file),
         .weight_bytes = e->placement.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
         .n_ubatch = e->opt.n_ubatch, .n_batch = fit_batch(e), .cpu = cpu_tier_name(e->tier),
         .type_label = common_type(e),
