@@ -6,7 +6,7 @@ What it is:  runs `tessera run` on the prompts of prompts.jsonl with each way, a
 Owns:        the table of ways in README.md.
 Never does:  train, or judge by anything but the other model's logits.
 
-    python denoise.py TESSERA MODEL.gguf SCORER.gguf [--prompts N] [--n 64] [--ways "NAME=FLAGS;NAME=FLAGS"]
+    python denoise.py TESSERA MODEL.gguf SCORER.gguf [--file F] [--prompts N] [--n 64] [--ways "NAME=FLAGS;NAME=FLAGS"]
 """
 import argparse, json, math, os, re, subprocess, tempfile
 import numpy as np
@@ -36,9 +36,10 @@ def score(tessera, scorer, head, text):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("tessera"); ap.add_argument("model"); ap.add_argument("scorer")
+    ap.add_argument("--file", help="of prompts; default: prompts.jsonl beside this file")
     ap.add_argument("--prompts", type=int, default=20); ap.add_argument("--n", type=int, default=64); ap.add_argument("--ways", default=WAYS)
     o = ap.parse_args()
-    lines = open(os.path.join(os.path.dirname(__file__), "prompts.jsonl")).read().splitlines()[:o.prompts]
+    lines = open(o.file or os.path.join(os.path.dirname(__file__), "prompts.jsonl")).read().splitlines()[:o.prompts]
     print("| way | passes | tokens per pass | seconds | tokens per second | generative perplexity | different |\n|---|---|---|---|---|---|---|")
     for way in o.ways.split(";"):
         name, flags = way.split("=", 1)

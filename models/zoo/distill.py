@@ -6,7 +6,7 @@ What it is:  asks a model (greedily: one answer to one question) for every story
 Owns:        OUT/train.npy and OUT/starts.npy; the held-out sets are linked, not made.
 Never does:  train, or show the writer's doubts (only what it said).
 
-    python distill.py TESSERA WRITER.gguf DATA OUT [--texts 8000] [--n 116] [--flags "--block 32"]
+    python distill.py TESSERA WRITER.gguf DATA OUT [--texts 8000] [--n 116] [--flags "--block 32"] [--rest 60]
 """
 import argparse, json, os, random, re, subprocess, tempfile
 import numpy as np
@@ -34,11 +34,16 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("tessera"); ap.add_argument("writer"); ap.add_argument("data"); ap.add_argument("out")
     ap.add_argument("--texts", type=int, default=8000); ap.add_argument("--n", type=int, default=116)
+    ap.add_argument("--rest", type=int, default=0, help="only write so many questions behind the first TEXTS to OUT/prompts.jsonl, for denoise.py")
     ap.add_argument("--window", type=int, default=128); ap.add_argument("--flags", default="", help="of tessera run")
     o = ap.parse_args()
     os.makedirs(o.out, exist_ok=True)
     tok = spm.SentencePieceProcessor(model_file=o.data + "/tokenizer.model")
-    pairs, rng = asked(np.load(o.data + "/train.npy", mmap_mode="r"), tok, o.texts), random.Random(1)
+    pairs, rng = asked(np.load(o.data + "/train.npy", mmap_mode="r"), tok, o.texts + o.rest), random.Random(1)
+    if o.rest:
+        with open(o.out + "/prompts.jsonl", "w") as f:
+            for ask, _ in pairs[o.texts:]: f.write(json.dumps({"prompt": turn("user", ask) + START + "assistant\n"}) + "\n")
+        return
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as f:
         for i, (ask, story) in enumerate(pairs):
             words = story.split(" ")[:rng.choice((0, 0, 0, 6, 12))]      # most answers from the start, some from a child's own beginning
