@@ -41,6 +41,7 @@ struct gen_spec {
     int n_ctx;
     float rope_base, rms_eps;
     unsigned type;     /* enum qtype or GEN_Q4_K_M */
+    bool rows_choose;  /* ecdlm: tokens choose their experts, not experts their tokens */
     bool tied;         /* no output.weight */
     const char *vocab; /* GGUF whose tokenizer is copied; NULL = no tokenizer, n_vocab ids */
     bool byte_vocab;   /* else: a small tokenizer of our own, bytes and letters, with ChatML */
@@ -551,7 +552,7 @@ static void gen_keys(struct gguf_writer *w, const struct gen_spec *g, const stru
     }
     if (!strcmp(g->arch, "ecdlm")) {
         gguf_put_u32(w, "tokenizer.ggml.mask_token_id", 0);
-        gguf_put_str(w, "ecdlm.expert_routing", "expert_choice");
+        gguf_put_str(w, "ecdlm.expert_routing", g->rows_choose ? "token_choice" : "expert_choice");
     }
     if (!strcmp(g->arch, "qwen3moe"))
         gguf_put_u32(w, gen_key(k, g, "expert_feed_forward_length"), (uint32_t)g->n_ff);

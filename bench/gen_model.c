@@ -21,6 +21,7 @@ static int usage(FILE *to)
         "  --encoder N --decoder N  conceptmoe: first and last layers (default 1); a concept begins\n"
         "                   wherever an odd id follows an even one or the other way round\n"
         "  --used N         experts per token\n"
+        "  --rows-choose    ecdlm: tokens choose experts, not experts tokens\n"
         "  --ctx N          context length written to the file\n"
         "  --vocab FILE     copy this GGUF's tokenizer\n"
         "  --byte-vocab     a small tokenizer of its own: bytes, letters, ChatML\n"
@@ -115,6 +116,8 @@ int main(int argc, char **argv)
         if (!strcmp(argv[i], "--tiny")) continue;
         if (!strcmp(argv[i], "--trace") && i + 1 < argc) {
             i++;
+        } else if (!strcmp(argv[i], "--rows-choose")) {
+            g.rows_choose = true;
         } else if (!strcmp(argv[i], "--tied")) {
             g.tied = true;
         } else if (!strcmp(argv[i], "--byte-vocab")) {

@@ -54,6 +54,8 @@ static const struct cli_flag model_flags[] = {
      AT(forecasters), 0, 0},
     {"--approximate", "25%", "forecasters stand in for that share of feed-forwards, those that they do best: "
      "faster, and not the same text (default off)", CLI_STR, AT(approximate), 0, 0},
+    {"--routing", "WHO", "own (default), or expert-choice: experts choose the tokens of a prompt, as many "
+     "each; lossy, --analyze says by how much", CLI_STR, AT(routing), 0, 0},
     {"--routes", "TRACE", "promises assume the routing in a file of `tessera trace`", CLI_STR,
      AT(routes), 0, 0},
     {"--policy", "NAME", "which experts stay when not all fit: lrfu (default), lru, lfu, plec",
@@ -654,6 +656,12 @@ static int check(const struct cli_spec *spec, struct cli_args *a)
         strcmp(a->device, "sim") && strcmp(a->device, "none"))
         return cli_usage(spec->name, "-dev %s: this version knows the devices cuda, auto, sim and none",
                          a->device);
+    if (a->routing && strcmp(a->routing, "own") && strcmp(a->routing, "expert-choice"))
+        return cli_usage(spec->name, "--routing %s: own and expert-choice are known", a->routing);
+    const bool by_experts = a->routing && strcmp(a->routing, "own");
+    if (a->deterministic && (by_experts || a->approximate))
+        return cli_usage(spec->name, "--deterministic refuses what is lossy: %s", by_experts ?
+                         "--routing expert-choice" : "--approximate");
     if (!cli_alg_known(a->alg))
         return cli_usage(spec->name, "--alg %s: low_confidence, random, origin, maskgit_plus, "
                          "topk_margin and entropy are known", a->alg);

@@ -98,6 +98,7 @@ struct cli_args {
     const char *machine;      /* --machine */
     const char *policy, *predictor; /* --policy, --predictor */
     const char *routes;       /* --routes */
+    const char *routing;      /* --routing: "own", "expert-choice"; NULL = own */
     const char *forecasters, *approximate; /* --forecasters, --approximate */
     bool analyze, deterministic;
     /* CLI_PROMPT */

@@ -1,6 +1,7 @@
 /* `tessera run`: one completion.  stdout gets the generated text and nothing else, no line end
  * added; everything else goes to stderr.  With --batch, run_batch.c takes over. */
 #include "cli/cli.h"
+#include "cli/kl.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -143,6 +144,63 @@ static void report_cache(const struct run *r, const struct tessera_timing *t)
                 100.0 * t->n_changed / t->n_compared);
 }
 
+static bool by_experts(const struct cli_args *a)
+{
+    return a->routing && !strcmp(a->routing, "expert-choice");
+}
+
+static int likeliest(const float *x, int n)
+{
+    int best = 0;
+    for (int i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+/* Experts chose the prompt's tokens: how far that has taken the answer's distributions from those of the
+ * model's own routing.  The same tokens in the same steps once more, by turns on two timelines. */
+static enum status report_routing(const struct run *r, struct err *err)
+{
+    const struct tessera_model m = tessera_model(r->e);
+    const int n = tessera_session_n(r->s);
+    int32_t *ids = malloc(sizeof *ids * (size_t)n);
+    float *own = malloc(sizeof *own * (size_t)m.n_vocab);
+    tessera_session *two[2] = {r->s, NULL};
+    double kl = 0;
+    int n_rows = 0, n_same = 0;
+    enum status s = ids && own ? tessera_session_open(r->e, 0, &two[1], err)
+                               : err_set(err, ERR_MEMORY, "no memory for logits");
+    if (!s) memcpy(ids, tessera_session_ids(r->s), sizeof *ids * (size_t)n);
+    if (!s) s = tessera_session_rollback(r->s, (struct tessera_mark){0}, err);
+    for (int at = 0, to; at < n && !s; at = to) {
+        to = at >= r->n_ids ? at + 1 : at + m.n_batch < r->n_ids ? at + m.n_batch : r->n_ids;
+        for (int k = 1; k >= 0 && !s; k--) {
+            const struct tessera_input in = {.session = two[k], .ids = ids + at, .n = to - at,
+                                             .logits = TESSERA_LOGITS_LAST};
+            tessera_own_routing(r->e, k);
+            s = tessera_step(r->e, &in, 1, err);
+            const float *x = s ? NULL : tessera_logits(r->e, 0, to - at - 1);
+            if (!x || to < r->n_ids) continue;
+            if (k) {
+                memcpy(own, x, sizeof *own * (size_t)m.n_vocab);
+                continue;
+            }
+            kl += kl_rows(own, x, m.n_vocab, NULL);
+            n_same += likeliest(own, m.n_vocab) == likeliest(x, m.n_vocab);
+            n_rows++;
+        }
+    }
+    tessera_own_routing(r->e, false);
+    tessera_session_close(two[1]);
+    free(ids);
+    free(own);
+    if (n_rows)
+        fprintf(stderr, "routing expert-choice: KL %.4f nats per token from the model's own routing, on %d "
+                "tokens; %.1f %% of them have another likeliest one\n", kl / n_rows, n_rows,
+                100.0 * (n_rows - n_same) / n_rows);
+    return s;
+}
+
 /* Prints until the end; the exit code. */
 static int print_all(struct run *r, tessera_generator *g)
 {
@@ -171,6 +229,7 @@ static int print_all(struct run *r, tessera_generator *g)
         if (!t.n_passes) analyze(r, &before, seconds);
         report_cache(r, &t);
         cli_print_depth(r->e, t.prompt_s + t.gen_s);
+        if (by_experts(r->a) && a.stop != TESSERA_STOP_CANCELLED && report_routing(r, &err)) return cli_fail(&err);
     }
     return a.stop == TESSERA_STOP_CANCELLED ? CLI_INTERRUPTED : CLI_OK;
 }
@@ -201,6 +260,7 @@ static int run_prompt(struct run *r, const char *text, size_t n)
 {
     struct err err;
     err_clear(&err);
+    if (r->a->analyze && by_experts(r->a)) r->a->n_sessions = 2; /* report_routing() opens one */
     r->a->background = !r->a->analyze; /* it measures what is there when all has been read */
     int rc = cli_open_engine(r->a, &r->e);
     if (rc) return rc;

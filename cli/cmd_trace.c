@@ -1,6 +1,7 @@
 /* tessera trace: records which experts a model chooses for a text, writes records for other programs
  * (moe/load/trace_export.h), draws them (trace_page.h), or fits a predictor to them (routing/fit/); fits
- * forecasters to a model (trace_fit.h).  The engine shows every route while the step runs
+ * forecasters to a model (trace_fit.h).  Of a model that sees both sides a text is one pass, and --decode
+ * records every pass of writing on.  The engine shows every route while the step runs
  * (tessera_observe): a record that is kept is bounded by memory alone, one that is only exported
  * (--export without -o) by nothing. */
 #include <errno.h>
@@ -56,6 +57,8 @@ struct recorder {
     struct concept_text concepts;  /* for a page */
     struct machine machine;        /* the same, of --machine */
     struct sampler sampler;
+    float temp;                    /* the same, where a text is denoised */
+    uint64_t seed;
     int32_t *ids;                  /* [n] the text */
     int n, bos;                    /* bos: tokens at its start that every window begins with */
 };
@@ -84,10 +87,10 @@ static enum status describe(struct recorder *r, bool norms, struct err *err)
         return err_set(err, ERR_MISSING, "this model has no experts: there are no routes to record");
     /* Where experts were says nothing when all of them are in memory. */
     const bool pool = tessera_traffic(r->e).token_disk_expected > 0;
-    const unsigned with = TRACE_WITH_WEIGHTS | TRACE_WITH_LOSSES |
+    const unsigned with = TRACE_WITH_WEIGHTS | (m.sees_both ? 0 : TRACE_WITH_LOSSES) |
                           (pool ? TRACE_WITH_TIERS | TRACE_WITH_WAITS : 0) |
                           (norms ? TRACE_WITH_NORMS : 0);
-    enum status s = trace_new(n_layers, m.n_expert, m.n_expert_used, with, &r->t, err);
+    enum status s = trace_new(n_layers, m.n_expert, m.n_expert_slots, with, &r->t, err);
     if (s) return s;
     for (int l = 0; l < TRACE_LAYERS; l++) {
         if (r->index[l] < 0) continue;
@@ -200,38 +203,65 @@ static void add_losses(struct recorder *r, const int32_t *ids, int n)
     memcpy(r->before, tessera_logits(r->e, 0, n - 1), sizeof *r->before * (size_t)n_vocab);
 }
 
-/* One forward pass, recorded; logits of its last row to *logits. */
-static enum status step(struct recorder *r, const int32_t *ids, int n, const float **logits,
-                        struct err *err)
+/* One forward pass, recorded. */
+static enum status pass(struct recorder *r, const struct tessera_input *in, struct err *err)
 {
     struct trace *t = r->t;
     const int32_t row = t->n_rows;
+    const int n = in->n;
     enum status s = trace_append(t, n, err);
     if (s) return s;
     r->first_row = row;
-    r->first_pos = tessera_session_n(r->session);
+    r->first_pos = in->rewrite ? in->at : tessera_session_n(in->session);
     for (int i = 0; i < n; i++) {
         t->step[row + i] = r->n_steps;
         t->session[row + i] = r->n_sessions;
         t->pos[row + i] = r->first_pos + i;
-        t->token[row + i] = ids[i];
+        t->token[row + i] = in->ids[i];
     }
-    /* All rows, so that the last layer routes all of them too. */
-    const struct tessera_input in = {.session = r->session, .ids = ids, .n = n,
-                                     .logits = TESSERA_LOGITS_ALL};
-    s = tessera_step(r->e, &in, 1, err);
+    s = tessera_step(r->e, in, 1, err);
     if (!s && r->watch_err.code) {
         *err = r->watch_err;
         s = err->code;
     }
     r->n_steps++;
     r->n_rows += n;
-    if (!s) add_losses(r, ids, n);
+    if (!s && t->loss) add_losses(r, in->ids, n);
     if (!s && r->exporting && !r->keeping) {
         s = trace_export_rows(&r->export, t, err);
         trace_clear(t);
     }
+    return s;
+}
+
+/* The text goes on; logits of its last row to *logits. */
+static enum status step(struct recorder *r, const int32_t *ids, int n, const float **logits,
+                        struct err *err)
+{
+    /* All rows, so that the last layer routes all of them too. */
+    const struct tessera_input in = {.session = r->session, .ids = ids, .n = n,
+                                     .logits = TESSERA_LOGITS_ALL};
+    enum status s = pass(r, &in, err);
     if (!s) *logits = tessera_logits(r->e, 0, n - 1);
+    return s;
+}
+
+/* n tokens behind ids, in the model's own way to write where it sees both sides. */
+static enum status write_on(struct recorder *r, const int32_t *ids, int n_ids, int n, struct err *err)
+{
+    struct tessera_generator_options o = {.n_gen_max = n, .ignore_end = true};
+    struct tessera_answer a = {.stop = TESSERA_RUNNING};
+    struct tessera_input in;
+    tessera_generator *g = NULL;
+    o.denoise = tessera_denoising_defaults(r->e, &o.sampling);
+    o.sampling.temp = r->temp;
+    o.sampling.seed = r->seed;
+    enum status s = tessera_generator_open(r->session, ids, n_ids, &o, &g, err);
+    while (!s && !a.stop && tessera_generator_want(g, tessera_model(r->e).n_ubatch, &in)) {
+        s = pass(r, &in, err);
+        if (!s) s = tessera_generator_take(g, 0, &a, err);
+    }
+    tessera_generator_close(g);
     return s;
 }
 
@@ -245,7 +275,9 @@ static enum status record_window(struct recorder *r, const int32_t *ids, int n, 
         rows = n - at < piece ? n - at : piece;
         s = step(r, ids + at, rows, &logits, err);
     }
-    for (int i = 0; i < decode && !s; i++) {
+    const bool both = tessera_model(r->e).sees_both;
+    if (both && decode && !s) s = write_on(r, ids, n, decode, err);
+    for (int i = 0; i < decode && !s && !both; i++) {
         const int32_t id = sampler_draw(&r->sampler, logits, tessera_session_ids(r->session),
                                         tessera_session_n(r->session));
         s = step(r, &id, 1, &logits, err);
@@ -281,8 +313,9 @@ static enum status record_text(struct recorder *r, const struct trace_args *own,
 
 static void report(const struct recorder *r, const char *path)
 {
-    fprintf(stderr, "%s: %" PRId32 " tokens in %" PRId32 " steps, %d layers, %d of %d experts\n",
-            path, r->n_rows, r->n_steps, r->t->n_layers, r->t->n_used, r->t->n_experts);
+    const bool most = tessera_model(r->e).n_expert_used < r->t->n_used;
+    fprintf(stderr, "%s: %" PRId32 " tokens in %" PRId32 " steps, %d layers, %s%d of %d experts\n", path,
+            r->n_rows, r->n_steps, r->t->n_layers, most ? "up to " : "", r->t->n_used, r->t->n_experts);
     cli_print_ahead(r->e, 15);
 }
 
@@ -321,15 +354,15 @@ static int record(const struct cli_args *a, const struct trace_args *own)
         free(r);
         return rc;
     }
-    if ((rc = cli_next_tokens(r->e, "a trace"))) {
-        cli_close_engine(r->e);
-        free(r);
-        return rc;
-    }
     struct tessera_sampling set = tessera_sampling_defaults();
     set.temp = own->temp;
     set.seed = (uint64_t)own->seed;
+    r->temp = set.temp;
+    r->seed = set.seed;
     enum status s = describe(r, own->norms, &err);
+    if (!s && own->one_by_one && tessera_model(r->e).sees_both)
+        s = err_set(&err, ERR_UNSUPPORTED, "%s sees a text as a whole: there is no --one-by-one",
+                    tessera_model(r->e).arch);
     if (!s && own->html && a->machine) s = read_speeds(a->machine, &r->machine, &err);
     r->keeping = a->output || own->html;
     if (!s) s = sampler_open(&r->sampler, &set, tessera_model(r->e).n_vocab, &err);
@@ -586,7 +619,10 @@ int cmd_trace(int argc, char **argv)
         .own_base = &own, .max_pos = CLI_POS, .model_optional = true,
         .footer = "A text longer than the context is recorded in windows of it, each a timeline of "
                   "its own.\n`tessera replay` reads the record; `tessera trace --train TRACE... -o "
-                  "PRED` learns from it\nwhich experts a text will want.\n"};
+                  "PRED` learns from it\nwhich experts a text will want.\n"
+                  "Of a model that sees both sides the text is one pass, and --decode records every pass of\n"
+                  "writing on.  Where experts choose, a token has as many slots as there are experts: -1 in\n"
+                  "those not used.\n"};
     int rc = cli_parse(&spec, argc, argv, &a);
     if (rc == CLI_GO_ON) rc = check(&a, &own);
     if (rc != CLI_GO_ON) return rc;

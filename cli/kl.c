@@ -30,6 +30,25 @@ static double log_sum(const float *x, int n, float max)
     return log(sum);
 }
 
+double kl_rows(const float *p, const float *q, int n, double z[2])
+{
+    double own[2] = {0}, top[2] = {(double)p[0], (double)q[0]}, kl = 0;
+    if (!z) z = own;
+    for (int i = 1; i < n; i++) {
+        top[0] = fmax(top[0], (double)p[i]);
+        top[1] = fmax(top[1], (double)q[i]);
+    }
+    z[0] = z[1] = 0;
+    for (int i = 0; i < n; i++) {
+        z[0] += exp((double)p[i] - top[0]);
+        z[1] += exp((double)q[i] - top[1]);
+    }
+    for (int k = 0; k < 2; k++) z[k] = top[k] + log(z[k]);
+    for (int i = 0; i < n; i++)
+        kl += exp((double)p[i] - z[0]) * ((double)p[i] - z[0] - (double)q[i] + z[1]);
+    return kl;
+}
+
 /* ---- writing ---- */
 
 static enum status write_failed(const struct kl_writer *k, struct err *e)

@@ -13,6 +13,9 @@
 #include "moe/base/err.h"
 #include "moe/base/osfile.h"
 
+/* KL(p || q) of two rows of logits, in nats; z, may be NULL: the log of the sum of each one's exp. */
+double kl_rows(const float *p, const float *q, int n, double z[2]);
+
 struct kl_writer {
     struct osfile_writer w; /* w.fp NULL = not open */
     int n_vocab;

@@ -74,6 +74,7 @@ struct tessera_options cli_engine_options(const struct cli_args *a)
     o.exit_at = a->exit_at;
     o.exit_weighted = a->exit_weighted;
     o.depth_exact = a->depth_exact;
+    o.expert_choice = a->routing && !strcmp(a->routing, "expert-choice");
     o.background = a->background;
     return o;
 }

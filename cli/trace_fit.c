@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/kl.h"
 #include "cli/trace_fit.h"
 #include "moe/run/informed.h"
 #include "routing/fit/fit_approx.h"
@@ -77,19 +78,8 @@ struct price {
 
 static void add_kl(struct price *p, const float *full, const float *other, int n, int32_t next)
 {
-    double top[2] = {(double)full[0], (double)other[0]}, sum[2] = {0}, kl = 0;
-    for (int i = 1; i < n; i++) {
-        top[0] = fmax(top[0], (double)full[i]);
-        top[1] = fmax(top[1], (double)other[i]);
-    }
-    for (int i = 0; i < n; i++) {
-        sum[0] += exp((double)full[i] - top[0]);
-        sum[1] += exp((double)other[i] - top[1]);
-    }
-    const double z[2] = {top[0] + log(sum[0]), top[1] + log(sum[1])};
-    for (int i = 0; i < n; i++)
-        kl += exp((double)full[i] - z[0]) * ((double)full[i] - z[0] - (double)other[i] + z[1]);
-    p->kl += kl;
+    double z[2];
+    p->kl += kl_rows(full, other, n, z);
     p->n++;
     p->base += next < 0 ? 0 : z[0] - (double)full[next];
     p->loss += next < 0 ? 0 : z[1] - (double)other[next];

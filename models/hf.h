@@ -66,6 +66,7 @@ struct hf_model {
     int n_shared;               /* experts that all tokens pass */
     int dim_nope, dim_v;        /* of a head in kv_b_proj */
     bool latent_q;
+    bool add_bos;               /* a text begins with it, whatever the tokenizer's files say */
     bool tied;                  /* the embedding is the head too */
     bool mxfp4;                 /* some weights are in it */
     bool fp8;                   /* some have a NAME_scale_inv ... */
@@ -108,6 +109,6 @@ bool hf_is_ignored(const struct hf_model *m, const char *name);
 
 extern const struct hf_row hf_rows_llama[], hf_rows_mixtral[], hf_rows_qwen2[], hf_rows_qwen2moe[],
     hf_rows_qwen3[], hf_rows_qwen3moe[], hf_rows_deepseek[], hf_rows_gptoss[], hf_rows_ouro[],
-    hf_rows_mor[];
+    hf_rows_mor[], hf_rows_llada[];
 
 #endif

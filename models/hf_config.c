@@ -245,19 +245,20 @@ static void window(struct hf_config *c)
 static void common(struct hf_config *c, double dflt_base, double dflt_eps, int dflt_dim)
 {
     struct hf_model *m = c->m;
-    m->n_layer = whole(c, "num_hidden_layers", -1, 1, LAYERS_MAX);
-    const int width = whole(c, "hidden_size", -1, 1, WIDTH_MAX);
-    m->n_head = whole(c, "num_attention_heads", -1, 1, WIDTH_MAX);
-    m->n_kv_head = whole(c, "num_key_value_heads", m->n_head, 1, WIDTH_MAX);
+    m->n_layer = whole(c, "num_hidden_layers|n_layers", -1, 1, LAYERS_MAX);
+    const int width = whole(c, "hidden_size|d_model", -1, 1, WIDTH_MAX);
+    m->n_head = whole(c, "num_attention_heads|n_heads", -1, 1, WIDTH_MAX);
+    m->n_kv_head = whole(c, "num_key_value_heads|n_kv_heads", m->n_head, 1, WIDTH_MAX);
     if (!dflt_dim) dflt_dim = width / m->n_head > 0 ? width / m->n_head : 1;
     m->head_dim = whole(c, "head_dim", dflt_dim, 1, 1 << 16);
     m->n_dense_lead = m->n_layer;
     m->tied = yes(c, "tie_word_embeddings", false);
     must_be_text(c, "hidden_act", "silu");
     if (m->arch->rows != hf_rows_mor) put(c, "block_count", m->n_layer); /* unrolled there */
-    put(c, "context_length", whole(c, "max_position_embeddings", -1, 1, CTX_MAX));
+    put(c, "context_length", whole(c, "max_position_embeddings|max_sequence_length", -1, 1, CTX_MAX));
     put(c, "embedding_length", width);
-    put(c, "feed_forward_length", whole(c, "intermediate_size", -1, 1, WIDTH_MAX));
+    put(c, "feed_forward_length",
+        whole(c, "dense_intermediate_size|intermediate_size|mlp_hidden_size", -1, 1, WIDTH_MAX));
     put(c, "attention.head_count", m->n_head);
     put_f32(c, "attention.layer_norm_rms_epsilon", real(c, "rms_norm_eps", dflt_eps));
     rope(c, dflt_base);
@@ -345,6 +346,62 @@ static void olmoe_keys(struct hf_config *c)
     experts(c, "num_experts", 64, 8);
     must_be(c, "norm_topk_prob", 0, 0);
     must_be_absent(c, "clip_qkv");
+}
+
+/* Masked diffusion: attention looks both ways. */
+static void sees_both(struct hf_config *c)
+{
+    char key[96];
+    full_key(c, "attention.causal", key);
+    gguf_put_bool(c->w, key, false);
+}
+
+static void dream_keys(struct hf_config *c)
+{
+    qwen2_keys(c);
+    sees_both(c);
+}
+
+static void rnd1_keys(struct hf_config *c)
+{
+    qwen3moe_keys(c);
+    sees_both(c);
+}
+
+static void llada_keys(struct hf_config *c)
+{
+    common(c, 1e4, 1e-5, 0);
+    heads(c);
+    put(c, "vocab_size", whole(c, "vocab_size", -1, 1, WIDTH_MAX));
+    put(c, "rope.dimension_count", c->m->head_dim);
+    must_be_text(c, "block_type", "llama");
+    must_be_text(c, "activation_type", "silu");
+    must_be_text(c, "layer_norm_type", "rms");
+    must_be(c, "include_bias", 0, 0);
+    must_be(c, "include_qkv_bias", 0, 0);
+    must_be(c, "attention_layer_norm", 0, 0);
+    must_be(c, "scale_logits", 0, 0);
+    c->m->tied = yes(c, "weight_tying", false);
+    c->m->add_bos = true;
+    sees_both(c);
+    gguf_put_bool(c->w, "diffusion.shift_logits", false);
+}
+
+enum { LLADA_MOE_MASK = 156895 };
+
+static void lladamoe_keys(struct hf_config *c)
+{
+    common(c, 5e4, 1e-5, 0);
+    heads(c);
+    experts(c, "num_experts", -1, -1);
+    must_be(c, "norm_topk_prob", 0, 0);
+    must_be(c, "qk_layernorm", 1, 1);
+    must_be_absent(c, "shared_expert_intermediate_size");
+    put(c, "expert_feed_forward_length", whole(c, "expert_intermediate_size", -1, 1, WIDTH_MAX));
+    sees_both(c);
+    gguf_put_bool(c->w, "diffusion.shift_logits", false);
+    /* The published configuration does not name the mask. */
+    if (!get(c->c, "mask_token_id")) gguf_put_u32(c->w, "tokenizer.ggml.mask_token_id", LLADA_MOE_MASK);
 }
 
 static void latent_heads(struct hf_config *c)
@@ -579,6 +636,10 @@ static const struct hf_arch archs[] = {
     {"NanbeigeForCausalLM", "nanbeige", hf_rows_llama, false, nanbeige_keys},
     {"OuroForCausalLM", "ouro", hf_rows_ouro, false, ouro_keys},
     {"MoRLlamaForCausalLM", "mor", hf_rows_mor, false, mor_keys},
+    {"DreamModel", "dream", hf_rows_qwen2, false, dream_keys},
+    {"LLaDAModelLM", "llada", hf_rows_llada, false, llada_keys},
+    {"LLaDAMoEModelLM LLaDAMoEModel", "llada-moe", hf_rows_qwen3moe, false, lladamoe_keys},
+    {"RND1", "rnd1", hf_rows_qwen3moe, false, rnd1_keys},
 };
 enum { N_ARCHS = sizeof archs / sizeof *archs };
 

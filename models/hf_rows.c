@@ -97,6 +97,24 @@ const struct hf_row hf_rows_qwen3moe[] = {
     ENDS, NORMS, ATTENTION(HF_AS_IS, HF_AS_IS, HF_MAY), QK_NORMS, ROUTER, PLAIN_EXPERTS, {0},
 };
 
+#define T "model.transformer."
+#define TL T "blocks.#."
+const struct hf_row hf_rows_llada[] = {
+    {"token_embd.weight", T "wte.weight"},
+    {"output_norm.weight", T "ln_f.weight"},
+    {"output.weight", T "ff_out.weight", HF_AS_IS, HF_UNTIED},
+    {B "attn_norm.weight", TL "attn_norm.weight"},
+    {B "ffn_norm.weight", TL "ff_norm.weight"},
+    {B "attn_q.weight", TL "q_proj.weight", HF_PAIRS_Q},
+    {B "attn_k.weight", TL "k_proj.weight", HF_PAIRS_KV},
+    {B "attn_v.weight", TL "v_proj.weight"},
+    {B "attn_output.weight", TL "attn_out.weight"},
+    {B "ffn_gate.weight", TL "ff_proj.weight"},
+    {B "ffn_up.weight", TL "up_proj.weight"},
+    {B "ffn_down.weight", TL "ff_out.weight"},
+    {0},
+};
+
 const struct hf_row hf_rows_deepseek[] = {
     ENDS,
     NORMS,

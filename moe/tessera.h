@@ -84,6 +84,11 @@ struct tessera_options {
      * share of feed-forwards, those that they are expected to do best; NULL = off. */
     const char *forecasters;
     float approximate;
+    /* A lossy switch for models whose tokens choose experts: the rows of a prompt that run together are
+     * chosen by the experts, as many by each, so that a row has n_expert_used of them on average.  Fewer
+     * rows than give every expert one choose themselves: decoded tokens do, and so does the last layer's
+     * part that only rows with logits go through.  What a row gets depends on its companions then. */
+    bool expert_choice;
     /* Models that repeat layers; a model that cannot do what is asked for is ERR_USAGE. */
     int loops;            /* leave after so many; 0 = all */
     float exit_at;        /* rows leave when their chances to stop sum to it; 0 = as the file says */
@@ -101,6 +106,7 @@ void tessera_close(tessera_engine *e);
 struct tessera_model {
     const char *arch, *name;  /* borrowed from the engine; name may be "" */
     int n_layer, n_embd, n_vocab, n_ctx_train, n_expert, n_expert_used;
+    int n_expert_slots;       /* that a row can have at most: more than those used where experts choose */
     uint64_t n_params, n_params_active; /* weights; per token */
     uint64_t file_bytes, weight_bytes;  /* on disk; resident */
     int n_ctx, n_threads, n_ubatch;     /* as opened */
@@ -177,6 +183,10 @@ struct tessera_approx {
                                       fitted; NaN = not at this one */
 };
 struct tessera_approx tessera_approx(const tessera_engine *e);
+
+/* With expert_choice: rows choose their experts in any case, until it is switched off again; for
+ * measuring what the switch costs. */
+void tessera_own_routing(tessera_engine *e, bool on);
 
 /* Another budget for the whole process, between two steps: shrinks or grows what of the weights is
  * in memory, never taking more than the larger of both on the way, and without a change in what the
@@ -278,6 +288,9 @@ struct tessera_input {
      * at `at`: what was behind it is half written. */
     bool rewrite;
     int32_t at;
+    /* Not 0: rows of a block, numbered so in its session, that is computed again and again until it is
+     * sealed.  Experts that it uses stay in memory until a step names another one, or none. */
+    int32_t block;
 };
 
 /* One forward pass over all inputs together; the sum of n is at most n_batch, and rows with

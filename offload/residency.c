@@ -369,6 +369,13 @@ int slot_take_idle(struct slot_class *c, int group)
     return slot;
 }
 
+void resid_let_go(struct resid *r, int gi)
+{
+    if (!r->group[gi].held) return;
+    r->group[gi].held = false;
+    policy_unpin(r->policy, gi - r->first_expert);
+}
+
 void resid_evict(struct resid *r, int gi)
 {
     struct group *g = &r->group[gi];
@@ -380,6 +387,7 @@ void resid_evict(struct resid *r, int gi)
     if (g->ahead == AHEAD_GUESS) r->count.wasted_bytes += g->guessed;
     g->ahead = AHEAD_NOT;
     if (is_expert(r, gi)) {
+        resid_let_go(r, gi);
         policy_removed(r->policy, gi - r->first_expert);
         r->count.evictions++;
     }
@@ -628,6 +636,7 @@ static enum status begin(struct resid *r, const struct placement *p, struct err 
     const bool first = !r->home.base;
     r->all_ram = false;
     load_drop(r);
+    resid_block(r, 0);
     if (!first) give_back(r, p);
     enum status s = start_fetching(r, e);
     r->load_total = r->load_done = 0;

@@ -83,6 +83,8 @@ struct group {
     bool checked;            /* looked at for NaN once */
     bool failed;             /* a read failed, or it was taken back */
     bool passed;             /* is in resid.passed */
+    bool held;               /* the block at hand has used it: policy holds it pinned once more */
+    uint64_t used;           /* resid.pass when it was wanted last */
 };
 
 struct slot_class {
@@ -166,6 +168,9 @@ struct resid {
     int pinned_piece;        /* group, -1 = none */
 
     /* the forward pass and the macro-step being run */
+    uint64_t pass;           /* counted; some are left out */
+    uint64_t named, block;   /* whose steps are repeated, see resid_block(); the same, or 0 where nothing is
+                                held */
     bool streaming;          /* many rows: what is read now will not be needed soon */
     uint64_t read_before;
     int layer, n_want;
@@ -221,6 +226,11 @@ void resid_limit_levels(struct resid *r, int part, int depth);
 
 /* ---- the executor's calls ---- */
 
+/* The passes that follow compute the rows of one block again and again, until another one is named (0:
+ * none is).  What they use is held against eviction meanwhile; where the slots are not enough for all of
+ * it, what was used last gives way, so that the most of it is found again in the next pass; where there
+ * are only a few, nothing is held. */
+void resid_block(struct resid *r, uint64_t block);
 /* A forward pass over n_rows tokens begins; an error when no more can. */
 enum status resid_step(struct resid *r, int n_rows, struct err *e);
 /* It has ended: reports files that changed under it.  After a failure or a cancel everything that

@@ -29,6 +29,8 @@ bool queue_remove(struct index_queue *q, int32_t x);
 char *slot_base(const struct slot_class *c, int slot);
 void slot_give(struct slot_class *c, int slot);
 int slot_take_idle(struct slot_class *c, int group);
+/* It is held no longer. */
+void resid_let_go(struct resid *r, int group);
 /* Forgets an unpinned group in RAM; its slot becomes idle. */
 void resid_evict(struct resid *r, int group);
 

@@ -181,7 +181,10 @@ void load_forget(struct resid *r, int gi)
     struct group *g = &r->group[gi];
     ASSERT(g->state == GROUP_DISK && g->slot >= 0);
     g->failed = false;
-    if (is_expert(r, gi)) policy_removed(r->policy, gi - r->first_expert);
+    if (is_expert(r, gi)) {
+        resid_let_go(r, gi);
+        policy_removed(r->policy, gi - r->first_expert);
+    }
     if (g->ahead == AHEAD_GUESS) r->count.wasted_bytes += g->guessed;
     g->ahead = AHEAD_NOT;
     slot_give(class_of_group(r, gi), g->slot);

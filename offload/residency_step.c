@@ -9,7 +9,12 @@
  * every expert of every layer once: there the slots of what was read and run in this same pass go
  * first, only a window of them is ever in use, and what was there before stays for the next pass
  * (a scan through a cache of any other order would find nothing).  As the order of such a pass is
- * known, the next layer's absent experts are read ahead into the same window. */
+ * known, the next layer's absent experts are read ahead into the same window.
+ *
+ * The passes of a block are many rows, too, but the same ones again: what they use is held, and what
+ * another pass left in its place goes first.  Where the block uses more than there are slots, a window of
+ * them serves for the rest, as in a scan, and what it takes is of the layer that ran last.  What is read
+ * ahead is what the block used in its last pass. */
 #include "offload/residency_int.h"
 
 #include <string.h>
@@ -27,6 +32,14 @@ static void expect_all(struct resid *r)
     r->next_ahead = 0;
 }
 
+/* What the block used of a bank in its last pass. */
+static void expect_again(struct resid *r, int bank)
+{
+    r->n_expect = r->next_ahead = 0;
+    for (int x = 0; x < r->n_experts; x++)
+        if (r->group[r->first_expert + bank * r->n_experts + x].used + 1 == r->pass) r->expect[r->n_expect++] = x;
+}
+
 /* The first step after opening has the loaders to itself. */
 static void hold_fill(struct resid *r, bool on)
 {
@@ -35,6 +48,31 @@ static void hold_fill(struct resid *r, bool on)
     if (r->hold && !on) pthread_cond_broadcast(&r->fetch.work);
     r->hold = on;
     pthread_mutex_unlock(&r->fetch.lock);
+}
+
+/* A window of the slots is never of what stays: of few slots that is most of them. */
+static bool can_hold(const struct resid *r)
+{
+    for (int c = 0; c < r->sizes.n_classes; c++)
+        if (r->cls[c].n_slots < 8 * WINDOW) return false;
+    return true;
+}
+
+void resid_block(struct resid *r, uint64_t block)
+{
+    if (block == r->named) return;
+    r->named = block;
+    r->block = can_hold(r) ? block : 0;
+    r->pass++; /* what the last one used says nothing of the next */
+    for (int gi = r->first_expert; gi < r->first_piece; gi++) resid_let_go(r, gi);
+}
+
+static void hold(struct resid *r, int gi)
+{
+    struct group *g = &r->group[gi];
+    if (!r->block || g->held) return;
+    g->held = true;
+    policy_pin(r->policy, gi - r->first_expert);
 }
 
 enum status resid_step(struct resid *r, int n_rows, struct err *e)
@@ -48,14 +86,16 @@ enum status resid_step(struct resid *r, int n_rows, struct err *e)
     if (r->unfilled) load_fill(r);
     if (r->filling && !r->stepped) hold_fill(r, true);
     r->stepped = true;
+    r->pass++;
     if (r->policy) policy_step(r->policy, n_rows);
-    r->streaming = n_rows >= STREAM_ROWS;
+    r->streaming = n_rows >= STREAM_ROWS || r->block;
     r->n_want = r->n_open = 0;
     r->read_before = r->count.bytes_read;
     resid_more(r, false);
     for (; r->passed.n; queue_pop(&r->passed)) r->group[queue_front(&r->passed)].passed = false;
     if (r->all_ram || !r->streaming || !r->n_banks) return OK;
-    expect_all(r);
+    if (r->block) expect_again(r, 0);
+    else expect_all(r);
     pthread_mutex_lock(&r->fetch.lock);
     read_ahead(r, 0);
     pthread_mutex_unlock(&r->fetch.lock);
@@ -174,14 +214,34 @@ static int slot_of_run(struct resid *r, const struct slot_class *c)
     return -1;
 }
 
+/* The same of one that is held, from the layer that ran last on. */
+static int slot_of_held(struct resid *r, const struct slot_class *c)
+{
+    for (int i = 1; i <= r->n_banks; i++) {
+        const int bank = (r->layer + r->n_banks - i) % r->n_banks;
+        for (int x = r->n_experts - 1; x >= 0; x--) {
+            const int gi = r->first_expert + bank * r->n_experts + x;
+            const struct group *g = &r->group[gi];
+            if (!g->held || g->pins || g->state != GROUP_RAM || class_of_group(r, gi) != c) continue;
+            resid_evict(r, gi);
+            return 0;
+        }
+    }
+    return -1;
+}
+
 static int find_slot(struct resid *r, int gi, bool ahead)
 {
     struct slot_class *c = class_of_group(r, gi);
+    if (!c->n_idle && r->block) { /* what it does not use */
+        const int32_t v = policy_victim(r->policy, (int)(c - r->cls));
+        if (v >= 0) resid_evict(r, r->first_expert + v);
+    }
     if (!c->n_idle && r->streaming) (void)slot_of_passed(r, c);
     if (!c->n_idle && !ahead && !load_steal(r, c)) {
         const int32_t v = policy_victim(r->policy, (int)(c - r->cls));
         if (v >= 0) resid_evict(r, r->first_expert + v);
-        else if (slot_of_passed(r, c) < 0) (void)slot_of_run(r, c);
+        else if (slot_of_passed(r, c) < 0 && slot_of_run(r, c) < 0) (void)slot_of_held(r, c);
     }
     return slot_take_idle(c, gi);
 }
@@ -298,6 +358,7 @@ static void read_ahead(struct resid *r, int bank)
             const int slot = r->more ? slot_between(r, gi) : find_slot(r, gi, true);
             if (slot < 0) return;
             expert_start(r, gi, slot, AHEAD_KNOWN);
+            hold(r, gi);
             policy_pin(r->policy, gi - r->first_expert);
             r->guess[r->n_guess++] = gi;
         }
@@ -317,6 +378,7 @@ static void ask(struct resid *r)
         const int slot = find_slot(r, gi, false);
         if (slot < 0) return;
         expert_start(r, gi, slot, AHEAD_NOT);
+        hold(r, gi);
         r->group[gi].pins++;
         r->stage[i] = WANT_ASKED | WANT_READ;
         r->n_open++;
@@ -331,6 +393,7 @@ static void want(struct resid *r, int i, int gi)
     const bool in_ram = g->state == GROUP_RAM, coming = g->state == GROUP_LOADING && !g->failed;
     const bool guess = g->ahead == AHEAD_GUESS && (in_ram || coming);
     r->want[i] = gi;
+    g->used = r->pass;
     r->was[i] = (uint8_t)(in_ram ? guess ? RESID_GUESSED : RESID_IN_RAM
                           : coming && guess ? RESID_LATE : RESID_ABSENT);
     r->count.useful += guess;
@@ -341,6 +404,7 @@ static void want(struct resid *r, int i, int gi)
     r->stage[i] = in_ram && !g->ahead ? WANT_ASKED
                   : in_ram || coming ? WANT_ASKED | WANT_READ : WANT_MISS | WANT_READ;
     if (!in_ram && !coming) return;
+    hold(r, gi);
     g->pins++;
     r->n_open += (r->stage[i] & WANT_READ) != 0;
     g->ahead = AHEAD_NOT;
@@ -366,8 +430,9 @@ void resid_route(struct resid *r, int bank, const int32_t *expert, const int32_t
     settle_guesses(r);
     for (int i = 0; i < n; i++) want(r, i, r->first_expert + bank * r->n_experts + expert[i]);
     if (!r->streaming) cancel_guesses(r, bank);
+    else if (r->block && bank + 1 < r->n_banks) expect_again(r, bank + 1);
     /* Nearly all of this layer's are wanted: the next layer's will be, too. */
-    else if (n >= r->n_experts * 3 / 4) expect_all(r);
+    else if (!r->block && n >= r->n_experts * 3 / 4) expect_all(r);
     ask(r);
     pthread_mutex_unlock(&r->fetch.lock);
 }

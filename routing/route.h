@@ -24,6 +24,10 @@ void route_token_choice(const struct route_params *p, const struct elem_kernels 
 void route_given(const struct route_params *p, const struct elem_kernels *el, const float *bias,
                  const float *scale, float *logits, float *pick, int32_t *id, float *w);
 
+/* What a row's experts are compared by: pick [n_expert] = score + bias; x as above. */
+void route_compare(const struct route_params *p, const struct elem_kernels *el, const float *bias,
+                   float *x, float *pick);
+
 /* The same routes the other way round, expert-major.  id: [n_rows * n_used]; of a row's slots the
  * first n_of[row] count, all where n_of is NULL.  Out: the used experts
  * rising in expert[], their pairs (row * n_used + slot, rising) in pair[first[a] .. first[a+1]).

@@ -46,9 +46,8 @@ static void keep_groups(const struct route_params *p, float *pick)
     }
 }
 
-/* Scores of all experts to x, and what they are compared by to pick. */
-static void compare_by(const struct route_params *p, const struct elem_kernels *el,
-                       const float *bias, float *x, float *pick)
+void route_compare(const struct route_params *p, const struct elem_kernels *el, const float *bias,
+                   float *x, float *pick)
 {
     scores(p, el, x);
     for (int i = 0; i < p->n_expert; i++) pick[i] = bias ? x[i] + bias[i] : x[i];
@@ -73,7 +72,7 @@ void route_token_choice(const struct route_params *p, const struct elem_kernels 
                         const float *bias, const float *scale, float *x, float *pick, int32_t *id,
                         float *w)
 {
-    compare_by(p, el, bias, x, pick);
+    route_compare(p, el, bias, x, pick);
     if (p->n_group > 1 && p->n_group_used < p->n_group) keep_groups(p, pick);
     best(pick, p->n_expert, p->n_used, id);
     weigh(p, el, scale, x, id, w);
@@ -82,7 +81,7 @@ void route_token_choice(const struct route_params *p, const struct elem_kernels 
 void route_given(const struct route_params *p, const struct elem_kernels *el, const float *bias,
                  const float *scale, float *x, float *pick, int32_t *id, float *w)
 {
-    compare_by(p, el, bias, x, pick);
+    route_compare(p, el, bias, x, pick);
     for (int i = 1; i < p->n_used; i++) {
         const int32_t one = id[i];
         int at = i;

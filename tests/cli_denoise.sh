@@ -50,6 +50,20 @@ t run -m "$D" --batch "$DIR/lines" --ignore-eos
 expect 0
 ok "lines of a batch" "$(grep -c '"n_gen":[83],"stop":"length"' "$DIR/out")" = 2
 
+# Which experts chose each token, in every pass: 8 experts, each its share of the rows, 2 per row.
+t trace -m "$D" -p 'Once upon' --decode 6 -o "$DIR/tr.gguf" --export "$DIR/tr.csv"
+expect 0 'tr.gguf: [0-9]* tokens in 7 steps, 2 layers, up to 8 of 8 experts'
+ok "experts that do not take their share" "$(awk -F, 'NR > 1 {
+        k = $1 "," $5; rows[k]++; for (i = 6; i <= 13; i++) { pairs[k] += $i >= 0; if ($i >= 0) took[k "," $i]++ }
+    } END {
+        for (k in rows) { c = int(rows[k] * 2 / 8); if (c < 1) c = 1; bad += pairs[k] != 8 * c; n++
+            for (e = 0; e < 8; e++) bad += took[k "," e] != c }
+        print n, bad + 0 }' "$DIR/tr.csv")" = '14 0'
+t trace "$DIR/tr.gguf" --html "$DIR/tr.html"
+expect 0
+t trace -m "$D" -p 'Once upon' --one-by-one -o "$DIR/x"
+refuse 1 'no --one-by-one'
+
 input 'Hello there\n'
 t chat -m "$D" -n 12 -s 1
 expect 0 'in [0-9]* passes'
@@ -75,8 +89,6 @@ t bench -m "$D" -p 8 -n 8 -r 1
 refuse 1 'about the next token'
 t bench -m "$D" -p 8 -n 0 -r 1
 expect 0
-t trace -m "$D" -p 'Once upon' -o "$DIR/t.gguf"
-refuse 1 'about the next token'
 t run -m "$D" -p x -n 4 --alg best
 refuse 2 'low_confidence, random, origin'
 t run -m "$D" -p x -n 4 --cache all

@@ -80,4 +80,32 @@ refuse 2 'takes a model'
 t trace --fit-forecasters -m tests/depth/mor-token.gguf --ids 1,2,3,4,5,6,7,8,9,10,11,12 -o "$DIR/x.gguf"
 refuse 1 'not all rows go through its layers'
 ok "something was left behind" ! -e "$DIR/x.gguf"
+
+# ---- experts that choose a prompt's tokens ----
+R='--routing expert-choice'
+t run -m "$M" -p 'the cat sat in the inn and a rat' -n 12 --temp 0 $R --analyze
+expect 0 'routing expert-choice: KL 0[.][0-9]* nats per token from the model.s own routing, on 12 tokens'
+ok "a plan that does not say what is lossy" "$(grep -c '^routing lossy: experts choose' "$DIR/err")" = 1
+cp "$DIR/out" "$DIR/chosen"
+t run -m "$M" -p 'the cat sat in the inn and a rat' -n 12 --temp 0 $R
+expect 0
+ok "measuring changes the text" "$(cmp "$DIR/out" "$DIR/chosen" && echo same)" = same
+t logits -m "$M" --ids "$IDS" -o "$DIR/cut" $R
+expect 0
+ok "experts did not choose" "$(cmp -s "$DIR/cut" "$DIR/plain" || echo differs)" = differs
+t logits -m "$M" --ids "$IDS" -o "$DIR/cut" $R --decode
+expect 0
+ok "decoded tokens did not choose" "$(cmp "$DIR/cut" "$DIR/plain" && echo same)" = same
+t logits -m "$M" --ids "$IDS" -o "$DIR/cut" --routing own
+expect 0
+ok "its own routing is another" "$(cmp "$DIR/cut" "$DIR/plain" && echo same)" = same
+t plan -m "$M" $R --json
+expect 0
+ok "no word of it in JSON" "$(tr -d ' \t\n' <"$DIR/out" | grep -c '"routing":{"prompts":"expert_choice","lossy":true}')" = 1
+t plan -m "$M"
+ok "lossy without being asked" "$(grep -c lossy "$DIR/out")" = 0
+t run -m "$M" -p x -n 1 --routing lots
+refuse 2 'own and expert-choice are known'
+t run -m "$M" -p x -n 1 $R --deterministic
+refuse 2 'refuses what is lossy'
 finish

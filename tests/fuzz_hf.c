@@ -91,7 +91,7 @@ static void use_vocabulary(const char *pre)
     if (!v) return;
     struct gguf_writer *w = gguf_writer_new();
     check(w != NULL);
-    hf_vocab_put(v, w);
+    hf_vocab_put(v, w, false);
     hf_vocab_close(v);
     check(gguf_writer_begin(w, "/dev/null", &e) == OK && gguf_writer_end(w, &e) == OK);
     gguf_writer_close(w);

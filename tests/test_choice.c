@@ -25,6 +25,7 @@
 #include "tests/rewrite.h"
 #include "tests/shared.h"
 
+enum { BUDGET = 22 << 20 };
 enum { N_IDS = 48, VOCAB = 40, E = 6, LAYERS = 2, MASK = 39, N_PROMPT = 21, LINES = 64 };
 
 static char dir[64] = "/tmp/tessera-choice-XXXXXX";
@@ -476,6 +477,117 @@ static void test_rows(void **state)
     }
 }
 
+/* ---- experts that choose the rows of prompts ---- */
+
+static struct tessera_options prompt_options(bool lossy)
+{
+    struct tessera_options o = opt;
+    o.model_path = "tests/choice/prompt.gguf";
+    o.expert_choice = lossy;
+    o.n_logits = N_IDS;
+    return o;
+}
+
+/* How many rows each expert of the first layer took in the longest step, and all pairs of it. */
+struct prompt_seen {
+    int load[E], pairs, most;
+};
+
+static void see_prompt(void *arg, const struct obs *o)
+{
+    struct prompt_seen *s = arg;
+    if (o->layer) return;
+    for (int i = 0; i < o->n_used; i++) s->load[o->expert[i]]++;
+    s->pairs += o->n_used;
+    if (o->n_used > s->most) s->most = o->n_used;
+}
+
+/* The text in steps of piece[], then token by token. */
+static void run_prompt(const struct tessera_options *o, const int *piece, int n_pieces, bool own,
+                       struct prompt_seen *seen, float *out)
+{
+    struct err err;
+    tessera_engine *e = must_open(o);
+    tessera_session *s = session(e);
+    tessera_own_routing(e, own);
+    for (int i = 0, at = 0, n; at < N_IDS; i++, at += n) {
+        n = i < n_pieces ? piece[i] : 1;
+        tessera_observe(e, seen && !i ? see_prompt : NULL, seen);
+        const struct tessera_input in = {s, ids + at, n, TESSERA_LOGITS_ALL};
+        if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+        for (int r = 0; r < n; r++)
+            memcpy(out + (at + r) * VOCAB, tessera_logits(e, 0, r), sizeof(float) * VOCAB);
+    }
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
+static int pieces_of(const char *line, int *piece)
+{
+    int n = 0;
+    char *at = strchr(line, ' ');
+    do piece[n++] = (int)strtol(at + 1, &at, 10);
+    while (*at == ',');
+    return n;
+}
+
+static void test_prompts(void **state)
+{
+    (void)state;
+    static float got[N_IDS * VOCAB], again[N_IDS * VOCAB], plain[N_IDS * VOCAB];
+    static const char *const tiers[] = {"ref", "avx2", "avx512"};
+    char *text, *line[LINES];
+    const int n = lines_of("prompts.txt", &text, line);
+    assert_int_equal(n, 4);
+    for (int i = 0; i < n; i++) {
+        struct tessera_options o = prompt_options(strstr(line[i], "routing=prompt") != NULL);
+        int piece[8];
+        const int n_pieces = pieces_of(line[i], piece);
+        run_prompt(&o, piece, n_pieces, false, NULL, got);
+        const double d = distance(line[i], got);
+        if (!(d <= BOUND)) fail_msg("%s: %g of the reference's rms", line[i], d);
+        for (int t = 0; t < 3; t++) {
+            o.n_threads = 1 + t;
+            (void)setenv("TESSERA_CPU", tiers[t], 1);
+            run_prompt(&o, piece, n_pieces, false, NULL, again);
+            (void)unsetenv("TESSERA_CPU");
+            assert_memory_equal(again, got, sizeof got);
+        }
+        if (strstr(line[i], "pieces")) { /* more rows than are computed at once */
+            const int one = 34;
+            o.n_ubatch = 16;
+            o.n_batch = 34;
+            o.n_logits = 1;
+            struct err err;
+            tessera_engine *e = must_open(&o);
+            tessera_session *s = session(e);
+            const struct tessera_input in = {s, ids, one, TESSERA_LOGITS_LAST};
+            if (tessera_step(e, &in, 1, &err)) fail_msg("%s", err.msg);
+            assert_memory_equal(tessera_logits(e, 0, one - 1), got + (one - 1) * VOCAB,
+                                sizeof(float) * VOCAB);
+            tessera_session_close(s);
+            tessera_close(e);
+        }
+    }
+    free(text);
+    /* Without the switch, with it put aside, and where no rows come together: the same bits. */
+    static const int whole = 40, ones = 1;
+    struct tessera_options o = prompt_options(false), lossy = prompt_options(true);
+    struct prompt_seen seen = {.pairs = 0};
+    run_prompt(&o, &whole, 1, false, NULL, plain);
+    run_prompt(&lossy, &whole, 1, true, NULL, got);
+    assert_memory_equal(got, plain, sizeof plain);
+    run_prompt(&lossy, &ones, 1, false, NULL, got);
+    assert_memory_equal(got, plain, sizeof plain);
+    run_prompt(&lossy, &whole, 1, false, &seen, got);
+    assert_memory_not_equal(got, plain, sizeof plain);
+    for (int x = 0; x < E; x++) assert_int_equal(seen.load[x], 40 * 2 / E);
+    assert_true(seen.pairs <= 80 && seen.most > 2);
+    lossy.device = dev_sim_api();
+    run_prompt(&lossy, &whole, 1, false, NULL, again);
+    assert_memory_equal(again, got, sizeof got);
+}
+
 /* ---- writing ---- */
 
 static const char *const algs[] = {"", "low_confidence", "random", "origin", "maskgit_plus",
@@ -594,6 +706,119 @@ static void test_measure(void **state)
     }
 }
 
+/* Two texts in one step, each measured: as each by itself. */
+static void test_measure_beside(void **state)
+{
+    (void)state;
+    struct err err;
+    struct tessera_options two = opt;
+    tessera_generator *g[3];
+    tessera_session *s[3];
+    struct tessera_answer a[3] = {{.stop = TESSERA_RUNNING}, {.stop = TESSERA_RUNNING}, {.stop = TESSERA_RUNNING}};
+    make_model("w", "token_choice");
+    two.n_sessions = 6;
+    two.n_logits = 24;
+    tessera_engine *e = must_open(&two);
+    struct tessera_generator_options o = writing("w alg=low_confidence g=24 b=8 cache=dual");
+    o.denoise.measure = true;
+    for (int i = 0; i < 3; i++) { /* the last one is the first by itself */
+        s[i] = session(e);
+        if (tessera_generator_open(s[i], ids, i == 1 ? 14 : N_PROMPT, &o, &g[i], &err)) fail_msg("%s", err.msg);
+    }
+    while (!a[2].stop)
+        if (tessera_generator_next(g[2], &a[2], &err)) fail_msg("%s", err.msg);
+    while (!a[0].stop || !a[1].stop) {
+        struct tessera_input in[2];
+        int at[2], n = 0;
+        for (int i = 0; i < 2; i++)
+            if (!a[i].stop && tessera_generator_want(g[i], 512, &in[n])) at[n++] = i;
+        if (tessera_step(e, in, n, &err)) fail_msg("%s", err.msg);
+        for (int i = 0; i < n; i++)
+            if (tessera_generator_take(g[at[i]], i, &a[at[i]], &err)) fail_msg("%s", err.msg);
+    }
+    assert_int_equal(a[0].n_canvas, a[2].n_canvas);
+    assert_memory_equal(a[0].canvas, a[2].canvas, sizeof *a[0].canvas * (size_t)a[0].n_canvas);
+    const struct tessera_timing t = tessera_generator_timing(g[0]), alone = tessera_generator_timing(g[2]);
+    assert_int_equal(t.n_compared, 3 * 28);
+    assert_memory_equal(&t.kl, &alone.kl, sizeof t.kl);
+    assert_int_equal(t.n_passes, alone.n_passes);
+    assert_int_equal(tessera_generator_timing(g[1]).n_compared, 3 * 28);
+    for (int i = 0; i < 3; i++) {
+        tessera_generator_close(g[i]);
+        tessera_session_close(s[i]);
+    }
+    tessera_close(e);
+}
+
+/* A text in blocks with most experts on disk: what was read for it, and the text. */
+static struct tessera_traffic write_away(uint64_t budget, int cache, bool hold, int32_t *text)
+{
+    struct err err;
+    struct tessera_options o = opt;
+    o.mem_budget = budget;
+    o.predictor = "none";
+    tessera_engine *e = must_open(&o);
+    tessera_session *s = session(e);
+    struct tessera_sampling sampling;
+    struct tessera_generator_options how = {.n_gen_max = 96, .denoise = tessera_denoising_defaults(e, &sampling)};
+    how.sampling = sampling;
+    how.denoise.cache = (enum tessera_denoise_cache)cache;
+    how.denoise.block = 32;
+    how.ignore_end = true;
+    struct tessera_answer a = {.stop = TESSERA_RUNNING};
+    struct tessera_input in;
+    tessera_generator *g;
+    const struct tessera_traffic before = tessera_traffic(e);
+    if (tessera_generator_open(s, ids, N_PROMPT, &how, &g, &err)) fail_msg("%s", err.msg);
+    while (!a.stop && tessera_generator_want(g, 512, &in)) {
+        if (!hold) in.block = 0;
+        if (tessera_step(e, &in, 1, &err) || tessera_generator_take(g, 0, &a, &err)) fail_msg("%s", err.msg);
+    }
+    memcpy(text, a.canvas, sizeof *text * (size_t)a.n_canvas);
+    struct tessera_traffic t = tessera_traffic(e);
+    t.bytes_read -= before.bytes_read;
+    t.misses -= before.misses;
+    tessera_generator_close(g);
+    tessera_session_close(s);
+    tessera_close(e);
+    return t;
+}
+
+/* Experts that a block uses stay until it is sealed: fewer bytes are read where there is room for them, none
+ * too many where there is not, and the text is the same. */
+static void test_held(void **state)
+{
+    (void)state;
+    struct err err;
+    struct gen_spec spec = gen_defaults();
+    int32_t text[3][N_PROMPT + 96];
+    spec.arch = "ecdlm";
+    spec.rows_choose = true;
+    spec.n_layer = 3;
+    spec.n_embd = 256;
+    spec.n_ff = 128;
+    spec.n_head = 4;
+    spec.n_head_kv = 2;
+    spec.head_dim = 64;
+    spec.n_expert = 64;
+    spec.n_ctx = 256;
+    for (int used = 5; used <= 16; used += 11) { /* of a block some; nearly all */
+        spec.n_expert_used = used;
+        if (gen_write(&spec, path, NULL, &err)) fail_msg("%s", err.msg);
+        for (int cache = TESSERA_CACHE_PREFIX; cache <= TESSERA_CACHE_DUAL; cache++) {
+            const struct tessera_traffic plain = write_away(BUDGET, cache, false, text[0]),
+                                         held = write_away(BUDGET, cache, true, text[1]);
+            (void)write_away(UINT64_MAX, cache, true, text[2]);
+            assert_memory_equal(text[1], text[0], sizeof text[0]);
+            assert_memory_equal(text[2], text[0], sizeof text[0]);
+            print_message("%d of 64 experts, cache %d: %.1f MB are read, without holding %.1f\n", used, cache,
+                          1e-6 * (double)held.bytes_read, 1e-6 * (double)plain.bytes_read);
+            assert_true(plain.bytes_read > 0);
+            assert_true(held.bytes_read * 20 <= plain.bytes_read * (used == 5 ? 19 : 21));
+        }
+    }
+}
+
 /* Another seed is another text; a threshold of next to nothing is one pass for each block. */
 static void test_ways(void **state)
 {
@@ -662,6 +887,25 @@ static void test_bad_files(void **state)
     refused("tokenizer.ggml.mask_token_id", 'u', 40, NULL, "", ERR_RANGE, "has 40 tokens");
     refused("tokenizer.ggml.mask_token_id", 0, 0, NULL, "d", ERR_MISSING, "mask_token_id");
     refused("attention.causal", 'b', 1, NULL, "", ERR_UNSUPPORTED, "both sides");
+}
+
+static void no_switch(const char *file, const char *says)
+{
+    struct tessera_options o = prompt_options(true);
+    struct err err;
+    tessera_engine *e;
+    o.model_path = file;
+    const enum status s = tessera_open(&o, &e, &err);
+    if (!s) tessera_close(e);
+    if (s != ERR_USAGE || !strstr(err.msg, says)) fail_msg("%s: %d, %s", file, s, s ? err.msg : "opened");
+}
+
+static void test_no_switch(void **state)
+{
+    (void)state;
+    no_switch("tests/choice/ecdlm.gguf", "token by token");
+    make_model("w", "expert_choice");
+    no_switch(path, "choose anyway");
 }
 
 static void not_written(const char *line, int n_prompt, enum status want, const char *says)
@@ -827,7 +1071,9 @@ int main(void)
         cmocka_unit_test(test_transfers), cmocka_unit_test(test_reference),
         cmocka_unit_test(test_capacity), cmocka_unit_test(test_mutations), cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_rows),      cmocka_unit_test(test_writing),
-        cmocka_unit_test(test_measure),
+        cmocka_unit_test(test_measure),   cmocka_unit_test(test_measure_beside),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_no_switch), cmocka_unit_test(test_held),
         cmocka_unit_test(test_ways),      cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_bad_ways),  cmocka_unit_test(test_other_models),
         cmocka_unit_test(test_short_texts), cmocka_unit_test(test_siblings),

@@ -406,6 +406,7 @@ class Model(nn.Module):
         s.recursions = Recursions(c) if c.recursions else None
         s.concepts = Concepts(c) if c.ratio else None
         s.depths = None          # of the last pass
+        s.block = 32             # what a denoiser settles before it goes on, see `hidden`
         s.untied = None          # an output matrix of its own: only in files read back for comparison
         for n, p in s.named_parameters():
             if p.dim() < 2: continue
@@ -417,12 +418,31 @@ class Model(nn.Module):
             for p in (s.concepts.q_router, s.concepts.k_router): nn.init.eye_(p)
             for p in s.concepts.joint: nn.init.zeros_(p)
 
-    def forward(s, x, y=None):
+    def hidden(s, x, first):
+        """[B,T] windows, [B] where what is written begins -> windows cut short, and what of a block is hidden in each. As when text is written
+        in blocks: all before the block stands there, of the block a share from 0 to 1 is hidden, and all behind it, which is learned nothing of."""
+        n, (B, T) = s.block, x.shape
+        blocks = int((T - first).min()) // n
+        j = torch.randint(0, blocks, (1,))
+        a = (first + n * j)[:, None]
+        at = torch.arange(T)[None]
+        t = ((torch.rand(1) + torch.arange(B) / B) % 1).clamp_min(1 / n)[:, None]
+        inside = (at >= a) & (at < a + n)
+        some = torch.rand(B, T) < t
+        end = min(T, int(a.max() + n * (1 + torch.randint(0, 2, (1,))) + 31) // 32 * 32)     # few different lengths
+        return torch.where((inside & some) | (at >= a + n), s.c.mask, x)[:, :end], (inside & some)[:, :end]
+
+    def forward(s, x, y=None, first=None):
         """Tokens [B,T] -> logits [B,T,V]; with targets y -> (cross entropy, router losses, expert counts per layer).
-        A denoiser hides tokens of x itself when it is given any y, and its loss is the bound of arXiv 2502.09992, in nats per token."""
+        A denoiser hides tokens of x itself when it is given any y, and its loss is the bound of arXiv 2502.09992, in nats per token; with
+        first (see `hidden`) the mean over what is hidden in the block."""
         c, T = s.c, x.shape[1]
         hide = None
-        if c.mask >= 0 and y is not None:
+        if first is not None:
+            (x, hide), y = s.hidden(x, first), x
+            B, T = x.shape; y = y[:, :T]
+            t = torch.full((B, 1), hide.sum() / (B * T))
+        elif c.mask >= 0 and y is not None:
             y = x.reshape(-1, min(T, c.context)); B, T = y.shape
             t = ((torch.rand(1) + torch.arange(B) / B) % 1).clamp_min(1 / T)[:, None]   # spread evenly over a batch
             hide = torch.rand(B, T) < t
@@ -462,6 +482,6 @@ class Model(nn.Module):
         if hide is not None:
             at = hide.flatten().nonzero()[:, 0]
             w = (1 / t).expand(B, T).flatten()[at] / (B * T)
-            return TiedLoss.apply(h.view(-1, c.width)[at - 1], s.embed, y.flatten()[at], w), aux / c.layers, counts
+            return TiedLoss.apply(h.view(-1, c.width)[at - 1], s.embed, y.reshape(-1)[at], w), aux / c.layers, counts
         if y is None: return h @ (s.embed if s.untied is None else s.untied).t()
         return TiedLoss.apply(h.view(-1, c.width), s.embed, y.reshape(-1)), aux / c.layers, counts

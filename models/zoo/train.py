@@ -122,6 +122,8 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
     if device == "cpu": torch.set_num_threads(1)
     if not o.eager: M.compile_pieces()
     stream = np.load(o.data + "/train.npy", mmap_mode="r")
+    starts = torch.from_numpy(np.load(o.data + "/starts.npy")) if o.block else None
+    net.block = o.block
     mine = deal(st, procs)[rank]
     for (a, b), p in zip(st.slices, net.parameters()):
         def hook(p, row=st.grad[rank, a:b]):
@@ -140,8 +142,9 @@ def work(rank, procs, o, net, st, sched, step0, barrier, device):
         parts = [slots[i:i + micro] for i in range(0, batch, micro)]
         loss_sum = aux_sum = 0.0; counts = None; depth = ""
         for part in parts[rank::procs]:
-            z = torch.from_numpy(np.stack([stream[sched.window(k)] for k in part]).astype(np.int64)).to(device)
-            loss, aux, n = net(z[:, :-1], z[:, 1:])
+            which = [sched.window(k) % len(stream) for k in part]
+            z = torch.from_numpy(np.stack([stream[k] for k in which]).astype(np.int64)).to(device)
+            loss, aux, n = net(z[:, :-1], z[:, 1:]) if starts is None else net(z[:, :-1], z[:, 1:], starts[which])
             ((loss + aux) * (len(part) / batch)).backward()
             loss_sum += loss.item() * len(part) / batch; aux_sum += (aux.item() if n else 0.0) * len(part) / batch
             if n: counts = torch.stack(n).float() if counts is None else counts + torch.stack(n)
@@ -190,6 +193,8 @@ def main():
     ap.add_argument("--seed", type=int, default=1, help="of the first weights; the data's order is the stream's")
     ap.add_argument("--procs", type=int, default=2); ap.add_argument("--batch", type=int, default=8192); ap.add_argument("--micro", type=int, default=2048)
     ap.add_argument("--muon-lr", type=float, default=0.02); ap.add_argument("--adam-lr", type=float, default=4e-3); ap.add_argument("--decay", type=float, default=0.1)
+    ap.add_argument("--block", type=int, default=0, metavar="N", help="hide as when text is written in blocks of N; DATA is distill.py's")
+    ap.add_argument("--rounds", type=int, default=1, help="times the stream is gone through")
     ap.add_argument("--warm", type=int, default=60, help="steps"); ap.add_argument("--eval-every", type=int, default=200)
     ap.add_argument("--save-every", type=float, default=240, help="seconds"); ap.add_argument("--eager", action="store_true")
     o = ap.parse_args()
@@ -201,7 +206,8 @@ def main():
     net = M.Model(c).to(device)
     st = State(net, o.procs, device)
     n_stream, width = np.load(o.data + "/train.npy", mmap_mode="r").shape
-    assert width == c.context + 1 or (c.mask >= 0 and (width - 1) % c.context == 0), "prepare.py made windows of another length"
+    assert width == c.context + 1 or (c.mask >= 0 and ((width - 1) % c.context == 0 or o.block)), "prepare.py made windows of another length"
+    n_stream *= o.rounds
     batch, step = o.batch // (width - 1), 0
     sched = Schedule(n_stream, [[0, n_stream // batch * batch, 0]])
     if o.first and not os.path.exists(o.run + "/last.pt"):

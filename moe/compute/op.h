@@ -87,6 +87,8 @@ struct choice_params {
     enum choice_schedule schedule;
     int whole_batch;    /* among all rows of a step, not of one session */
     int32_t mask;       /* the token that counts as masked */
+    bool prompts;       /* a lossy switch: rows choose, but for those of a text that are enough for every
+                           expert to take one (k_min = k_max = n_used); weights are the router's own */
 };
 
 struct route_params {

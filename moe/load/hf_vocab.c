@@ -685,7 +685,7 @@ static void put_template(const struct hf_vocab *v, struct gguf_writer *w)
     if (text) gguf_put_str(w, "tokenizer.chat_template", text);
 }
 
-void hf_vocab_put(const struct hf_vocab *v, struct gguf_writer *w)
+void hf_vocab_put(const struct hf_vocab *v, struct gguf_writer *w, bool add_bos)
 {
     gguf_put_str(w, "tokenizer.ggml.model", v->spm ? "llama" : "gpt2");
     gguf_put_str(w, "tokenizer.ggml.pre", v->pre);
@@ -696,7 +696,8 @@ void hf_vocab_put(const struct hf_vocab *v, struct gguf_writer *w)
     for (int i = 0; i < N_SPECIAL; i++)
         if (v->id[i] >= 0) gguf_put_u32(w, specials[i].key, (uint32_t)v->id[i]);
     const bool assumed = v->spm || pre_find(v->pre, strlen(v->pre))->add_bos;
-    if (v->add_bos || assumed) gguf_put_bool(w, "tokenizer.ggml.add_bos_token", v->add_bos == YES);
+    if (add_bos || v->add_bos || assumed)
+        gguf_put_bool(w, "tokenizer.ggml.add_bos_token", add_bos || v->add_bos == YES);
     if (v->add_eos) gguf_put_bool(w, "tokenizer.ggml.add_eos_token", v->add_eos == YES);
     if (v->spm && v->add_space)
         gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", v->add_space == YES);

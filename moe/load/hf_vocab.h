@@ -26,8 +26,8 @@ enum status hf_vocab_open(const char *dir, const struct osfile_ops *ops, const c
                           const char *pre, struct hf_vocab **out, struct err *e);
 void hf_vocab_close(struct hf_vocab *v);
 
-/* Puts the keys; failures stick to the writer. */
-void hf_vocab_put(const struct hf_vocab *v, struct gguf_writer *w);
+/* Puts the keys; failures stick to the writer.  add_bos: whatever the folder says. */
+void hf_vocab_put(const struct hf_vocab *v, struct gguf_writer *w, bool add_bos);
 
 /* Tokens and special ids behind the model's vocab_size, which were left out. */
 uint32_t hf_vocab_n_dropped(const struct hf_vocab *v);

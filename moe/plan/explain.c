@@ -275,6 +275,24 @@ static void print_sees(FILE *to, const struct build *m)
                       "kept, exact\n", m->sees);
 }
 
+/* How many of a prompt's rows the experts choose themselves: a lossy switch. */
+static const struct route_params *lossy_route(const struct build *m)
+{
+    for (int i = 0; i < m->n_op; i++)
+        if (m->op[i].code == OP_CHOOSE && m->op[i].p.moe.route.choice.prompts)
+            return &m->op[i].p.moe.route;
+    return NULL;
+}
+
+static void print_lossy(FILE *to, const struct build *m)
+{
+    const struct route_params *p = lossy_route(m);
+    if (p)
+        (void)fprintf(to, "routing lossy: experts choose a prompt's rows, %d for each on average, where %d or "
+                      "more run together; decoded tokens choose their own\n", p->n_used,
+                      (p->n_expert + p->n_used - 1) / p->n_used);
+}
+
 static cJSON *json_depth(const struct build *m)
 {
     cJSON *o = cJSON_CreateObject(), *sets = cJSON_AddArrayToObject(o, "sets");
@@ -318,6 +336,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     (void)fprintf(to, "\n");
     print_depth(to, m);
     print_sees(to, m);
+    print_lossy(to, m);
     uint64_t total = s->weights + s->kv + s->activations + s->logits + s->process +
                            s->tiers.device_host + (all ? 0 : s->staging);
     const uint64_t lent = total > s->budget ? total - s->budget : 0;
@@ -465,6 +484,11 @@ void plan_json(FILE *to, const struct plan_summary *s, const struct plan *prefil
     cJSON_AddNumberToObject(mem, "process", (double)s->process);
     cJSON_AddItemToObject(o, "memory_bytes", mem);
     if (prefill->model->n_depth) cJSON_AddItemToObject(o, "depth", json_depth(prefill->model));
+    if (lossy_route(prefill->model)) {
+        cJSON *r = cJSON_AddObjectToObject(o, "routing");
+        cJSON_AddStringToObject(r, "prompts", "expert_choice");
+        cJSON_AddBoolToObject(r, "lossy", true);
+    }
     cJSON_AddItemToObject(o, "tiers", json_tiers(&s->tiers));
     if (s->stack.n_units) cJSON_AddItemToObject(o, "stack", json_stack(&s->stack));
     cJSON_AddItemToObject(o, "prefill", json_plan(prefill));

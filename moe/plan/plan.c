@@ -125,7 +125,8 @@ static enum status place_bufs(struct plan *p, struct err *e)
 /* Distinct experts that a share of n rows uses when every expert is as likely as any other. */
 static double expected_experts(const struct route_params *r, int n_rows, double share)
 {
-    if (r->choice.k_max) return r->n_expert; /* every one takes a row at least */
+    const bool rows_choose = r->choice.prompts && (int64_t)n_rows * r->n_used < r->n_expert;
+    if (r->choice.k_max && !rows_choose) return r->n_expert; /* every one takes a row at least */
     return r->n_expert * (1.0 - pow(1.0 - share * r->n_used / r->n_expert, n_rows));
 }
 

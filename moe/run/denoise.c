@@ -170,6 +170,7 @@ struct denoise {
     int from, to;                  /* rows of this pass */
     int clean;                     /* positions whose K and V will not change; SEES_ALL: 0 */
     bool own_blocks, begun, second; /* begun: a pass of this block was run; second: of guidance */
+    bool compare;                  /* the next pass is the last one as a whole, to measure */
     int32_t *blank;                /* [n] the text with its prompt hidden; guidance only */
     struct region saved;           /* logits of that, or of a cached pass that is measured */
     struct tessera_session *beside; /* where passes are run as a whole, to measure */
@@ -400,6 +401,12 @@ static void set_rows(struct denoise *d)
 bool denoise_want(struct denoise *d, struct tessera_input *in)
 {
     if (d->settled == d->n) return false;
+    if (d->compare) {
+        session_cut(d->beside, 0);
+        *in = (struct tessera_input){.session = d->beside, .ids = d->text, .n = d->n,
+                                     .logits = TESSERA_LOGITS_SOME, .some = d->want};
+        return true;
+    }
     if (!d->second) {
         next_step(d);
         for (int i = 0; i < d->n; i++) d->want[i] = 0;
@@ -413,6 +420,7 @@ bool denoise_want(struct denoise *d, struct tessera_input *in)
         .session = d->s, .ids = (blank ? d->blank : d->text) + d->from, .n = d->to - d->from,
         .logits = TESSERA_LOGITS_SOME, .some = d->want + d->from,
         .rewrite = d->s->n > d->from, .at = d->from,
+        .block = d->from > 0 ? d->block_no : 0, /* a whole pass uses what all places do */
     };
     return true;
 }
@@ -451,23 +459,20 @@ static int likeliest(const float *x, int n)
     return best;
 }
 
-/* The pass that has just been taken, as a whole: its logits beside those that are saved. */
-static enum status measure(struct denoise *d, struct err *err)
+/* The cached pass as a whole: its logits beside those that are saved. */
+static enum status measure(struct denoise *d, int i_in, struct err *err)
 {
-    struct tessera_engine *e = d->s->engine;
-    const struct tessera_input in = {.session = d->beside, .ids = d->text, .n = d->n,
-                                     .logits = TESSERA_LOGITS_SOME, .some = d->want};
-    session_cut(d->beside, 0);
-    enum status s = tessera_step(e, &in, 1, err);
-    for (int i = d->block0; i < d->block1 && !s; i++) {
+    const struct tessera_engine *e = d->s->engine;
+    for (int i = d->block0; i < d->block1; i++) {
         if (!d->hidden[i] || !d->want[i - d->shift]) continue;
-        const float *whole = tessera_logits(e, 0, i - d->shift), *cached = saved_row(d, i);
+        const float *whole = tessera_logits(e, i_in, i - d->shift), *cached = saved_row(d, i);
         const int n = e->model.n_vocab;
+        if (!whole) return err_set(err, ERR_USAGE, "a pass without the logits that it was to give");
         d->measured.n_compared++;
         d->measured.n_changed += likeliest(whole, n) != likeliest(cached, n);
         d->measured.kl += divergence(whole, cached, n);
     }
-    return s;
+    return OK;
 }
 
 static void pick_one(struct denoise *d, const float *logits, int i)
@@ -498,37 +503,57 @@ static void decide(struct denoise *d)
         if (d->hidden[b0 + i] && p[i].confidence >= (double)d->opt.threshold) d->settle[b0 + i] = 1;
 }
 
-enum status denoise_take(struct denoise *d, int i_in, int *n_new, struct err *err)
+/* What every place of a pass would become; logits that another pass is for are saved. */
+static enum status take_logits(struct denoise *d, int i_in, bool blank, struct err *err)
 {
     const struct tessera_engine *e = d->s->engine;
-    *n_new = 0;
-    d->n_passes++;
-    const bool blank = d->opt.guidance > 0 && !d->second, compare = d->opt.measure && d->begun;
     for (int i = d->block0; i < d->block1; i++) {
         const int at = i - d->shift;
         if (!d->hidden[i] || !d->want[at]) continue;
         const float *logits = tessera_logits(e, i_in, at - d->from);
         if (!logits) return err_set(err, ERR_USAGE, "a pass without the logits that it was to give");
-        if (blank || compare) memcpy(saved_row(d, i), logits, e->logits_stride);
+        if (blank || d->compare) memcpy(saved_row(d, i), logits, e->logits_stride);
         if (!blank) pick_one(d, logits, i);
     }
-    d->second = blank;
-    if (blank) return OK;
-    if (compare && measure(d, err)) return err->code;
+    return OK;
+}
+
+static int settle(struct denoise *d)
+{
+    int n = 0;
     decide(d);
     for (int i = d->block0; i < d->block1; i++) {
         if (!d->hidden[i] || !d->settle[i]) continue;
         d->text[i] = d->pick[i].id;
         d->hidden[i] = 0;
         d->n_hidden--;
-        (*n_new)++;
+        n++;
     }
     d->begun = true;
     /* What was settled before this pass has its last K and V now. */
     if (d->own_blocks) d->clean = d->block0 / d->opt.block * d->opt.block;
     while (d->settled < d->n && !d->hidden[d->settled]) d->settled++;
     if (!d->n_hidden && d->settled < d->n) begin_block(d, d->block1);
-    return OK;
+    return n;
+}
+
+enum status denoise_take(struct denoise *d, int i_in, int *n_new, struct err *err)
+{
+    enum status s;
+    *n_new = 0;
+    if (d->compare) {
+        s = measure(d, i_in, err);
+        d->compare = false;
+    } else {
+        const bool blank = d->opt.guidance > 0 && !d->second;
+        d->n_passes++;
+        d->compare = d->opt.measure && d->begun;
+        s = take_logits(d, i_in, blank, err);
+        d->second = blank;
+        if (blank || d->compare) return s;
+    }
+    if (!s) *n_new = settle(d);
+    return s;
 }
 
 const int32_t *denoise_text(const struct denoise *d, int *n)

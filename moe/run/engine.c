@@ -138,6 +138,27 @@ static enum status depth_options(struct tessera_engine *e, struct err *err)
     return OK;
 }
 
+/* Experts that choose the rows of prompts, where rows choose theirs. */
+static enum status choice_option(struct tessera_engine *e, struct err *err)
+{
+    struct route_params *p = &e->hp.route;
+    const char *name = e->arch->name;
+    if (!e->opt.expert_choice) return OK;
+    if (!e->hp.n_expert) return err_set(err, ERR_USAGE, "%s has no experts that could choose", name);
+    if (p->choice.k_max) return err_set(err, ERR_USAGE, "%s: its experts choose anyway", name);
+    if (e->hp.denoise.sees || e->hp.concept.ratio > 0)
+        return err_set(err, ERR_USAGE, "%s writes no text token by token behind a prompt: experts that "
+                       "choose the prompt's are not for it", name);
+    if (p->n_group > 1)
+        return err_set(err, ERR_UNSUPPORTED, "%s chooses groups of experts first: experts that choose "
+                       "would not keep to them", name);
+    p->choice = (struct choice_params){.k_min = p->n_used, .k_max = p->n_used, .mask = -1,
+                                       .prompts = true};
+    return OK;
+}
+
+void tessera_own_routing(tessera_engine *e, bool on) { e->own_routing = on; }
+
 /* The part of every matrix of the stack: parts [first of tensor + matrix], -1 = not used. */
 static int *parts_of_stack(const struct tessera_engine *e, int *first)
 {
@@ -200,7 +221,8 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     enum status s = gguf_open(e->path, NULL, &e->file, err);
     if (s) return s;
     if ((s = arch_find(e->file, &e->arch, err)) ||
-        (s = e->arch->hparams(e->file, &e->hp, err)) || (s = depth_options(e, err)))
+        (s = e->arch->hparams(e->file, &e->hp, err)) || (s = depth_options(e, err)) ||
+        (s = choice_option(e, err)))
         return s;
     struct gguf_str name;
     if (gguf_find(e->file, "general.name") && !gguf_get_str(e->file, "general.name", &name, NULL))
@@ -574,7 +596,8 @@ struct tessera_model tessera_model(const tessera_engine *e)
     struct tessera_model m = {
         .arch = e->arch->name, .name = e->name, .n_layer = e->hp.n_layer, .n_embd = e->hp.n_embd,
         .n_vocab = e->model.n_vocab, .n_ctx_train = e->hp.n_ctx_train, .n_expert = e->hp.n_expert,
-        .n_expert_used = e->hp.n_expert_used, .file_bytes = gguf_file_bytes(e->file),
+        .n_expert_used = e->hp.n_expert_used,
+        .n_expert_slots = e->hp.n_expert ? route_slots(&e->hp.route) : 0, .file_bytes = gguf_file_bytes(e->file),
         .weight_bytes = e->placement.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
         .n_ubatch = e->opt.n_ubatch, .n_batch = fit_batch(e), .cpu = cpu_tier_name(e->tier),
         .type_label = common_type(e),
@@ -826,7 +849,7 @@ static enum status check_inputs(const struct tessera_engine *e, const struct tes
                 return err_set(err, ERR_RANGE, "token id %d is outside the vocabulary (0 to %d)",
                                in[i].ids[t], e->model.n_vocab - 1);
     }
-    for (int i = 0; p->choice.k_max && i < n_in; i++) {
+    for (int i = 0; p->choice.k_max && !p->choice.prompts && i < n_in; i++) {
         const int64_t mine = (int64_t)in[i].n * p->choice.k_max;
         pairs += mine > p->n_expert ? mine : p->n_expert;
     }
@@ -856,6 +879,17 @@ const struct plan *plan_for(const struct tessera_engine *e, int n_rows)
     for (int i = 0; i < e->n_plans; i++)
         if (e->plan[i].n_rows >= n_rows) return &e->plan[i];
     return &e->plan[e->n_plans - 1]; /* it runs several times per layer */
+}
+
+/* One number for the blocks of all inputs; 0 where one of them is none. */
+static uint64_t block_of(const struct tessera_input *in, int n_in)
+{
+    uint64_t b = 1;
+    for (int i = 0; i < n_in; i++) {
+        if (!in[i].block) return 0;
+        b = b * 0x9e3779b97f4a7c15 + ((uint64_t)in[i].session->serial << 32 | (uint32_t)in[i].block);
+    }
+    return b ? b : 1;
 }
 
 /* Fills the row table and returns how many rows want logits. */
@@ -922,6 +956,7 @@ enum status tessera_step(tessera_engine *e, const struct tessera_input *in, int 
             return s;
     if ((s = bind_states(e, in, n_in, err))) return s;
     const int n_out = bind_rows(e, in, n_in);
+    e->block = block_of(in, n_in);
     if (n_rows > e->opt.n_ubatch) {
         if (n_out > e->opt.n_ubatch)
             s = err_set(err, ERR_RANGE, "a step has logits of at most %d tokens", e->opt.n_ubatch);

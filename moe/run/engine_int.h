@@ -110,6 +110,8 @@ struct tessera_engine {
     float *logit;                    /* [n_ubatch] */
     struct tessera_depth depth;
     int32_t *capacity;               /* [n_batch] rows that an expert takes of each input; CHOOSE only */
+    uint64_t block;                  /* what the inputs' blocks make, see resid_block() */
+    bool own_routing;                /* rows choose, whatever opt.expert_choice says */
     float *choice_scale;             /* [n_expert + 1], see routing/choice.h; NULL = 1 */
     struct approx *approx;           /* informed routing; NULL = none (informed.h) */
     int forced_k;                    /* experts per row where experts choose; 0 = by the schedule */

@@ -68,29 +68,35 @@ static float *router_logits(const struct exec *x, int r)
     return dev_buf_floats(&x->e->buf[x->route_op->in[0]], r);
 }
 
+static const float *route_weight(const struct exec *x, int k)
+{
+    const int w = x->route_op->weight[k];
+    return w < 0 ? NULL : x->e->weight[w].data;
+}
+
+/* A row chooses its experts. */
+static void route_row(struct exec *x, int r)
+{
+    const struct route_params *p = &x->route_op->p.moe.route;
+    const struct elem_kernels *el = elem_kernels(x->e->tier);
+    const float *bias = route_weight(x, 0), *scale = route_weight(x, 1);
+    float pick[ROUTE_EXPERTS], *l = router_logits(x, r), *w = x->ctl.w + r * x->route.n_used;
+    int32_t *id = x->ctl.id + r * x->route.n_used;
+    if (x->part && x->part->expert) {
+        memcpy(id, x->part->expert + r * p->n_used, sizeof *id * (size_t)p->n_used);
+        route_given(p, el, bias, scale, l, pick, id, w);
+    } else {
+        route_token_choice(p, el, bias, scale, l, pick, id, w);
+    }
+}
+
 static void route_task(void *arg, int task, int worker)
 {
     (void)worker;
     struct exec *x = arg;
-    const struct route_params *p = &x->route_op->p.moe.route;
-    const struct elem_kernels *el = elem_kernels(x->e->tier);
     const int n = x->route.n_rows;
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
-    const int *weight = x->route_op->weight;
-    const float *bias = weight[0] < 0 ? NULL : x->e->weight[weight[0]].data;
-    const float *scale = weight[1] < 0 ? NULL : x->e->weight[weight[1]].data;
-    float pick[ROUTE_EXPERTS];
-    for (int r = task * ROUTE_ROWS; r < end; r++) {
-        float *l = router_logits(x, r);
-        int32_t *id = x->ctl.id + r * p->n_used;
-        float *w = x->ctl.w + r * p->n_used;
-        if (x->part && x->part->expert) {
-            memcpy(id, x->part->expert + r * p->n_used, sizeof *id * (size_t)p->n_used);
-            route_given(p, el, bias, scale, l, pick, id, w);
-        } else {
-            route_token_choice(p, el, bias, scale, l, pick, id, w);
-        }
-    }
+    for (int r = task * ROUTE_ROWS; r < end; r++) route_row(x, r);
 }
 
 /* ---- choose: experts take rows ---- */
@@ -100,27 +106,65 @@ static void score_task(void *arg, int task, int worker)
     (void)worker;
     struct exec *x = arg;
     const struct route_params *p = &x->route_op->p.moe.route;
+    const struct elem_kernels *el = elem_kernels(x->e->tier);
     const int n = x->route.n_rows;
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
+    float logit[ROUTE_EXPERTS], pick[ROUTE_EXPERTS];
     for (int r = task * ROUTE_ROWS; r < end; r++) {
         float *l = router_logits(x, r);
-        choice_scores(p, elem_kernels(x->e->tier), l);
-        for (int k = 0; k < p->n_expert; k++) x->ctl.score[(size_t)k * (size_t)n + (size_t)r] = l[k];
+        const float *by = l;
+        if (p->choice.prompts) { /* the logits are needed again */
+            memcpy(logit, l, sizeof *l * (size_t)p->n_expert);
+            route_compare(p, el, route_weight(x, 0), logit, pick);
+            by = pick;
+        } else {
+            choice_scores(p, el, l);
+        }
+        for (int k = 0; k < p->n_expert; k++) x->ctl.score[(size_t)k * (size_t)n + (size_t)r] = by[k];
     }
+}
+
+/* Rows that are chosen together: of one input, those of the piece that runs; or all.  False: none. */
+static bool chosen_span(const struct exec *x, int i, int *row0, int *n)
+{
+    const struct step_input *in = &x->e->input[i];
+    const int from = in->row0 > x->row0 ? in->row0 : x->row0, end = x->row0 + x->n_rows;
+    *row0 = 0;
+    *n = x->n_rows;
+    if (x->route_op->p.moe.route.choice.whole_batch) return true;
+    *row0 = from - x->row0;
+    *n = (in->row0 + in->n < end ? in->row0 + in->n : end) - from;
+    return *n > 0;
+}
+
+static int n_spans(const struct exec *x)
+{
+    return x->route_op->p.moe.route.choice.whole_batch ? 1 : x->e->n_inputs;
 }
 
 static void take_task(void *arg, int expert, int worker)
 {
     (void)worker;
     struct exec *x = arg;
-    const struct tessera_engine *e = x->e;
     const size_t n = (size_t)x->route.n_rows, at = (size_t)expert * n;
-    const bool one = x->route_op->p.moe.route.choice.whole_batch;
-    for (int i = 0; i < (one ? 1 : e->n_inputs); i++) {
-        const size_t row0 = one ? 0 : (size_t)e->input[i].row0;
-        choice_take(x->ctl.score + at + row0, one ? (int)n : e->input[i].n, e->capacity[i],
-                    x->ctl.taken + at + row0);
-    }
+    for (int i = 0, row0, m; i < n_spans(x); i++)
+        if (chosen_span(x, i, &row0, &m) && x->e->capacity[i])
+            choice_take(x->ctl.score + at + (size_t)row0, m, x->e->capacity[i],
+                        x->ctl.taken + at + (size_t)row0);
+}
+
+/* The weights that the router gives a row's experts, whoever chose them; their order, too. */
+static int own_gates(const struct exec *x, int r, int32_t *id, float *w)
+{
+    struct route_params p = x->route_op->p.moe.route;
+    const unsigned char *taken = x->ctl.taken + r;
+    float pick[ROUTE_EXPERTS];
+    p.n_used = 0;
+    for (int k = 0; k < p.n_expert; k++)
+        if (taken[(size_t)k * (size_t)x->route.n_rows]) id[p.n_used++] = k;
+    route_given(&p, elem_kernels(x->e->tier), route_weight(x, 0), route_weight(x, 1),
+                router_logits(x, r), pick, id, w);
+    return p.n_used;
 }
 
 static void gates_task(void *arg, int task, int worker)
@@ -128,12 +172,19 @@ static void gates_task(void *arg, int task, int worker)
     (void)worker;
     struct exec *x = arg;
     const int n = x->route.n_rows, slots = x->route.n_used;
+    const struct route_params *p = &x->route_op->p.moe.route;
     const int end = (task + 1) * ROUTE_ROWS < n ? (task + 1) * ROUTE_ROWS : n;
-    for (int r = task * ROUTE_ROWS; r < end; r++)
-        x->ctl.n_of[r] = choice_gates(&x->route_op->p.moe.route, elem_kernels(x->e->tier),
-                                      x->e->choice_scale, router_logits(x, r), x->ctl.taken + r, n,
-                                      x->ctl.id + (size_t)r * (size_t)slots,
-                                      x->ctl.w + (size_t)r * (size_t)slots);
+    for (int r = task * ROUTE_ROWS; r < end; r++) {
+        int32_t *id = x->ctl.id + (size_t)r * (size_t)slots;
+        float *w = x->ctl.w + (size_t)r * (size_t)slots;
+        if (!p->choice.prompts)
+            x->ctl.n_of[r] = choice_gates(p, elem_kernels(x->e->tier), x->e->choice_scale,
+                                          router_logits(x, r), x->ctl.taken + r, n, id, w);
+        else if (x->ctl.n_of[r]) /* it has chosen */
+            route_row(x, r);
+        else
+            x->ctl.n_of[r] = own_gates(x, r, id, w);
+    }
 }
 
 static int mean_k(const struct exec *x, double masked)
@@ -141,31 +192,40 @@ static int mean_k(const struct exec *x, double masked)
     return x->e->forced_k ? x->e->forced_k : choice_k(&x->route_op->p.moe.route.choice, masked);
 }
 
-/* How many rows of each input an expert takes: by the share of masked tokens among them. */
-static void set_capacity(struct exec *x)
+/* How many rows of each span an expert takes: by the share of masked tokens among them.  0: its rows
+ * choose, and have their n_of already.  Whether any are taken. */
+static bool set_capacity(struct exec *x)
 {
+    bool any = false;
     struct tessera_engine *e = x->e;
     const struct route_params *p = &x->route_op->p.moe.route;
-    int all = 0;
-    for (int i = 0; i < e->n_inputs; i++) {
-        const struct step_input *in = &e->input[i];
+    /* Rows of which not all are here, and rows that stand for the same place, are no text. */
+    const bool own = p->choice.prompts &&
+                     (e->own_routing || x->part || x->route_op->rows != ROWS_ALL);
+    if (p->choice.prompts)
+        for (int r = 0; r < x->route.n_rows; r++) x->ctl.n_of[r] = p->n_used;
+    for (int i = 0, row0, n; i < n_spans(x); i++) {
+        e->capacity[i] = 0;
+        if (own || !chosen_span(x, i, &row0, &n)) continue;
+        if (p->choice.prompts && (int64_t)n * p->n_used < p->n_expert) continue;
         int masked = 0;
-        for (int r = in->row0; r < in->row0 + in->n; r++) masked += x->row[r].id == p->choice.mask;
-        e->capacity[i] = choice_capacity(in->n, mean_k(x, (double)masked / in->n),
-                                         p->n_expert);
-        all += masked;
+        for (int r = row0; r < row0 + n; r++) {
+            masked += x->row[r].id == p->choice.mask;
+            if (p->choice.prompts) x->ctl.n_of[r] = 0;
+        }
+        e->capacity[i] = choice_capacity(n, mean_k(x, (double)masked / n), p->n_expert);
+        any = true;
     }
-    if (p->choice.whole_batch)
-        e->capacity[0] = choice_capacity(x->n_rows, mean_k(x, (double)all / x->n_rows),
-                                         p->n_expert);
+    return any;
 }
 
 static void choose(struct exec *x)
 {
     const int tasks = (x->route.n_rows + ROUTE_ROWS - 1) / ROUTE_ROWS;
-    set_capacity(x);
-    pool_run(x->e->pool, score_task, x, tasks);
-    pool_run(x->e->pool, take_task, x, x->route_op->p.moe.route.n_expert);
+    if (set_capacity(x)) {
+        pool_run(x->e->pool, score_task, x, tasks);
+        pool_run(x->e->pool, take_task, x, x->route_op->p.moe.route.n_expert);
+    }
     pool_run(x->e->pool, gates_task, x, tasks);
 }
 
@@ -822,6 +882,7 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     bind_step(&x, n_out);
     for (int i = ROWS_FIRST; i < e->model.n_sets; i++) expect_pieces(&x, i, false);
     devtier_step(&e->devtier, n_rows);
+    resid_block(&e->resid, e->block);
     enum status s = resid_step(&e->resid, n_rows, err);
     if (!s) {
         bind_weights(e);
@@ -879,6 +940,7 @@ enum status exec_part(struct tessera_engine *e, const struct exec_part *p, struc
     struct exec x = {.e = e, .plan = plan_for(e, p->n), .row = e->row, .serial = e->serials,
                      .n_rows = p->n, .part = p};
     bind_step(&x, p->n);
+    resid_block(&e->resid, 0);
     s = resid_step(&e->resid, p->n, err);
     if (!s) bind_weights(e);
     if (!s) s = run_steps(&x, 0, p->head, err);

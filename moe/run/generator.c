@@ -243,7 +243,7 @@ static enum status take_settled(struct tessera_generator *g, int i_in, struct te
     a->n_settled = denoise_settled(g->denoise);
     g->timing.n_passes = denoise_passes(g->denoise);
     denoise_measured(g->denoise, &g->timing);
-    if (!n_new) return OK; /* guidance: the first of two passes */
+    if (!n_new) return OK; /* the first of two passes: guidance, a cache that is measured */
     for (; g->n_ids < a->n_settled && !g->stop; g->timing.n_gen = ++g->n_gen) {
         const int32_t id = a->canvas[g->n_ids];
         a->id = id;

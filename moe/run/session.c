@@ -287,6 +287,12 @@ static enum status write_lines(const struct tessera_session *s, struct gguf_writ
     return st;
 }
 
+/* K and V are not what the weights alone say. */
+static bool is_approximate(const struct tessera_engine *e)
+{
+    return e->model.approximate || e->opt.expert_choice;
+}
+
 enum status tessera_session_save(tessera_session *s, const char *path, struct err *err)
 {
     const struct tessera_engine *e = s->engine;
@@ -300,7 +306,7 @@ enum status tessera_session_save(tessera_session *s, const char *path, struct er
     gguf_put_str(w, "tessera.model.name", e->name);
     gguf_put_u32(w, "tessera.kv.type", (uint32_t)e->opt.kv);
     gguf_put_u64(w, "tessera.kv.page_bytes", page_bytes(e));
-    if (e->model.approximate) gguf_put_bool(w, "tessera.kv.approximate", true);
+    if (is_approximate(e)) gguf_put_bool(w, "tessera.kv.approximate", true);
     if (e->state_bytes) gguf_put_u64(w, "tessera.state.bytes", e->state_bytes);
     gguf_put_array(w, "tessera.session.tokens", GGUF_I32, s->ids, (uint64_t)s->n);
     const uint64_t state = s->n ? e->state_bytes : 0;
@@ -335,9 +341,9 @@ static enum status check_saved(const struct tessera_session *s, const struct ggu
                        path);
     bool approximate;
     if ((st = gguf_get_bool_or(g, "tessera.kv.approximate", false, &approximate, err))) return st;
-    if (type != (uint64_t)e->opt.kv || page != page_bytes(e) || approximate != e->model.approximate)
+    if (type != (uint64_t)e->opt.kv || page != page_bytes(e) || approximate != is_approximate(e))
         return err_set(err, ERR_SHAPE, "%s was saved with another KV cache type: use the same "
-                       "-ctk and -ctv, and the same loops and exits", path);
+                       "-ctk and -ctv, and the same loops, exits and routing", path);
     uint64_t state;
     if ((st = gguf_get_u64_or(g, "tessera.state.bytes", 0, &state, err))) return st;
     if (state != e->state_bytes)

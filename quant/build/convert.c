@@ -576,7 +576,7 @@ static enum status read_file(struct convert *c, const char *name, bool must, cha
 
 static enum convert_type resolve(const struct convert *c)
 {
-    const struct st_tensor *t = st_find(c->st, "model.embed_tokens.weight");
+    const struct st_tensor *t = st_find(c->st, c->model.arch->rows[0].from); /* the embedding */
     if (c->opt.type != CONVERT_AUTO) return c->opt.type;
     return t && t->type == ST_BF16 ? CONVERT_BF16 : CONVERT_F16;
 }
@@ -595,7 +595,7 @@ static enum status plan(struct convert *c, struct err *e)
     take_scales(c);
     if ((s = check_all_used(c, e))) return s;
     put_general(c);
-    hf_vocab_put(c->vocab, c->w);
+    hf_vocab_put(c->vocab, c->w, c->model.add_bos);
     for (uint32_t i = 0; i < c->n; i++) {
         const struct convert_tensor *t = &c->tensor[i];
         gguf_put_tensor(c->w, t->name, t->type, t->n_dims, t->dim, t->bytes);

@@ -4,8 +4,9 @@ their tokens, and the ways to write with it, in NumPy, in float64, from their sp
 arXiv 2604.01622; LLaDA, arXiv 2502.09992; Dream, arXiv 2508.15487; Fast-dLLM, arXiv 2505.22618), not
 from Tessera.
 
-Writes a small random model (ecdlm.gguf: one seed, one file), the ids of one text, for every case of
-cases.txt the logits of all positions (f32), for every case of writing.txt the text in the order in which
+Writes a small random model (ecdlm.gguf: one seed, one file) and one that continues text (prompt.gguf:
+qwen3moe, whose experts choose the rows of prompts, see prompt_gates()), the ids of one text, for every
+case of cases.txt and prompts.txt the logits of all positions (f32), for every case of writing.txt the text in the order in which
 it settled, and tables of schedules (schedules.txt) and transfer counts (transfers.txt).  Needs numpy and
 gguf (pip).    make.py DIR
 
@@ -35,6 +36,10 @@ class Close(Exception):
 
 
 class Weights(refmake.Weights):
+    arch, shared = "ecdlm", True
+    more = {"expert_shared_feed_forward_length": SHARED}
+    plain = {"tokenizer.ggml.mask_token_id": MASK, "diffusion.shift_logits": False}
+
     def __init__(self, seed):
         super().__init__(seed)
         matrix, vector = self.matrix, self.vector
@@ -52,6 +57,8 @@ class Weights(refmake.Weights):
             matrix(b + "ffn_gate_exps.weight", E, FF, EMBD)
             matrix(b + "ffn_up_exps.weight", E, FF, EMBD)
             matrix(b + "ffn_down_exps.weight", E, EMBD, FF)
+            if not self.shared:
+                continue
             matrix(b + "ffn_gate_shexp.weight", SHARED, EMBD)
             matrix(b + "ffn_up_shexp.weight", SHARED, EMBD)
             matrix(b + "ffn_down_shexp.weight", EMBD, SHARED)
@@ -60,14 +67,17 @@ class Weights(refmake.Weights):
         matrix("output.weight", VOCAB, EMBD, gain=2.0)
 
     def write(self, path):
-        super().write(path, "ecdlm", "expert choice", {
+        super().write(path, self.arch, "expert choice", {
             "vocab_size": VOCAB, "context_length": 256, "embedding_length": EMBD, "block_count": LAYERS,
             "feed_forward_length": FF, "expert_feed_forward_length": FF, "expert_count": E,
-            "expert_used_count": 2, "expert_shared_feed_forward_length": SHARED,
+            "expert_used_count": 2, **self.more,
             "attention.head_count": HEADS, "attention.head_count_kv": KV, "attention.key_length": DIM,
             "attention.value_length": DIM, "rope.dimension_count": DIM,
-            "attention.layer_norm_rms_epsilon": EPS, "rope.freq_base": BASE},
-            {"tokenizer.ggml.mask_token_id": MASK, "diffusion.shift_logits": False})
+            "attention.layer_norm_rms_epsilon": EPS, "rope.freq_base": BASE}, self.plain)
+
+
+class PromptWeights(Weights):
+    arch, shared, more, plain = "qwen3moe", False, {}, {}
 
 
 # ---- the router ----
@@ -108,7 +118,7 @@ def chosen(o, x, hidden, spans, loads):
     """Gates [S, E] of rows whose experts choose them; logits x; spans: rows of each sequence."""
     gates, kind = np.zeros_like(x), o.get("activation", "softmax")
     everywhere = np.array([softmax(row) for row in x])
-    rank = everywhere if kind == "pre_softmax" else x
+    rank = everywhere if kind in ("pre_softmax", "own") else x
     if o.get("scope") == "batch":
         spans = [(0, len(x))]
     taken = np.zeros(x.shape, bool)
@@ -118,7 +128,7 @@ def chosen(o, x, hidden, spans, loads):
         for e in range(E):
             order = np.argsort(-rank[a:b, e], kind="stable")
             v = rank[a:b, e][order]
-            if capacity < n and v[capacity - 1] - v[capacity] < MARGIN * (0.1 if kind == "pre_softmax" else 1):
+            if capacity < n and v[capacity - 1] - v[capacity] < MARGIN * (0.1 if rank is everywhere else 1):
                 raise Close
             taken[a + order[:capacity], e] = True
         loads.append(capacity)
@@ -126,7 +136,7 @@ def chosen(o, x, hidden, spans, loads):
         on = taken[t]
         if not on.any():
             continue
-        if kind == "softmax":
+        if kind in ("softmax", "own"):
             gates[t, on] = softmax(x[t, on])
         elif kind == "sigmoid":
             gates[t, on] = sigmoid(x[t, on]) / sigmoid(x[t, on]).sum()
@@ -146,6 +156,17 @@ def picked(x):
         if row[best[1]] - row[best[2]] < MARGIN:
             raise Close
         gates[t, best[:2]] = p[best[:2]] / p[best[:2]].sum()
+    return gates
+
+
+def prompt_gates(x, spans, last):
+    """A lossy switch of models whose tokens choose: of a text's rows that run together each expert takes
+    its share, ranked by the router's own probabilities, and the weights are the router's own, renormalised
+    over those that took the row.  Rows too few for that choose, and so do all in the last layer."""
+    gates = np.zeros_like(x)
+    for a, b in spans:
+        own = last or (b - a) * 2 < E
+        gates[a:b] = picked(x[a:b]) if own else chosen({"activation": "own"}, x[a:b], np.zeros(b - a), [(0, b - a)], [])
     return gates
 
 
@@ -185,6 +206,7 @@ def forward(w, o, parts, loads=None):
             for t in range(a, e):
                 p = first + t - a
                 last = min(end, (p // block + 1) * block) if block else end
+                last = p + 1 if not w.shared else last
                 for i in range(HEADS):
                     g = i // (HEADS // KV)
                     s = softmax(text.k[l, :last, g] @ q[t, i] / np.sqrt(DIM))
@@ -192,11 +214,13 @@ def forward(w, o, parts, loads=None):
         h = h + out.reshape(len(ids), -1) @ w[b + "attn_output.weight"].T
         x = rms(h, w[b + "ffn_norm.weight"])
         logits = x @ w[b + "ffn_gate_inp.weight"].T
-        if o.get("routing", "expert_choice") == "expert_choice":
+        if o.get("routing") == "prompt":
+            gates = prompt_gates(logits, spans, l == LAYERS - 1)
+        elif o.get("routing", "expert_choice") == "expert_choice":
             gates = chosen(o, logits, ids == MASK, spans, loads)
         else:
             gates = picked(logits)
-        y = swiglu(w, x, *(w[b + f"ffn_{n}_shexp.weight"] for n in ("gate", "up", "down")))
+        y = swiglu(w, x, *(w[b + f"ffn_{n}_shexp.weight"] for n in ("gate", "up", "down"))) if w.shared else 0.0
         for e in range(E):
             y = y + gates[:, e:e + 1] * swiglu(w, x, *(w[b + f"ffn_{n}_exps.weight"][e] for n in ("gate", "up", "down")))
         h = h + y
@@ -248,6 +272,32 @@ def run_case(w, line, ids):
     parts = [(Text(len(p)), p, 0, len(p)) for p in (x[:at], x[at:]) if len(p)]
     loads = []
     return name, forward(w, o, parts, loads), loads
+
+
+# Pieces that a text of N_IDS tokens comes in; one-by-one behind them.
+PROMPTS = """prompt-whole 40 routing=prompt
+prompt-pieces 16,16,2 routing=prompt
+prompt-few 2,3 routing=prompt
+prompt-own 40 routing=token_choice"""
+
+
+def run_prompt(w, line, ids):
+    name, pieces, *words = line.split()
+    pieces, text, at, out = [int(n) for n in pieces.split(",")], Text(N_IDS), 0, []
+    for n in pieces + [1] * (N_IDS - sum(pieces)):
+        out.append(forward(w, options(words), [(text, ids[at:at + n], at, at + n)]))
+        at += n
+    return name, np.concatenate(out)
+
+
+def make_prompts(folder, seed):
+    w = PromptWeights(seed)
+    ids = np.array([int(i) for i in open(os.path.join(folder, "text.ids")).read().split(",")])
+    cases = [run_prompt(w, line, ids) for line in PROMPTS.splitlines()]
+    w.write(os.path.join(folder, "prompt.gguf"))
+    open(os.path.join(folder, "prompts.txt"), "w").write(PROMPTS + "\n")
+    for name, logits in cases:
+        logits.astype(np.float32).tofile(os.path.join(folder, name + ".logits.f32"))
 
 
 # ---- writing ----
@@ -473,10 +523,11 @@ def make(folder, seed):
 if __name__ == "__main__":
     assert transfers(32, 5) == [7, 7, 6, 6, 6]
     assert np.abs(scale_table()[1:5] - [1.414, 1.796, 2.078, 2.314]).max() < 0.02
-    for seed in range(200):
-        try:
-            make(sys.argv[1], seed)
-            print("seed", seed)
-            break
-        except Close:
-            continue
+    for what in (make, make_prompts):
+        for seed in range(200):
+            try:
+                what(sys.argv[1], seed)
+                print("seed", seed)
+                break
+            except Close:
+                continue

@@ -199,9 +199,13 @@ def shard(weights, folder, n=1):
                    "weight_map": dict(sorted(where.items()))}, f, indent=0)
 
 def logits(model, ids):
+    """Of a model that sees both sides (model.both): with a mask that hides nothing."""
     model.eval()
+    more = {}
+    if getattr(model, "both", False):
+        more["attention_mask"] = torch.zeros(1, 1, len(ids), len(ids))
     with torch.no_grad():
-        all = model(torch.tensor([ids])).logits[0].float().numpy()
+        all = model(torch.tensor([ids]), **more).logits[0].float().numpy()
     return all[[i * (N_IDS - 1) // (N_POS - 1) for i in range(N_POS)]]
 
 BASE = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -490,11 +494,67 @@ def gptoss(folder, quantised):
         f.write("{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}")
     return m, t, "gpt-4o"
 
+# Masked diffusion models have no code in transformers: each has the layers of a model that does.
+
+def denoiser(folder, kind, arch, seed, names=None, config=None, tok=QWEN_TOK, **more):
+    t = byte_level(splits([QWEN2]), ["<|endoftext|>", "<|mask|>", "<|im_end|>"], users=["<think>"])
+    c = dict(BASE, rms_norm_eps=1e-5, tie_word_embeddings=False, **more)
+    base = c.pop("rope_theta", 1e6)
+    m = getattr(tf, kind + "ForCausalLM")(getattr(tf, kind + "Config")(
+        **c, attn_implementation="eager", rope_parameters={"rope_type": "default", "rope_theta": base}))
+    m.both = True
+    fill(m, seed)
+    w = original_names(m)
+    if names:
+        w = {names(k): v for k, v in w.items()}
+    shard(bf16(w), folder)
+    ids = {"eos_token_id": t.token_to_id("<|endoftext|>"), "mask_token_id": t.token_to_id("<|mask|>")}
+    shared = {**drop_none(c), "rope_theta": base, "hidden_act": "silu"} if config is None else config
+    write_config(folder, {"architectures": [arch], "torch_dtype": "bfloat16", **shared, **ids})
+    save_tokenizer(t, folder, tok)
+    return m, t, "qwen2"
+
+def dream(folder):
+    return denoiser(folder, "Qwen2", "DreamModel", 14)
+
+def rnd1(folder):
+    return denoiser(folder, "Qwen3Moe", "RND1", 15, head_dim=16, num_experts=4, num_experts_per_tok=2,
+                    moe_intermediate_size=16, decoder_sparse_step=1, norm_topk_prob=True)
+
+def llada_name(k):
+    for a, b in (("model.embed_tokens", "model.transformer.wte"), ("model.norm", "model.transformer.ln_f"),
+                 ("lm_head", "model.transformer.ff_out"), ("model.layers", "model.transformer.blocks"),
+                 ("self_attn.o_proj", "attn_out"), ("self_attn.", ""), ("mlp.gate_proj", "ff_proj"),
+                 ("mlp.up_proj", "up_proj"), ("mlp.down_proj", "ff_out"), ("input_layernorm", "attn_norm"),
+                 ("post_attention_layernorm", "ff_norm")):
+        k = k.replace(a, b)
+    return k
+
+def llada(folder):
+    return denoiser(folder, "Llama", "LLaDAModelLM", 16, llada_name, rope_theta=500000.0, config={
+        "model_type": "llada", "vocab_size": VOCAB, "embedding_size": VOCAB, "d_model": 32, "mlp_hidden_size": 64,
+        "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_sequence_length": 256, "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0, "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms",
+        "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False, "weight_tying": False})
+
+def llada_moe(folder):
+    """Its converter in llama.cpp writes the published model's mask, 156895, which this vocabulary has not: the
+    line of it in .want is that of the configuration."""
+    more = dict(num_experts=4, num_experts_per_tok=2, num_key_value_heads=4, rope_theta=50000.0)
+    return denoiser(folder, "Qwen3Moe", "LLaDAMoEModelLM", 17, moe_intermediate_size=16, head_dim=8,
+                    norm_topk_prob=False, decoder_sparse_step=1, config={
+        "model_type": "llada_moe", **{k: v for k, v in BASE.items() if k in (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")},
+        **more, "dense_intermediate_size": 64, "expert_intermediate_size": 16, "hidden_act": "silu",
+        "norm_topk_prob": None, "qk_layernorm": True, "rms_norm_eps": 1e-5, "partial_rotary_factor": 1,
+        "shared_expert_intermediate_size": None, "tie_word_embeddings": False}, **more)
+
 MAKERS = {
     "llama2": llama2, "llama3": llama3, "mixtral": mixtral, "qwen2": qwen2, "qwen2moe": qwen2moe,
     "qwen3": qwen3, "qwen3moe": qwen3moe, "qwen3moe-fused": qwen3moe_fused, "olmoe": olmoe,
     "deepseek2": deepseek2, "deepseek3": deepseek3, "gpt-oss": lambda f: gptoss(f, True),
     "gpt-oss-bf16": lambda f: gptoss(f, False),
+    "dream": dream, "rnd1": rnd1, "llada": llada, "llada-moe": llada_moe,
 }
 
 # ---- what llama.cpp makes of it ----
@@ -523,6 +583,9 @@ def describe(path, lc):
             lines.append(f"values {t.name} {json.dumps([float(x) for x in t.data])}")
     return sorted(lines)
 
+def mask_of(folder):
+    return json.load(open(f"{folder}/config.json"))["mask_token_id"]
+
 def want(name, folder, pre, lc):
     """One section per --outtype."""
     text = []
@@ -533,6 +596,7 @@ def want(name, folder, pre, lc):
                         out], check=True, env=env, stderr=subprocess.PIPE)
         lines = describe(gguf, lc)
         os.remove(gguf)
+        lines = [l.replace(" 156895", f" {mask_of(folder)}") if "mask_token_id" in l else l for l in lines]
         if out != "f32":  # the vocabulary is the same
             lines = [l for l in lines if not l.startswith("key ") or "file_type" in l]
         text += [f"outtype {out}"] + lines
