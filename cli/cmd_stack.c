@@ -174,26 +174,44 @@ static enum status use_prefix(struct work *w, int n, struct err *err)
     return s;
 }
 
-/* The floor: levels without which the model is not worth running, those of small tensors that hurt
- * much (attention, embeddings).  The fewest units with a perplexity of at most FLOOR_PPL times the
- * full one's, if they add at most FLOOR_BYTES of the bases. */
+/* Whether the first n units are worth running: a perplexity of at most FLOOR_PPL times the full one's,
+ * and not on the steep part, where FLOOR_STEP more of all bytes would take off more than FLOOR_GAIN. */
+static enum status is_floor(struct work *w, int n, double bases, double full, bool *ok, struct err *err)
+{
+    const double FLOOR_PPL = 1.25, FLOOR_STEP = 1.03, FLOOR_GAIN = 1.04;
+    const double want = (bases + (double)stack_order_bytes(&w->b, w->order, n)) * FLOOR_STEP - bases;
+    double ppl = 0, more = 0;
+    int k = n;
+    while (k < w->n_units && (double)stack_order_bytes(&w->b, w->order, k) < want) k++;
+    enum status s = use_prefix(w, n, err);
+    if (!s) s = run_text(w, false, &ppl, err);
+    *ok = ppl <= FLOOR_PPL * full;
+    if (s || !*ok) return s;
+    s = use_prefix(w, k, err);
+    if (!s) s = run_text(w, false, &more, err);
+    *ok = ppl <= FLOOR_GAIN * more;
+    return s;
+}
+
+/* The floor: levels without which the model is not worth running, those of small tensors that hurt much
+ * (attention, embeddings).  The fewest units that is_floor() accepts, if they add at most FLOOR_BYTES of
+ * the bases. */
 static enum status find_floor(struct work *w, double full, struct err *err)
 {
-    const double FLOOR_PPL = 1.25, FLOOR_BYTES = 0.15;
-    double base = 0;
+    const double FLOOR_BYTES = 0.15;
+    double bases = 0;
     for (int i = 0; i < w->b.n_parts; i++)
-        base += (double)qtype_bytes(w->b.o.base, (uint64_t)w->b.part[i].n_cols) *
-                w->b.part[i].n_rows * w->b.part[i].n_mats;
+        bases += (double)qtype_bytes(w->b.o.base, (uint64_t)w->b.part[i].n_cols) *
+                 w->b.part[i].n_rows * w->b.part[i].n_mats;
     int lo = w->n_floor, hi = lo;
-    while (hi < w->n_units && (double)stack_order_bytes(&w->b, w->order, hi) < base * FLOOR_BYTES)
+    while (hi < w->n_units && (double)stack_order_bytes(&w->b, w->order, hi) < bases * FLOOR_BYTES)
         hi++;
     while (lo < hi) {
         const int mid = (lo + hi) / 2;
-        double ppl = 0;
-        enum status s = use_prefix(w, mid, err);
-        if (!s) s = run_text(w, false, &ppl, err);
+        bool ok = false;
+        enum status s = is_floor(w, mid, bases, full, &ok, err);
         if (s) return s;
-        if (ppl <= FLOOR_PPL * full) hi = mid;
+        if (ok) hi = mid;
         else lo = mid + 1;
     }
     w->n_floor = hi;
