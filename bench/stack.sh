@@ -9,7 +9,8 @@
 # size that is not above each file's, and to sizes --step percent (2.5) apart from its smallest to its
 # largest.  --paper: a stack of the factored codec, at the same sizes as far as it has them.
 # Types that tessera cannot write are written by llama-quantize; all are run by tessera; --files keeps
-# them in a folder, where another run finds them.  Beside every perplexity stands the mean Kullback-Leibler divergence from the model, which has less noise.
+# them in a folder, where another run finds them.  Beside every perplexity stands the mean
+# Kullback-Leibler divergence from the model, which has less noise.
 #
 # Prints a table; writes NAME.csv and a picture, NAME.svg (default bench/results/stack-MODEL-DATE; - writes
 # none).  Says BROKEN where the perplexity rises with the size by more than 0.5 %, where sizes at most 3 %
@@ -23,7 +24,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 tessera=$root/tessera stack='' paper='' model='' imatrix='' keep='' text='' quantize='' out='' chunks=40 step=2.5 threads=''
 types='IQ2_XXS IQ2_XS IQ2_S IQ3_XXS Q2_K Q3_K_M IQ4_XS Q4_K_M Q5_K_M Q6_K'
 while [ $# -gt 0 ]; do
-    case $1 in -h | --help) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+    case $1 in -h | --help) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
     [ $# -ge 2 ] || die "$1 wants a value" 2
     case $1 in
     --tessera) tessera=$2 ;;
@@ -70,6 +71,7 @@ score() # FILE: bytes, perplexity, divergence
 cut_to() # FILE BYTES
 {
     size=$(($(stat -c %s "$1") - $(weights "$1") + $2))
+    [ "$size" -gt 0 ] || size=1
     "$tessera" stack --cut "$size" "$1" "$tmp/s.gguf" 2>"$tmp/log" ||
         "$tessera" stack --cut "$(sed -n 's/.*smallest is \([0-9]*\).*/\1/p' "$tmp/log")" "$1" "$tmp/s.gguf" 2>/dev/null
 }

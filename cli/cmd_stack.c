@@ -139,6 +139,11 @@ static void part_name(const struct stack_part *p, char *name, size_t cap)
     (void)snprintf(name, cap, "%.*s", (int)p->t->in->name.n, p->t->in->name.s);
 }
 
+static enum status went(struct cli_progress *bar, uint64_t done, uint64_t all, struct err *err)
+{
+    return cli_progress(bar, done, all) ? OK : err_set(err, ERR_CANCELLED, "interrupted");
+}
+
 /* What a unit of a tensor's error costs: the tensor alone without its levels. */
 static enum status measure_worth(struct work *w, struct err *err)
 {
@@ -155,7 +160,7 @@ static enum status measure_worth(struct work *w, struct err *err)
         for (int m = 0; m < p->n_mats; m++)
             lost += p->mat[m].error[0] - p->mat[m].error[w->b.o.n_levels];
         if (!s) p->worth = lost > 0 ? 0.5 * w->change / lost : 0;
-        (void)cli_progress(&bar, (uint64_t)i + 1, (uint64_t)w->b.n_parts);
+        if (!s) s = went(&bar, (uint64_t)i + 1, (uint64_t)w->b.n_parts, err);
     }
     cli_progress_end(&bar);
     return s;
@@ -233,7 +238,7 @@ static enum status measure_curve(struct work *w, struct err *err)
         if (!s) s = run_text(w, false, &ppl, err);
         w->curve_units[w->n_curve] = n;
         w->curve_ppl[w->n_curve++] = (float)ppl;
-        (void)cli_progress(&bar, (uint64_t)i + 1, CURVE);
+        if (!s) s = went(&bar, (uint64_t)i + 1, CURVE, err);
     }
     cli_progress_end(&bar);
     return s;
@@ -275,8 +280,9 @@ static enum status order_as_paper(struct work *w, struct err *err)
                 s = tessera_stack_limit(w->e, name, m, l, err);
                 if (!s) s = run_text(w, false, &all[k++].ppl, err);
                 if (!s) s = tessera_stack_limit(w->e, name, m, l - 1, err);
-                (void)cli_progress(&bar, (uint64_t)(l - 1) * (uint64_t)mats + (uint64_t)k,
-                                   (uint64_t)mats * (uint64_t)b->o.n_levels);
+                if (!s)
+                    s = went(&bar, (uint64_t)(l - 1) * (uint64_t)mats + (uint64_t)k,
+                             (uint64_t)mats * (uint64_t)b->o.n_levels, err);
             }
         qsort(all, (size_t)k, sizeof *all, by_ppl);
         for (int i = 0; i < k; i++)
@@ -360,6 +366,9 @@ static enum status encode(struct work *w, struct err *err)
     struct cli_progress bar = {.label = "coding"};
     enum status s = stack_encode(&w->b, w->out, w->pool, cli_progress, &bar, err);
     cli_progress_end(&bar);
+    if (w->b.n_coded)
+        fprintf(stderr, "an interrupted build went on: %d of %d tensors were coded\n", w->b.n_coded,
+                w->b.n_parts);
     return s;
 }
 
@@ -543,6 +552,9 @@ int cmd_stack(int argc, char **argv)
     struct work w = {.a = &a, .own = &own, .in = a.pos[0], .out = a.pos[1]};
     cli_catch_interrupts();
     rc = build(&w, &err) ? cli_fail(&err) : CLI_OK;
+    w.b.keep = err.code == ERR_CANCELLED && w.b.state_path;
+    if (w.b.keep)
+        fprintf(stderr, "what was coded is in %s.work.part: the same command goes on there\n", w.out);
     done(&w);
     return rc;
 }
