@@ -10,11 +10,10 @@
 /* Instead of a depth: the tile is unpacked, u8 q[columns / 4][16][4] | float scale[columns / 64][16]. */
 enum { UNPACKED = -1 };
 
-INLINE void few_nested(int depth, int C, const struct stacked *m, int t, const uint8_t *tile,
-                       const void *const *x, float *const *y, int y_at)
+INLINE void few_nested(int depth, int C, __m512i table, const struct stacked *m, int t,
+                       const uint8_t *tile, const void *const *x, float *const *y, int y_at)
 {
     const int n_cols = m->n_cols, n_blocks = n_cols / 64;
-    const __m512i table = depth == UNPACKED ? zero() : nest_values(depth, 128);
     const uint8_t *scale = tile + TILE_ROWS * (size_t)n_cols;
     struct planes p = planes_at(depth, m, (size_t)t * (size_t)n_blocks);
     __m512 acc[FEW];
@@ -59,6 +58,7 @@ INLINE void few_nested(int depth, int C, const struct stacked *m, int t, const u
 INLINE void few_rows_nested(int depth, const struct stacked *m, int t0, int n_tiles, int n,
                             const uint8_t *tile, const void *const *x, float *const *y, int y_at)
 {
+    const __m512i table = depth == UNPACKED ? zero() : nest_values(depth, 128);
     const void *xs[FEW];
     float *ys[FEW];
     for (int r = 0; r < FEW; r++) {
@@ -66,17 +66,16 @@ INLINE void few_rows_nested(int depth, const struct stacked *m, int t0, int n_ti
         ys[r] = y[r < n ? r : n - 1];
     }
     for (int t = 0; t < n_tiles; t++, y_at += TILE_ROWS) {
-        if (n == 1) few_nested(depth, 1, m, t0 + t, tile, xs, ys, y_at);
-        else if (n == 2) few_nested(depth, 2, m, t0 + t, tile, xs, ys, y_at);
-        else if (n <= 4) few_nested(depth, 4, m, t0 + t, tile, xs, ys, y_at);
-        else few_nested(depth, 8, m, t0 + t, tile, xs, ys, y_at);
+        if (n == 1) few_nested(depth, 1, table, m, t0 + t, tile, xs, ys, y_at);
+        else if (n == 2) few_nested(depth, 2, table, m, t0 + t, tile, xs, ys, y_at);
+        else if (n <= 4) few_nested(depth, 4, table, m, t0 + t, tile, xs, ys, y_at);
+        else few_nested(depth, 8, table, m, t0 + t, tile, xs, ys, y_at);
     }
 }
 
-INLINE void expand_depth(int depth, const struct stacked *m, int t, uint8_t *tile)
+INLINE void expand_depth(int depth, __m512i table, const struct stacked *m, int t, uint8_t *tile)
 {
     const int n_blocks = m->n_cols / 64;
-    const __m512i table = nest_values(depth, 128);
     uint8_t *scale = tile + TILE_ROWS * (size_t)m->n_cols;
     struct planes p = planes_at(depth, m, (size_t)t * (size_t)n_blocks);
     for (int b = 0; b < n_blocks; b++, planes_next(depth, &p), scale += 64) {
@@ -97,9 +96,10 @@ INLINE void nested_depth(int depth, const struct stacked *m, int t0, int n_tiles
         few_rows_nested(depth, m, t0, n_tiles, n_rows, m->base, x, y, 0);
         return;
     }
+    const __m512i table = nest_values(depth, 128);
     uint8_t *tile = __builtin_alloca_with_align(17 * (size_t)m->n_cols, 512);
     for (int t = 0; t < n_tiles; t++) {
-        expand_depth(depth, m, t0 + t, tile);
+        expand_depth(depth, table, m, t0 + t, tile);
         for (int r = 0; r < n_rows; r += FEW)
             few_rows_nested(UNPACKED, m, 0, 1, n_rows - r < FEW ? n_rows - r : FEW, tile, x + r, y + r,
                             TILE_ROWS * t);
