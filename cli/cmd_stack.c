@@ -521,7 +521,10 @@ int cmd_stack(int argc, char **argv)
     struct cli_args a = cli_defaults();
     a.escape = false;
     struct cli_spec spec = {.name = "stack", .groups = CLI_MODEL | CLI_PROMPT, .own = flags,
-                            .own_base = &own, .min_pos = 1, .max_pos = 2, .model_optional = true};
+                            .own_base = &own, .min_pos = 1, .max_pos = 2, .model_optional = true,
+                            .footer = "A build that was interrupted leaves OUT.work.part, and the same command "
+                                      "goes on behind the last tensor\nthat was coded, as long as input, options "
+                                      "and activations are the same.\n"};
     struct err err;
     err_clear(&err);
     int rc = cli_parse(&spec, argc, argv, &a);
