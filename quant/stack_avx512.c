@@ -120,10 +120,10 @@ void nested_avx512(const struct stacked *w, int t0, int n_tiles, int n_rows, con
 
 /* ---- factored: a tile of weights, 32 columns at a time ------------------------------------ */
 
-enum { PANEL = 32 };
+enum { PANEL = 32, SIDE = 8 /* columns whose sums run side by side */ };
 
-/* w[c] = the weights of column c of 16 rows, for PANEL columns from c0 on. */
-static void rebuild(const struct stacked *m, int t, int c0, __m512 *w)
+/* w[c] = the weights of column c of 16 rows, for PANEL columns from `at` on. */
+static void rebuild(const struct stacked *m, int t, int at, __m512 *w)
 {
     const size_t n_cols = (size_t)m->n_cols, k = (size_t)m->rank, tile = (size_t)t;
     const size_t at_u = fact_at_u(m->rank, m->n_cols);
@@ -134,22 +134,30 @@ static void rebuild(const struct stacked *m, int t, int c0, __m512 *w)
         float vf[STACK_RANK_MAX][PANEL];
         __m512 uf[STACK_RANK_MAX];
         for (size_t r = 0; r < k; r++) {
-            const uint8_t *from = v + 2 * (r * n_cols + (size_t)c0);
+            const uint8_t *from = v + 2 * (r * n_cols + (size_t)at);
             _mm512_storeu_ps(vf[r], load_halfs(from));
             _mm512_storeu_ps(vf[r] + 16, load_halfs(from + 32));
             uf[r] = load_halfs(u + 2 * (tile * k + r) * TILE_ROWS);
         }
-        const __m512i bits = load512(sign + (tile * (n_cols / 32) + (size_t)c0 / 32) * TSIGN1_BYTES);
-        for (int c = 0; c < PANEL; c++) {
-            __m512 sum = _mm512_setzero_ps();
+        const __m512i bits = load512(sign + (tile * (n_cols / 32) + (size_t)at / 32) * TSIGN1_BYTES);
+        for (int c0 = 0; c0 < PANEL; c0 += SIDE) {
+            __m512 sum[SIDE];
+#pragma GCC unroll 8
+            for (int i = 0; i < SIDE; i++) sum[i] = _mm512_setzero_ps();
             for (size_t r = 0; r < k; r++)
-                sum = _mm512_fmadd_ps(uf[r], _mm512_set1_ps(vf[r][c]), sum);
-            const __mmask16 plus =
-                _mm512_test_epi32_mask(bits, _mm512_set1_epi32((int)(1u << (c % 4 * 8 + c / 4))));
-            const __m512i flipped = _mm512_mask_xor_epi32(
-                _mm512_castps_si512(sum), (__mmask16)~plus, _mm512_castps_si512(sum),
-                _mm512_set1_epi32((int)0x80000000u));
-            w[c] = _mm512_add_ps(w[c], _mm512_castsi512_ps(flipped));
+#pragma GCC unroll 8
+                for (int i = 0; i < SIDE; i++)
+                    sum[i] = _mm512_fmadd_ps(uf[r], _mm512_set1_ps(vf[r][c0 + i]), sum[i]);
+#pragma GCC unroll 8
+            for (int i = 0; i < SIDE; i++) {
+                const int c = c0 + i;
+                const __mmask16 plus = _mm512_test_epi32_mask(
+                    bits, _mm512_set1_epi32((int)(1u << (c % 4 * 8 + c / 4))));
+                const __m512i flipped = _mm512_mask_xor_epi32(
+                    _mm512_castps_si512(sum[i]), (__mmask16)~plus, _mm512_castps_si512(sum[i]),
+                    _mm512_set1_epi32((int)0x80000000u));
+                w[c] = _mm512_add_ps(w[c], _mm512_castsi512_ps(flipped));
+            }
         }
     }
 }
