@@ -16,7 +16,6 @@
 #include "moe/base/f16.h"
 #include "moe/base/rng.h"
 #include "quant/build/stack_build.h"
-#include "quant/build/stack_int.h"
 
 static void die(const char *what)
 {

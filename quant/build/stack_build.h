@@ -75,6 +75,14 @@ enum status stack_write(const struct stack_build *b, const char *out, const int3
                         int n_floor, const struct stack_curve *curve, struct pool *pool,
                         requant_progress *progress, void *arg, struct err *e);
 
+/* The work file: of every matrix base rows, then levels 0 .. n_levels (level 0 of no bytes, nested).  Their
+ * bytes, where they are (level -1 = the base), and writing them, for a tool that has codes of its own. */
+size_t stack_mat_bytes(const struct stack_build *b, const struct stack_part *p);
+size_t stack_unit_bytes(const struct stack_build *b, const struct stack_part *p, int level);
+uint64_t stack_unit_at(const struct stack_build *b, const struct stack_part *p, int mat, int level);
+enum status stack_work_put(const struct stack_build *b, const void *p, size_t n, uint64_t at,
+                           struct err *e);
+
 /* Bytes of the first n units, the head included. */
 uint64_t stack_order_bytes(const struct stack_build *b, const int32_t *order, int n);
 
