@@ -8,96 +8,12 @@
  * Owns the group; removes it. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
-struct group {
-    char path[512];
-    int v2;
-};
-
-static int put(const char *dir, const char *file, const char *text)
-{
-    char path[640];
-    (void)snprintf(path, sizeof path, "%s/%s", dir, file);
-    FILE *f = fopen(path, "w");
-    if (!f) return -1;
-    const int bad = fputs(text, f) < 0;
-    return fclose(f) || bad ? -1 : 0;
-}
-
-/* The number behind key in a file, or the file's only number when key is NULL. */
-static uint64_t get(const char *dir, const char *file, const char *key)
-{
-    char path[640], line[256];
-    uint64_t n = 0;
-    (void)snprintf(path, sizeof path, "%s/%s", dir, file);
-    FILE *f = fopen(path, "r");
-    if (!f) return 0;
-    while (fgets(line, sizeof line, f)) {
-        const size_t k = key ? strlen(key) : 0;
-        if (key && (strncmp(line, key, k) || line[k] != ' ')) continue;
-        n = strtoull(line + k, NULL, 10);
-        break;
-    }
-    (void)fclose(f);
-    return n;
-}
-
-/* A new group under `root`, if the memory controller can be used there. */
-static int make(struct group *g, const char *root, int v2, uint64_t limit)
-{
-    char text[32];
-    (void)snprintf(g->path, sizeof g->path, "%s/confined-%d", root, (int)getpid());
-    g->v2 = v2;
-    if (v2) (void)put(root, "cgroup.subtree_control", "+memory");
-    (void)rmdir(g->path); /* an empty one of a run with this number that was killed */
-    if (mkdir(g->path, 0755)) return -1;
-    (void)snprintf(text, sizeof text, "%llu", (unsigned long long)limit);
-    const char *file = v2 ? "memory.max" : "memory.limit_in_bytes";
-    if (access(g->path, W_OK) || (limit && put(g->path, file, text)) ||
-        !get(g->path, v2 ? "memory.stat" : "memory.limit_in_bytes", v2 ? "anon" : NULL)) {
-        struct stat st;
-        char probe[640];
-        (void)snprintf(probe, sizeof probe, "%s/%s", g->path, file);
-        if (limit || stat(probe, &st)) {
-            (void)rmdir(g->path);
-            return -1;
-        }
-    }
-    if (v2) (void)put(g->path, "memory.swap.max", "0");
-    return 0;
-}
-
-static int make_any(struct group *g, uint64_t limit)
-{
-    static const struct { const char *root; int v2; } at[] = {
-        {"/sys/fs/cgroup/memory", 0}, {"/sys/fs/cgroup", 1}, {"/sys/fs/cgroup/unified", 1}};
-    for (size_t i = 0; i < sizeof at / sizeof *at; i++)
-        if (!make(g, at[i].root, at[i].v2, limit)) return 0;
-    return -1;
-}
-
-static uint64_t rss_now(pid_t pid)
-{
-    char path[64];
-    unsigned long long size = 0, rss = 0;
-    (void)snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
-    FILE *f = fopen(path, "r");
-    if (!f) return 0;
-    if (fscanf(f, "%llu %llu", &size, &rss) != 2) rss = 0;
-    (void)fclose(f);
-    return rss * (uint64_t)sysconf(_SC_PAGESIZE);
-}
+#include "bench/group.h"
 
 static int run(struct group *g, char **argv)
 {
@@ -116,20 +32,20 @@ static int run(struct group *g, char **argv)
     char text[32];
     (void)snprintf(text, sizeof text, "%d", (int)pid);
     (void)close(go[0]);
-    const int in = !put(g->path, "cgroup.procs", text);
+    const int in = !group_put(g->path, "cgroup.procs", text);
     if (in && write(go[1], "x", 1) != 1) return 1;
     (void)close(go[1]);
     uint64_t rss = 0;
     struct rusage use;
     const struct timespec ms10 = {0, 10000000};
     while (!wait4(pid, &status, WNOHANG, &use)) {
-        const uint64_t now = rss_now(pid);
+        const uint64_t now = group_rss(pid);
         if (now > rss) rss = now;
         (void)nanosleep(&ms10, NULL);
     }
     if ((uint64_t)use.ru_maxrss * 1024 > rss) rss = (uint64_t)use.ru_maxrss * 1024;
-    const uint64_t peak = get(g->path, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes", NULL);
-    const uint64_t killed = get(g->path, g->v2 ? "memory.events" : "memory.oom_control", "oom_kill");
+    const uint64_t peak = group_get(g->path, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes", NULL);
+    const uint64_t killed = group_get(g->path, g->v2 ? "memory.events" : "memory.oom_control", "oom_kill");
     const int rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     (void)fprintf(stderr, "confined rc=%d peak=%llu rss=%llu killed=%llu\n", rc,
                   (unsigned long long)peak, (unsigned long long)rss, (unsigned long long)killed);
@@ -143,7 +59,7 @@ int main(int argc, char **argv)
         (void)fprintf(stderr, "usage: confined LIMIT CMD...\n");
         return 2;
     }
-    if (make_any(&g, strtoull(argv[1], NULL, 10))) {
+    if (group_make(&g, strtoull(argv[1], NULL, 10))) {
         (void)fprintf(stderr, "confined: no control group for memory can be made here\n");
         return 77;
     }

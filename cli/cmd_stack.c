@@ -139,6 +139,11 @@ static void part_name(const struct stack_part *p, char *name, size_t cap)
     (void)snprintf(name, cap, "%.*s", (int)p->t->in->name.n, p->t->in->name.s);
 }
 
+static enum status went(struct cli_progress *bar, uint64_t done, uint64_t all, struct err *err)
+{
+    return cli_progress(bar, done, all) ? OK : err_set(err, ERR_CANCELLED, "interrupted");
+}
+
 /* What a unit of a tensor's error costs: the tensor alone without its levels. */
 static enum status measure_worth(struct work *w, struct err *err)
 {
@@ -155,7 +160,7 @@ static enum status measure_worth(struct work *w, struct err *err)
         for (int m = 0; m < p->n_mats; m++)
             lost += p->mat[m].error[0] - p->mat[m].error[w->b.o.n_levels];
         if (!s) p->worth = lost > 0 ? 0.5 * w->change / lost : 0;
-        (void)cli_progress(&bar, (uint64_t)i + 1, (uint64_t)w->b.n_parts);
+        if (!s) s = went(&bar, (uint64_t)i + 1, (uint64_t)w->b.n_parts, err);
     }
     cli_progress_end(&bar);
     return s;
@@ -174,26 +179,44 @@ static enum status use_prefix(struct work *w, int n, struct err *err)
     return s;
 }
 
-/* The floor: levels without which the model is not worth running, those of small tensors that hurt
- * much (attention, embeddings).  The fewest units with a perplexity of at most FLOOR_PPL times the
- * full one's, if they add at most FLOOR_BYTES of the bases. */
+/* Whether the first n units are worth running: a perplexity of at most FLOOR_PPL times the full one's,
+ * and not on the steep part, where FLOOR_STEP more of all bytes would take off more than FLOOR_GAIN. */
+static enum status is_floor(struct work *w, int n, double bases, double full, bool *ok, struct err *err)
+{
+    const double FLOOR_PPL = 1.25, FLOOR_STEP = 1.03, FLOOR_GAIN = 1.04;
+    const double want = (bases + (double)stack_order_bytes(&w->b, w->order, n)) * FLOOR_STEP - bases;
+    double ppl = 0, more = 0;
+    int k = n;
+    while (k < w->n_units && (double)stack_order_bytes(&w->b, w->order, k) < want) k++;
+    enum status s = use_prefix(w, n, err);
+    if (!s) s = run_text(w, false, &ppl, err);
+    *ok = ppl <= FLOOR_PPL * full;
+    if (s || !*ok) return s;
+    s = use_prefix(w, k, err);
+    if (!s) s = run_text(w, false, &more, err);
+    *ok = ppl <= FLOOR_GAIN * more;
+    return s;
+}
+
+/* The floor: levels without which the model is not worth running, those of small tensors that hurt much
+ * (attention, embeddings).  The fewest units that is_floor() accepts, if they add at most FLOOR_BYTES of
+ * the bases. */
 static enum status find_floor(struct work *w, double full, struct err *err)
 {
-    const double FLOOR_PPL = 1.25, FLOOR_BYTES = 0.15;
-    double base = 0;
+    const double FLOOR_BYTES = 0.15;
+    double bases = 0;
     for (int i = 0; i < w->b.n_parts; i++)
-        base += (double)qtype_bytes(w->b.o.base, (uint64_t)w->b.part[i].n_cols) *
-                w->b.part[i].n_rows * w->b.part[i].n_mats;
+        bases += (double)qtype_bytes(w->b.o.base, (uint64_t)w->b.part[i].n_cols) *
+                 w->b.part[i].n_rows * w->b.part[i].n_mats;
     int lo = w->n_floor, hi = lo;
-    while (hi < w->n_units && (double)stack_order_bytes(&w->b, w->order, hi) < base * FLOOR_BYTES)
+    while (hi < w->n_units && (double)stack_order_bytes(&w->b, w->order, hi) < bases * FLOOR_BYTES)
         hi++;
     while (lo < hi) {
         const int mid = (lo + hi) / 2;
-        double ppl = 0;
-        enum status s = use_prefix(w, mid, err);
-        if (!s) s = run_text(w, false, &ppl, err);
+        bool ok = false;
+        enum status s = is_floor(w, mid, bases, full, &ok, err);
         if (s) return s;
-        if (ppl <= FLOOR_PPL * full) hi = mid;
+        if (ok) hi = mid;
         else lo = mid + 1;
     }
     w->n_floor = hi;
@@ -215,7 +238,7 @@ static enum status measure_curve(struct work *w, struct err *err)
         if (!s) s = run_text(w, false, &ppl, err);
         w->curve_units[w->n_curve] = n;
         w->curve_ppl[w->n_curve++] = (float)ppl;
-        (void)cli_progress(&bar, (uint64_t)i + 1, CURVE);
+        if (!s) s = went(&bar, (uint64_t)i + 1, CURVE, err);
     }
     cli_progress_end(&bar);
     return s;
@@ -257,8 +280,9 @@ static enum status order_as_paper(struct work *w, struct err *err)
                 s = tessera_stack_limit(w->e, name, m, l, err);
                 if (!s) s = run_text(w, false, &all[k++].ppl, err);
                 if (!s) s = tessera_stack_limit(w->e, name, m, l - 1, err);
-                (void)cli_progress(&bar, (uint64_t)(l - 1) * (uint64_t)mats + (uint64_t)k,
-                                   (uint64_t)mats * (uint64_t)b->o.n_levels);
+                if (!s)
+                    s = went(&bar, (uint64_t)(l - 1) * (uint64_t)mats + (uint64_t)k,
+                             (uint64_t)mats * (uint64_t)b->o.n_levels, err);
             }
         qsort(all, (size_t)k, sizeof *all, by_ppl);
         for (int i = 0; i < k; i++)
@@ -342,6 +366,9 @@ static enum status encode(struct work *w, struct err *err)
     struct cli_progress bar = {.label = "coding"};
     enum status s = stack_encode(&w->b, w->out, w->pool, cli_progress, &bar, err);
     cli_progress_end(&bar);
+    if (w->b.n_coded)
+        fprintf(stderr, "an interrupted build went on: %d of %d tensors were coded\n", w->b.n_coded,
+                w->b.n_parts);
     return s;
 }
 
@@ -494,7 +521,10 @@ int cmd_stack(int argc, char **argv)
     struct cli_args a = cli_defaults();
     a.escape = false;
     struct cli_spec spec = {.name = "stack", .groups = CLI_MODEL | CLI_PROMPT, .own = flags,
-                            .own_base = &own, .min_pos = 1, .max_pos = 2, .model_optional = true};
+                            .own_base = &own, .min_pos = 1, .max_pos = 2, .model_optional = true,
+                            .footer = "A build that was interrupted leaves OUT.work.part, and the same command "
+                                      "goes on behind the last tensor\nthat was coded, as long as input, options "
+                                      "and activations are the same.\n"};
     struct err err;
     err_clear(&err);
     int rc = cli_parse(&spec, argc, argv, &a);
@@ -525,6 +555,9 @@ int cmd_stack(int argc, char **argv)
     struct work w = {.a = &a, .own = &own, .in = a.pos[0], .out = a.pos[1]};
     cli_catch_interrupts();
     rc = build(&w, &err) ? cli_fail(&err) : CLI_OK;
+    w.b.keep = err.code == ERR_CANCELLED && w.b.state_path;
+    if (w.b.keep)
+        fprintf(stderr, "what was coded is in %s.work.part: the same command goes on there\n", w.out);
     done(&w);
     return rc;
 }

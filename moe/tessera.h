@@ -204,6 +204,8 @@ enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err);
  * next resize all of them.  ERR_RANGE when there is no such matrix in the stack. */
 enum status tessera_stack_limit(tessera_engine *e, const char *tensor, int matrix, int depth,
                                 struct err *err);
+/* Levels of a tensor's matrix that are used now; -1 when there is no such matrix in the stack. */
+int tessera_stack_depth(const tessera_engine *e, const char *tensor, int matrix);
 /* Levels in memory and in the file, 0 of a plain file; the perplexity that is expected with those in
  * memory, 0 = it was not measured when the stack was built. */
 struct tessera_stack {

@@ -17,7 +17,7 @@
 #include "moe/base/err.h"
 #include "quant/qtype.h"
 
-enum { TILE_ROWS = 16, STACK_FEW = 8 };
+enum { TILE_ROWS = 16, FACTORED_FEW = 8 };
 
 struct stacked;
 
@@ -40,15 +40,17 @@ void tile_row_f32(enum qtype type, int n_cols, const void *tile, int row, float 
 /* Bytes of a prepared activation row of n_cols elements; a multiple of 64.  Layout:
  *   ACT_F32     float x[n]
  *   ACT_Q8_32   int8 q[n] | float d[n/32]  | int32 s32[n/32]
+ *   ACT_Q8_64   int8 q[n] | float d[n/64]  | int32 s64[n/64]
  *   ACT_Q8_256  int8 q[n] | float d[n/256] | int16 s16[n/16] | int16 s32[n/32]
- * with q = round-to-nearest-even(x * (127/amax)), d = amax/127, and s16, s32 the sums of q over 16
- * and 32 neighbours; rest 0.  q = 0 and d = 0 where amax is below 2^-120 (127/amax must be finite);
+ * with q = round-to-nearest-even(x * (127/amax)), d = amax/127, and s16, s32, s64 the sums of q over
+ * 16, 32 and 64 neighbours; rest 0.  q = 0 and d = 0 where amax is below 2^-120 (127/amax must be finite);
  * a block with an infinity or a NaN in it gets q = 0 and d = NaN, so that its products are NaN. */
 static inline size_t act_bytes(enum act_kind kind, int n_cols)
 {
     const size_t n = (size_t)n_cols;
     size_t bytes = 4 * n;
     if (kind == ACT_Q8_32) bytes = n + n / 32 * 8;
+    if (kind == ACT_Q8_64) bytes = n + n / 64 * 8;
     if (kind == ACT_Q8_256) bytes = n + n / 256 * 4 + n / 16 * 2 + n / 32 * 2;
     return (bytes + 63) / 64 * 64;
 }
@@ -60,7 +62,7 @@ struct mm_kernels {
     turn_fn *turn; /* what packs tiles */
 
     /* Prepares one row; out is 64-byte aligned. */
-    void (*act[3])(int n_cols, const float *x, void *out);
+    void (*act[ACT_N])(int n_cols, const float *x, void *out);
 
     /* y[r][0 .. 16*n_tiles) = tiles * x[r] for n_rows >= 1 prepared rows.  w points to n_tiles
      * consecutive tiles, 64-byte aligned as are x[r]; every y[r] has room for 16*n_tiles floats,
@@ -70,11 +72,14 @@ struct mm_kernels {
     void (*mm[QTYPE_ID_END])(int n_cols, int n_tiles, const void *w, int n_rows,
                              const void *const *x, float *const *y);
 
-    /* Stacked matrices (quant/stack.h): one tile as a tile of its expanded type, and, where the tier
-     * has it (else NULL), products with at most STACK_FEW rows. */
-    void (*stack_expand)(const struct stacked *w, int t, void *tile);
-    void (*stack_few)(const struct stacked *w, int t0, int n_tiles, int n_rows,
-                      const void *const *x, float *const *y);
+    /* Stacked matrices (quant/stack.h).  nested: products of that codec, tiles t0 .. of w, as mm[] does
+     * them.  Of the other codec: one tile as a tile of F32, and, where the tier has it (else NULL),
+     * products with at most FACTORED_FEW rows. */
+    void (*nested)(const struct stacked *w, int t0, int n_tiles, int n_rows, const void *const *x,
+                   float *const *y);
+    void (*factored_tile)(const struct stacked *w, int t, float *tile);
+    void (*factored_few)(const struct stacked *w, int t0, int n_tiles, int n_rows,
+                         const void *const *x, float *const *y);
 
     /* n times what the tier's integer dot product can do at best: as many independent ones as hide
      * its latency, on registers.  Returns the multiply-accumulates done; NULL in plain C. */

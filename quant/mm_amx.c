@@ -16,6 +16,7 @@
  * never changes a bit. */
 #include <stdbool.h>
 
+#include "quant/amx_int.h"
 #include "quant/mm_avx512_int.h"
 
 enum {
@@ -24,35 +25,8 @@ enum {
      * activations, fits L1. */
     COLS_32 = 1024,
     COLS_256 = 2048,
-    DEEP = 64,   /* bytes of a row of A */
     FEW_32 = 48, /* rows up to which blocks of 32 are as fast with AVX-512; super-blocks: FEW */
 };
-
-/* ---- the tile unit ------------------------------------------------------------------------- */
-
-/* The compiler knows nothing of tile registers: every access is a barrier for memory. */
-#define TILE_LOAD(t, p, stride)                                                                    \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"((long)(stride)) : "memory")
-#define TILE_STORE(t, p)                                                                           \
-    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"(64l) : "memory")
-#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::)
-#define TILE_DOT_SS(c, a, b)                                                                       \
-    __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
-#define TILE_DOT_SU(c, a, b)                                                                       \
-    __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
-
-/* Tiles 0-3 are C, 4 and 5 A, 6 and 7 B; deep: bytes of a row of A. */
-static void tiles_begin(int deep)
-{
-    uint8_t cfg[64] = {1};
-    for (int t = 0; t < 8; t++) {
-        cfg[16 + 2 * t] = (uint8_t)(t == 4 || t == 5 ? deep : 64);
-        cfg[48 + t] = (uint8_t)(t >= 6 ? deep / 4 : 16);
-    }
-    __asm__ volatile("ldtilecfg %0" ::"m"(cfg));
-}
-
-static void tiles_end(void) { __asm__ volatile("tilerelease" ::); }
 
 struct work_32 {
     int8_t a[ROWS / 16][COLS_32 / DEEP][16][DEEP]; /* activations */
@@ -70,21 +44,6 @@ struct work_256 {
     int32_t c[4][16][16];
     float acc[ROWS][16];
 } __attribute__((aligned(64)));
-
-/* Columns k0 .. k0 + n_k - 1 of n rows, groups of 16 in a, each of at most n_deep tiles; the rows up
- * to the next multiple of `group` become zeros. */
-INLINE void copy_rows(int8_t (*a)[16][DEEP], int n_deep, const void *const *x, int n, int group,
-                      int k0, int n_k)
-{
-    for (int r = 0; r < (n + group - 1) / group * group; r++)
-        for (int k = 0; k < n_k; k += DEEP) {
-            const int m = n_k - k < DEEP ? n_k - k : DEEP;
-            const __mmask64 some = m < 64 ? (1ull << m) - 1 : ~0ull;
-            const __m512i v = r < n ? _mm512_maskz_loadu_epi8(some, (const char *)x[r] + k0 + k)
-                                    : zero();
-            _mm512_store_si512(a[r / 16 * n_deep + k / DEEP][r % 16], v);
-        }
-}
 
 /* ---- blocks of 32 -------------------------------------------------------------------------- */
 
@@ -367,11 +326,13 @@ static uint64_t peak(int n)
 
 const struct mm_kernels mm_kernels_amx = {
     .turn = turn_dwords_avx512,
-    .stack_expand = stack_expand_avx512,
-    .stack_few = stack_few_avx512,
+    .nested = nested_amx,
+    .factored_tile = factored_tile_avx512,
+    .factored_few = factored_few_avx512,
     .peak = peak,
     .act = {[ACT_F32] = act_f32_ref,
             [ACT_Q8_32] = act_q8_32_avx512,
+            [ACT_Q8_64] = act_q8_64_avx512,
             [ACT_Q8_256] = act_q8_256_avx512},
     .mm = {[QTYPE_F32] = mm_avx512_F32,
            [QTYPE_F16] = mm_avx512_F16,

@@ -139,20 +139,35 @@ INLINE void sums_of_16(const int8_t *q, int *first, int *second)
     *second = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
 
-static void act_q8_32(int n_cols, const float *x, void *out)
+/* Blocks of 32 or 64, halves of 32. */
+INLINE void act_q8(enum act_kind kind, int halves, int n_cols, const float *x, void *out)
 {
-    int n_blocks = n_cols / 32, s0, s1;
+    const int block = 32 * halves, n_blocks = n_cols / block;
     int8_t *q = out;
-    char *d = (char *)out + n_cols, *s32 = d + 4 * (size_t)n_blocks;
+    char *d = (char *)out + n_cols, *sum = d + 4 * (size_t)n_blocks;
     for (int b = 0; b < n_blocks; b++) {
-        float scale = quantise(x + 32 * b, 1, q + 32 * b);
-        sums_of_16(q + 32 * b, &s0, &s1);
-        s0 += s1;
+        float scale = quantise(x + block * b, halves, q + block * b);
+        int32_t all = 0;
+        for (int h = 0; h < halves; h++) {
+            int s0, s1;
+            sums_of_16(q + block * b + 32 * h, &s0, &s1);
+            all += s0 + s1;
+        }
         memcpy(d + 4 * (size_t)b, &scale, 4);
-        memcpy(s32 + 4 * (size_t)b, &s0, 4);
+        memcpy(sum + 4 * (size_t)b, &all, 4);
     }
     size_t used = (size_t)n_cols + 8 * (size_t)n_blocks;
-    memset((char *)out + used, 0, act_bytes(ACT_Q8_32, n_cols) - used);
+    memset((char *)out + used, 0, act_bytes(kind, n_cols) - used);
+}
+
+static void act_q8_32(int n_cols, const float *x, void *out)
+{
+    act_q8(ACT_Q8_32, 1, n_cols, x, out);
+}
+
+static void act_q8_64(int n_cols, const float *x, void *out)
+{
+    act_q8(ACT_Q8_64, 2, n_cols, x, out);
 }
 
 static void act_q8_256(int n_cols, const float *x, void *out)
@@ -201,9 +216,13 @@ static uint64_t peak(int n)
 
 const struct mm_kernels mm_kernels_avx2 = {
     .turn = turn_dwords_avx2,
-    .stack_expand = stack_expand_avx2,
+    .nested = nested_avx2,
+    .factored_tile = factored_tile_avx2,
     .peak = peak,
-    .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32, [ACT_Q8_256] = act_q8_256},
+    .act = {[ACT_F32] = act_f32_ref,
+            [ACT_Q8_32] = act_q8_32,
+            [ACT_Q8_64] = act_q8_64,
+            [ACT_Q8_256] = act_q8_256},
     .mm = {[QTYPE_F32] = mm_f32,
            [QTYPE_F16] = mm_f16,
            [QTYPE_BF16] = mm_bf16,

@@ -147,32 +147,46 @@ INLINE void sums_of_16(__m256i q, int32_t *first, int32_t *second)
     *second = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
 
-/* Sixteen blocks at a time, so that their divisions are two instructions. */
-void act_q8_32_avx512(int n_cols, const float *x, void *out)
+/* Blocks of 32 or 64, halves of 32; sixteen at a time, so that their divisions are two instructions. */
+INLINE void act_q8(enum act_kind kind, int halves, int n_cols, const float *x, void *out)
 {
-    int n_blocks = n_cols / 32;
+    const int block = 32 * halves, n_blocks = n_cols / block;
     int8_t *q = out;
-    char *d = (char *)out + n_cols, *s32 = d + 4 * (size_t)n_blocks;
+    char *d = (char *)out + n_cols, *sum = d + 4 * (size_t)n_blocks;
     for (int b0 = 0; b0 < n_blocks; b0 += 16) {
         int n = n_blocks - b0 < 16 ? n_blocks - b0 : 16;
         uint32_t bits[16] = {0};
         float inv[16];
         __m512 v_inv, v_d;
-        for (int b = 0; b < n; b++) bits[b] = top_bits(x + 32 * (b0 + b), 1);
+        for (int b = 0; b < n; b++) bits[b] = top_bits(x + block * (b0 + b), halves);
         scales_16(_mm512_loadu_si512(bits), &v_inv, &v_d);
         _mm512_storeu_ps(inv, v_inv);
         _mm512_mask_storeu_ps(d + 4 * (size_t)b0, (__mmask16)((1u << n) - 1), v_d);
         for (int b = 0; b < n; b++) {
-            __m256i v = quantise(x + 32 * (b0 + b), inv[b]);
-            int32_t s0, s1;
-            sums_of_16(v, &s0, &s1);
-            s0 += s1;
-            _mm256_storeu_si256((__m256i *)(q + 32 * (b0 + b)), v);
-            memcpy(s32 + 4 * (size_t)(b0 + b), &s0, 4);
+            int32_t all = 0;
+            for (int h = 0; h < halves; h++) {
+                const int at = block * (b0 + b) + 32 * h;
+                __m256i v = quantise(x + at, inv[b]);
+                int32_t s0, s1;
+                sums_of_16(v, &s0, &s1);
+                all += s0 + s1;
+                _mm256_storeu_si256((__m256i *)(q + at), v);
+            }
+            memcpy(sum + 4 * (size_t)(b0 + b), &all, 4);
         }
     }
     size_t used = (size_t)n_cols + 8 * (size_t)n_blocks;
-    memset((char *)out + used, 0, act_bytes(ACT_Q8_32, n_cols) - used);
+    memset((char *)out + used, 0, act_bytes(kind, n_cols) - used);
+}
+
+void act_q8_32_avx512(int n_cols, const float *x, void *out)
+{
+    act_q8(ACT_Q8_32, 1, n_cols, x, out);
+}
+
+void act_q8_64_avx512(int n_cols, const float *x, void *out)
+{
+    act_q8(ACT_Q8_64, 2, n_cols, x, out);
 }
 
 void act_q8_256_avx512(int n_cols, const float *x, void *out)
@@ -222,10 +236,14 @@ static uint64_t peak(int n)
 
 const struct mm_kernels mm_kernels_avx512 = {
     .turn = turn_dwords_avx512,
-    .stack_expand = stack_expand_avx512,
-    .stack_few = stack_few_avx512,
+    .nested = nested_avx512,
+    .factored_tile = factored_tile_avx512,
+    .factored_few = factored_few_avx512,
     .peak = peak,
-    .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32_avx512, [ACT_Q8_256] = act_q8_256_avx512},
+    .act = {[ACT_F32] = act_f32_ref,
+            [ACT_Q8_32] = act_q8_32_avx512,
+            [ACT_Q8_64] = act_q8_64_avx512,
+            [ACT_Q8_256] = act_q8_256_avx512},
     .mm = {[QTYPE_F32] = mm_avx512_F32,
            [QTYPE_F16] = mm_avx512_F16,
            [QTYPE_BF16] = mm_avx512_BF16,

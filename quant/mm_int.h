@@ -42,18 +42,23 @@ MM_PARTS_TYPES(MM_DECLARE)
 /* AVX-512 kernels that the AMX tier keeps. */
 mm_fn mm_avx512_F32, mm_avx512_F16, mm_avx512_BF16;
 void act_q8_32_avx512(int n_cols, const float *x, void *out);
+void act_q8_64_avx512(int n_cols, const float *x, void *out);
 void act_q8_256_avx512(int n_cols, const float *x, void *out);
 
-void stack_expand_avx2(const struct stacked *w, int t, void *tile);
-void stack_expand_avx512(const struct stacked *w, int t, void *tile);
-void stack_few_avx512(const struct stacked *w, int t0, int n_tiles, int n_rows,
-                      const void *const *x, float *const *y);
+/* Stacked matrices. */
+typedef void stack_fn(const struct stacked *w, int t0, int n_tiles, int n_rows, const void *const *x,
+                      float *const *y);
+stack_fn nested_ref, nested_avx2, nested_avx512, nested_amx, factored_few_avx512;
+void factored_tile_ref(const struct stacked *w, int t, float *tile);
+void factored_tile_avx2(const struct stacked *w, int t, float *tile);
+void factored_tile_avx512(const struct stacked *w, int t, float *tile);
 
 turn_fn turn_dwords_ref, turn_dwords_avx2, turn_dwords_avx512;
 
 /* Reference kernels that a tier may keep. */
 void act_f32_ref(int n_cols, const float *x, void *out);
 void act_q8_32_ref(int n_cols, const float *x, void *out);
+void act_q8_64_ref(int n_cols, const float *x, void *out);
 void act_q8_256_ref(int n_cols, const float *x, void *out);
 
 #endif

@@ -71,19 +71,23 @@ static int sum_q(const int8_t *q, int n)
     return s;
 }
 
-void act_q8_32_ref(int n_cols, const float *x, void *out)
+/* Blocks of 32 or 64. */
+static void act_q8(enum act_kind kind, int block, int n_cols, const float *x, void *out)
 {
-    int n_blocks = n_cols / 32;
+    int n_blocks = n_cols / block;
     int8_t *q = out;
-    char *d = (char *)out + n_cols, *s32 = d + 4 * (size_t)n_blocks;
+    char *d = (char *)out + n_cols, *sum = d + 4 * (size_t)n_blocks;
     for (int b = 0; b < n_blocks; b++) {
-        float scale = quantise(x + 32 * b, 32, q + 32 * b);
-        int32_t s = sum_q(q + 32 * b, 32);
+        float scale = quantise(x + block * b, block, q + block * b);
+        int32_t s = sum_q(q + block * b, block);
         memcpy(d + 4 * b, &scale, 4);
-        memcpy(s32 + 4 * b, &s, 4);
+        memcpy(sum + 4 * b, &s, 4);
     }
-    zero_tail(out, (size_t)n_cols + 8 * (size_t)n_blocks, act_bytes(ACT_Q8_32, n_cols));
+    zero_tail(out, (size_t)n_cols + 8 * (size_t)n_blocks, act_bytes(kind, n_cols));
 }
+
+void act_q8_32_ref(int n_cols, const float *x, void *out) { act_q8(ACT_Q8_32, 32, n_cols, x, out); }
+void act_q8_64_ref(int n_cols, const float *x, void *out) { act_q8(ACT_Q8_64, 64, n_cols, x, out); }
 
 void act_q8_256_ref(int n_cols, const float *x, void *out)
 {
@@ -278,8 +282,12 @@ MM(q6_k, Q6_K)
 
 const struct mm_kernels mm_kernels_ref = {
     .turn = turn_dwords_ref,
-    .stack_expand = stack_expand_ref,
-    .act = {[ACT_F32] = act_f32_ref, [ACT_Q8_32] = act_q8_32_ref, [ACT_Q8_256] = act_q8_256_ref},
+    .nested = nested_ref,
+    .factored_tile = factored_tile_ref,
+    .act = {[ACT_F32] = act_f32_ref,
+            [ACT_Q8_32] = act_q8_32_ref,
+            [ACT_Q8_64] = act_q8_64_ref,
+            [ACT_Q8_256] = act_q8_256_ref},
     .mm = {[QTYPE_F32] = mm_f32,
            [QTYPE_F16] = mm_f16,
            [QTYPE_BF16] = mm_bf16,

@@ -29,7 +29,7 @@ static const struct qtype_info table[] = {
 
 static const struct qtype_info own[] = {
     {QTYPE_BYTES, "BYTES", 1, 1, ACT_F32},
-    {QTYPE_NEST2, "NEST2", 64, 17, ACT_Q8_32},
+    {QTYPE_NEST2, "NEST2", 64, 17, ACT_Q8_64},
     {QTYPE_SIGN1, "SIGN1", 32, 4, ACT_F32},
 };
 

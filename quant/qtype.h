@@ -45,8 +45,10 @@ enum qtype {
 /* How a row of activations is prepared before it meets a weight (quant/README.md). */
 enum act_kind {
     ACT_F32,   /* as it is */
-    ACT_Q8_32, /* int8 with one f32 scale per 32 */
-    ACT_Q8_256 /* int8 with one f32 scale per 256, sums per 16 and per 32 */
+    ACT_Q8_32,  /* int8 with one f32 scale per 32 */
+    ACT_Q8_256, /* int8 with one f32 scale per 256, sums per 16 and per 32 */
+    ACT_Q8_64,  /* int8 with one f32 scale per 64, for stacked weights */
+    ACT_N
 };
 
 struct qtype_info {

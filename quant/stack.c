@@ -1,9 +1,8 @@
-/* See stack.h: sizes, the reference and the loop around the tiers' kernels.
+/* See stack.h: sizes, the reference and what is the same for all tiers.
  *
- * DESIGN.  Many rows: two tiles at a time are expanded into a buffer on the stack, in the order of a
- * plain type's tile, and meet all rows by that type's kernel: unpacking is paid once per tile and
- * the arithmetic is that kernel's.  Few rows, where a tier has a kernel for it: planes go straight
- * into registers. */
+ * DESIGN.  Nested: every tier unpacks a tile into a buffer on the stack once for many rows; the wider
+ * ones put planes straight into registers for few rows.  Factored: two tiles at a time are expanded to
+ * floats on the stack and meet all rows by F32's kernel. */
 #include "quant/stack.h"
 
 #include <math.h>
@@ -43,9 +42,10 @@ size_t stack_level_bytes(enum qtype type, int rank, int n_cols, int n_rows, int 
     return fact_at_signs(rank, n_cols, n_rows) + (level ? plane : 0);
 }
 
-enum qtype stack_expanded(enum qtype base)
+size_t stack_scratch(enum qtype type, int n_cols)
 {
-    return base == QTYPE_NEST2 ? QTYPE_Q8_0 : QTYPE_F32;
+    const size_t n = (size_t)n_cols; /* nested: 16 bytes a column, and 16 floats for 64 of them */
+    return type == QTYPE_NEST2 ? 17 * n : 2 * tile_bytes(QTYPE_F32, n_cols);
 }
 
 /* ---- nested ------------------------------------------------------------------------------ */
@@ -57,9 +57,11 @@ static int nest_int(uint8_t code, int depth)
     return code & 32 ? -m : m;
 }
 
+static float scale_of(int byte) { return f16_to_f32((uint16_t)(byte << 7)); }
+
 float nest_value(uint8_t scale, uint8_t code, int depth)
 {
-    return f16_to_f32((uint16_t)(scale << 7)) * (float)nest_int(code, depth);
+    return scale_of(scale) * (float)nest_int(code, depth);
 }
 
 void nest_put_base(uint8_t scale, const uint8_t *code, uint8_t *block)
@@ -90,21 +92,43 @@ static uint8_t code_at(const struct stacked *w, const uint8_t *base, size_t at_l
     return (uint8_t)c;
 }
 
-static void expand_nested(const struct stacked *w, int t, uint8_t *out)
+/* The integers of row `row` of the matrix, and its scales. */
+static void expand_row(const struct stacked *w, int row, int8_t *q, float *scale)
 {
-    const size_t n_blocks = (size_t)w->n_cols / 64, first = (size_t)t * n_blocks;
+    const size_t n_blocks = (size_t)w->n_cols / 64, first = (size_t)(row / TILE_ROWS) * n_blocks;
     for (size_t b = 0; b < n_blocks; b++) {
         const uint8_t *base = (const uint8_t *)w->base + (first + b) * TNEST2_BYTES;
-        for (int row = 0; row < TILE_ROWS; row++) {
-            const uint16_t d = (uint16_t)(base[row] << 7);
-            for (int i = 0; i < 64; i++) {
-                uint8_t *to = out + (size_t)(i / 32) * T8_0_BYTES;
-                memcpy(to + 2 * row, &d, 2);
-                to[T8_0_Q + i % 32 / 4 * 64 + 4 * row + i % 4] =
-                    (uint8_t)(nest_int(code_at(w, base, (first + b) * TNEST_LEVEL, row, i), w->depth) + 128);
-            }
-        }
-        out += 2 * T8_0_BYTES;
+        scale[b] = scale_of(base[row % TILE_ROWS]);
+        for (int i = 0; i < 64; i++)
+            q[b * 64 + (size_t)i] = (int8_t)nest_int(
+                code_at(w, base, (first + b) * TNEST_LEVEL, row % TILE_ROWS, i), w->depth);
+    }
+}
+
+static float element_nested(int n_cols, const int8_t *q, const float *scale, const void *x)
+{
+    const int8_t *a = x;
+    const char *da = (const char *)x + n_cols;
+    float acc = 0;
+    for (int b = 0; b < n_cols / 64; b++, q += 64, a += 64) {
+        int32_t isum = 0;
+        float d;
+        for (int k = 0; k < 64; k++) isum += q[k] * a[k];
+        memcpy(&d, da + 4 * b, 4);
+        acc = fmaf(scale[b] * d, (float)isum, acc);
+    }
+    return acc;
+}
+
+void nested_ref(const struct stacked *w, int t0, int n_tiles, int n_rows, const void *const *x,
+                float *const *y)
+{
+    const size_t n = (size_t)w->n_cols;
+    float *scale = __builtin_alloca(n / 64 * sizeof *scale + n);
+    int8_t *q = (int8_t *)(scale + n / 64);
+    for (int i = 0; i < TILE_ROWS * n_tiles; i++) {
+        expand_row(w, TILE_ROWS * t0 + i, q, scale);
+        for (int r = 0; r < n_rows; r++) y[r][i] = element_nested(w->n_cols, q, scale, x[r]);
     }
 }
 
@@ -134,17 +158,11 @@ static float weight_factored(const struct stacked *w, size_t tile, size_t row, s
     return sum;
 }
 
-static void expand_factored(const struct stacked *w, size_t tile, float *out)
+void factored_tile_ref(const struct stacked *w, int t, float *tile)
 {
     for (size_t c = 0; c < (size_t)w->n_cols; c++)
         for (size_t row = 0; row < TILE_ROWS; row++)
-            out[c * TILE_ROWS + row] = weight_factored(w, tile, row, c);
-}
-
-void stack_expand_ref(const struct stacked *w, int t, void *tile)
-{
-    if (w->type == QTYPE_NEST2) expand_nested(w, t, tile);
-    else expand_factored(w, (size_t)t, tile);
+            tile[c * TILE_ROWS + row] = weight_factored(w, (size_t)t, row, c);
 }
 
 void stack_row_f32(const struct stacked *w, int row, float *y)
@@ -163,21 +181,19 @@ void stack_row_f32(const struct stacked *w, int row, float *y)
 
 /* ---- products ---------------------------------------------------------------------------- */
 
-static void expanded_mm(const struct mm_kernels *k, const struct stacked *w, int t0, int n_tiles,
+static void factored_mm(const struct mm_kernels *k, const struct stacked *w, int t0, int n_tiles,
                         int n_rows, const void *const *x, float *const *y)
 {
     enum { ROWS = 128 };
-    const enum qtype type = stack_expanded(w->type);
-    const size_t bytes = tile_bytes(type, w->n_cols);
-    uint8_t *tile = __builtin_alloca_with_align(2 * bytes, 512); /* 34 bytes per column, or 128 */
-    float *to[ROWS];
+    const size_t floats = (size_t)TILE_ROWS * (size_t)w->n_cols;
+    float *tile = __builtin_alloca_with_align(2 * floats * sizeof *tile, 512), *to[ROWS];
     for (int t = 0; t < n_tiles; t += 2) {
         const int n = n_tiles - t < 2 ? 1 : 2;
-        for (int i = 0; i < n; i++) k->stack_expand(w, t0 + t + i, tile + (size_t)i * bytes);
+        for (int i = 0; i < n; i++) k->factored_tile(w, t0 + t + i, tile + (size_t)i * floats);
         for (int r0 = 0; r0 < n_rows; r0 += ROWS) {
             const int m = n_rows - r0 < ROWS ? n_rows - r0 : ROWS;
             for (int r = 0; r < m; r++) to[r] = y[r0 + r] + TILE_ROWS * t;
-            k->mm[type](w->n_cols, n, tile, m, x + r0, to);
+            k->mm[QTYPE_F32](w->n_cols, n, tile, m, x + r0, to);
         }
     }
 }
@@ -185,8 +201,9 @@ static void expanded_mm(const struct mm_kernels *k, const struct stacked *w, int
 void stack_mm(const struct mm_kernels *k, const struct stacked *w, int t0, int n_tiles, int n_rows,
               const void *const *x, float *const *y)
 {
-    if (k->stack_few && n_rows <= STACK_FEW) k->stack_few(w, t0, n_tiles, n_rows, x, y);
-    else expanded_mm(k, w, t0, n_tiles, n_rows, x, y);
+    if (w->type == QTYPE_NEST2) k->nested(w, t0, n_tiles, n_rows, x, y);
+    else if (k->factored_few && n_rows <= FACTORED_FEW) k->factored_few(w, t0, n_tiles, n_rows, x, y);
+    else factored_mm(k, w, t0, n_tiles, n_rows, x, y);
 }
 
 /* ---- encoding ---------------------------------------------------------------------------- */
@@ -207,8 +224,6 @@ static void make_nearest(uint8_t *at)
         at[i] = (uint8_t)c;
     }
 }
-
-static float scale_of(int byte) { return f16_to_f32((uint16_t)(byte << 7)); }
 
 /* The byte of the largest scale that is not above d. */
 static int scale_byte(float d)

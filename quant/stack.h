@@ -10,9 +10,8 @@
  *   factored  BitStack's own (arXiv 2410.23918), for comparison: weight = sum over planes i of
  *             +-1 * sum over r < rank of u[i][row][r] v[i][r][column].
  *
- * Blocks, tiles, tables and the order of sums: quant/README.md, "Stacked weights".  A product equals,
- * bit for bit, that of the expanded matrix: nested in Q8_0 (the scale is a half, table values are
- * bytes), factored in F32.  So what is fixed there is fixed here, for every tier.
+ * Blocks, tiles, tables and the order of sums: quant/README.md, "Stacked weights".  A product of the
+ * factored codec equals, bit for bit, that of the matrix expanded to F32.
  *
  * Pure functions on the caller's memory; any thread. */
 #ifndef QUANT_STACK_H
@@ -44,9 +43,8 @@ size_t stack_level_bytes(enum qtype type, int rank, int n_cols, int n_rows, int 
 void stack_mm(const struct mm_kernels *k, const struct stacked *w, int t0, int n_tiles, int n_rows,
               const void *const *x, float *const *y);
 
-/* Tile t at its depth as a tile of stack_expanded(w->type). */
-enum qtype stack_expanded(enum qtype base);
-void stack_expand_ref(const struct stacked *w, int t, void *tile);
+/* Bytes of the caller's stack that a product takes at most, beside what every product takes. */
+size_t stack_scratch(enum qtype type, int n_cols);
 /* Row `row` of the matrix as floats: y[n_cols]. */
 void stack_row_f32(const struct stacked *w, int row, float *y);
 

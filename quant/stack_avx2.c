@@ -1,8 +1,8 @@
-/* AVX2 expansion of stacked matrices (quant/stack.h); products are the expanded type's.  Bit-equal to
- * the reference.  Owns nothing.
+/* AVX2 products of stacked matrices (quant/stack.h).  Bit-equal to the reference.  Owns nothing but a
+ * tile's bytes on the stack.
  *
  * DESIGN.  A code's magnitude has five bits: two tables of sixteen for vpshufb and a blend by the
- * fifth; then the sign. */
+ * fifth; then the sign.  A tile is unpacked to signed bytes, which up to ROWS rows meet at a time. */
 #include "quant/mm_avx2_int.h"
 
 #include "quant/stack.h"
@@ -16,7 +16,7 @@ INLINE __m256i bit_at(__m256i v, int at, int to)
     return _mm256_and_si256(moved, _mm256_set1_epi8((char)(1 << to)));
 }
 
-/* Rows 8 r .. of half h of a block of 64 columns as the bytes of Q8_0's tile. */
+/* Rows 8 r .. of half h of a block of 64 columns as bytes. */
 INLINE void unpack_nested(int depth, const uint8_t *q, const uint8_t *const *p, int h, int r,
                           const __m256i *table, __m256i *w)
 {
@@ -33,13 +33,14 @@ INLINE void unpack_nested(int depth, const uint8_t *q, const uint8_t *const *p, 
         const __m256i mag = _mm256_blendv_epi8(low, high, _mm256_slli_epi16(v, 3));
         const __m256i sign = bit_at(base, i % 4 * 2 + 1, 5);
         const __m256i minus = _mm256_cmpeq_epi8(sign, _mm256_set1_epi8(32));
-        const __m256i value = _mm256_sub_epi8(_mm256_xor_si256(mag, minus), minus);
-        w[i] = _mm256_xor_si256(value, _mm256_set1_epi8(-128));
+        w[i] = _mm256_sub_epi8(_mm256_xor_si256(mag, minus), minus);
     }
 }
 
+/* A tile unpacked: int8 q[columns / 4][16][4] | float scale[columns / 64][16]. */
 INLINE void expand_depth(int depth, const struct stacked *m, int t, uint8_t *out)
 {
+    float *scale = (float *)(void *)(out + TILE_ROWS * (size_t)m->n_cols);
     const int n_blocks = m->n_cols / 64;
     const size_t first = (size_t)t * (size_t)n_blocks;
     const uint8_t *base = (const uint8_t *)m->base + first * TNEST2_BYTES, *p[STACK_NESTED + 1];
@@ -49,17 +50,18 @@ INLINE void expand_depth(int depth, const struct stacked *m, int t, uint8_t *out
         _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)mag)),
         _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(mag + 16)))};
     for (int l = 1; l <= depth; l++) p[l] = (const uint8_t *)m->level[l] + first * TNEST_LEVEL;
-    for (int b = 0; b < n_blocks; b++, base += TNEST2_BYTES) {
-        const __m256i e = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)base));
-        for (int h = 0; h < 2; h++, out += T8_0_BYTES) {
-            _mm256_storeu_si256((__m256i *)out, _mm256_slli_epi16(e, 7));
+    for (int b = 0; b < n_blocks; b++, base += TNEST2_BYTES, scale += TILE_ROWS) {
+        __m256i e = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)base));
+        e = _mm256_slli_epi16(e, 7);
+        _mm256_storeu_ps(scale, _mm256_cvtph_ps(_mm256_castsi256_si128(e)));
+        _mm256_storeu_ps(scale + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(e, 1)));
+        for (int h = 0; h < 2; h++, out += 512)
             for (int r = 0; r < 2; r++) {
                 __m256i w[8];
                 unpack_nested(depth, base + TNEST2_Q, p, h, r, table, w);
                 for (int i = 0; i < 8; i++)
-                    _mm256_storeu_si256((__m256i *)(out + T8_0_Q + 64 * i + 32 * r), w[i]);
+                    _mm256_storeu_si256((__m256i *)(out + 64 * i + 32 * r), w[i]);
             }
-        }
         for (int l = 1; l <= depth; l++) p[l] += TNEST_LEVEL;
     }
 }
@@ -75,8 +77,58 @@ static void expand_nested(const struct stacked *m, int t, uint8_t *out)
     }
 }
 
+enum { ROWS = 4 };
+
+/* C rows against half h of an unpacked tile. */
+INLINE void rows_nested(int C, int n_cols, const uint8_t *w, int h, const void *const *x,
+                        float *const *y, int y_at)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    const float *scale = (const float *)(const void *)(w + TILE_ROWS * (size_t)n_cols) + 8 * h;
+    __m256 acc[ROWS];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) acc[c] = _mm256_setzero_ps();
+    for (int b = 0; b < n_cols / 64; b++, scale += TILE_ROWS) {
+        __m256i s[ROWS];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) s[c] = zero();
+        for (int i = 0; i < 16; i++, w += 64) {
+            const __m256i v = load256(w + 32 * h);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++) {
+                const __m256i a = all_lanes((const char *)x[c] + 64 * b + 4 * i);
+                s[c] = _mm256_add_epi32(s[c], _mm256_madd_epi16(sign_products(v, a), ones));
+            }
+        }
+        const __m256 d = _mm256_loadu_ps(scale);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++)
+            acc[c] = fma_step(d, all_lanes_f32((const char *)x[c] + n_cols + 4 * (size_t)b), s[c],
+                              acc[c]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) _mm256_storeu_ps(y[c] + y_at + 8 * h, acc[c]);
+}
+
+void nested_avx2(const struct stacked *w, int t0, int n_tiles, int n_rows, const void *const *x,
+                 float *const *y)
+{
+    uint8_t *tile = __builtin_alloca_with_align(17 * (size_t)w->n_cols, 512);
+    for (int t = 0; t < n_tiles; t++) {
+        expand_nested(w, t0 + t, tile);
+        for (int r = 0; r < n_rows; r += ROWS)
+            for (int h = 0; h < 2; h++)
+                switch (n_rows - r) {
+                case 1: rows_nested(1, w->n_cols, tile, h, x + r, y + r, TILE_ROWS * t); break;
+                case 2: rows_nested(2, w->n_cols, tile, h, x + r, y + r, TILE_ROWS * t); break;
+                case 3: rows_nested(3, w->n_cols, tile, h, x + r, y + r, TILE_ROWS * t); break;
+                default: rows_nested(4, w->n_cols, tile, h, x + r, y + r, TILE_ROWS * t); break;
+                }
+    }
+}
+
 /* Eight rows of a column at a time. */
-static void expand_factored(const struct stacked *m, int t, float *out)
+void factored_tile_avx2(const struct stacked *m, int t, float *out)
 {
     const size_t n_cols = (size_t)m->n_cols, k = (size_t)m->rank, tile = (size_t)t;
     const size_t at_u = fact_at_u(m->rank, m->n_cols);
@@ -103,12 +155,6 @@ static void expand_factored(const struct stacked *m, int t, float *out)
             }
             _mm256_storeu_ps(out + c * TILE_ROWS + 8 * half, sum);
         }
-}
-
-void stack_expand_avx2(const struct stacked *w, int t, void *tile)
-{
-    if (w->type == QTYPE_NEST2) expand_nested(w, t, tile);
-    else expand_factored(w, t, tile);
 }
 
 #endif

@@ -21,7 +21,7 @@ static const char *lower(const char *name, char *buf)
     return buf;
 }
 
-static const char *const act_names[] = {"f32", "q8_32", "q8_256"};
+static const char *const act_names[] = {"f32", "q8_32", "q8_256", "q8_64"};
 
 /* ---- activations ------------------------------------------------------------------------ */
 
@@ -33,7 +33,8 @@ static void check_act(struct check_opts *o, enum cpu_tier tier, enum act_kind ki
     static const int blocks[] = {1, 2, 3, 7, 31};
     struct rng r;
     rng_seed(&r, o->seed);
-    int unit = kind == ACT_Q8_256 ? 256 : kind == ACT_Q8_32 ? 32 : 5;
+    static const int units[ACT_N] = {5, 32, 256, 64};
+    const int unit = units[kind];
     for (size_t s = 0; s < sizeof blocks / sizeof blocks[0]; s++)
         for (int trial = 0; trial < 3 * CHECK_REGIME_N; trial++) {
             int n = blocks[s] * unit;
@@ -464,7 +465,7 @@ int main(int argc, char **argv)
                "GB/s", "GMAC/s", "x ref");
     for (int t = CPU_REF + 1; t <= (int)cpu_tier_best(); t++) {
         enum cpu_tier tier = (enum cpu_tier)t;
-        for (int k = 0; k < 3; k++) {
+        for (int k = 0; k < ACT_N; k++) {
             if (o.bench) bench_act(&o, tier, (enum act_kind)k);
             else check_act(&o, tier, (enum act_kind)k);
         }

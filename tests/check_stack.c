@@ -87,7 +87,7 @@ static int check_rows(const struct made *m, int n, void **x, float **y)
             double sum = 0, size = 0;
             for (int c = 0; c < m->w.n_cols; c++) {
                 const float *d = (const float *)(const void *)((char *)x[r] + m->w.n_cols);
-                double a = bytes ? (double)((int8_t *)x[r])[c] * (double)d[c / 32]
+                double a = bytes ? (double)((int8_t *)x[r])[c] * (double)d[c / 64]
                                  : (double)((float *)x[r])[c];
                 sum += a * (double)row[c];
                 size += fabs(a * (double)row[c]);
@@ -103,7 +103,7 @@ static int check_rows(const struct made *m, int n, void **x, float **y)
 static int check_one(const struct check_opts *o, enum qtype type, int n_cols, int n_rows, int rank,
                      int depth, int n, struct rng *r)
 {
-    const enum act_kind act = type == QTYPE_NEST2 ? ACT_Q8_32 : ACT_F32;
+    const enum act_kind act = type == QTYPE_NEST2 ? ACT_Q8_64 : ACT_F32;
     struct made m = make(type, n_cols, n_rows, rank, depth, r);
     const int tiles = (n_rows + 15) / 16, t0 = (int)rng_below(r, (uint32_t)tiles);
     void *x[ROWS_MAX];
@@ -203,7 +203,7 @@ static void *run_stream(void *arg)
 {
     struct stream *s = arg;
     const struct stacked *w = &s->m.w;
-    const enum act_kind act = w->type == QTYPE_NEST2 ? ACT_Q8_32 : ACT_F32;
+    const enum act_kind act = w->type == QTYPE_NEST2 ? ACT_Q8_64 : ACT_F32;
     const int tiles = w->n_rows / 16;
     float *in = need(4 * (size_t)w->n_cols), *y[ROWS_MAX];
     void *x[ROWS_MAX];

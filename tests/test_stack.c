@@ -211,6 +211,82 @@ static void test_official_algorithm(void **state)
     free(v);
 }
 
+/* ---- a build that is interrupted ---- */
+
+static bool stop_at(void *arg, uint64_t done, uint64_t total)
+{
+    (void)total;
+    return done < *(uint64_t *)arg;
+}
+
+/* Codes until so many bytes went, and leaves what is there; else writes the stack.  Returns how many
+ * tensors were coded before. */
+static int build_until(uint64_t bytes, int n_levels, const char *out)
+{
+    const struct stack_options o = {.base = QTYPE_NEST2, .n_levels = n_levels};
+    struct err e;
+    struct gguf *g;
+    struct stack_build b;
+    struct pool *pool;
+    int n, n_floor;
+    err_clear(&e);
+    if (gguf_open(source(), NULL, &g, &e) || stack_build_open(&b, g, &o, NULL, &e) || pool_open(2, &pool, &e))
+        fail_msg("%s", e.msg);
+    const enum status s = stack_encode(&b, out, pool, stop_at, &bytes, &e);
+    const int coded = b.n_coded;
+    assert_int_equal(s, bytes == UINT64_MAX ? OK : ERR_CANCELLED);
+    b.keep = s == ERR_CANCELLED;
+    if (!s) {
+        int32_t *order = stack_order(&b, &n, &n_floor);
+        assert_non_null(order);
+        if (stack_write(&b, out, order, n, n_floor, NULL, pool, NULL, NULL, &e)) fail_msg("%s", e.msg);
+        free(order);
+    }
+    pool_close(pool);
+    stack_build_close(&b);
+    gguf_close(g);
+    return coded;
+}
+
+static void test_interrupted(void **state)
+{
+    (void)state;
+    char out[160], done[160], work[160]; /* in_dir()'s own last for eight calls */
+    (void)snprintf(out, sizeof out, "%s", in_dir("again.gguf"));
+    (void)snprintf(done, sizeof done, "%s", in_dir("again.gguf.done.part"));
+    (void)snprintf(work, sizeof work, "%s", in_dir("again.gguf.work.part"));
+    size_t n_want, n_got;
+    char *want = shared_slurp(stack(QTYPE_NEST2), &n_want);
+    assert_int_equal(build_until(4 * MIB, 4, out), 0);
+    const int some = build_until(6 * MIB, 4, out);
+    assert_true(some > 0);
+    assert_int_equal(access(out, R_OK), -1); /* nothing half-written under its name */
+    assert_true(build_until(UINT64_MAX, 4, out) > some);
+    char *got = shared_slurp(out, &n_got);
+    assert_int_equal(n_got, n_want);
+    assert_memory_equal(got, want, n_want);
+    free(got);
+    assert_int_equal(access(done, R_OK), -1);
+    assert_int_equal(access(work, R_OK), -1);
+    /* A torn record counts as not there. */
+    (void)build_until(6 * MIB, 4, out);
+    FILE *f = fopen(done, "rb");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, 0, SEEK_END), 0);
+    assert_int_equal(truncate(done, ftell(f) - 9), 0);
+    assert_int_equal(fclose(f), 0);
+    const int torn = build_until(6 * MIB, 4, out);
+    assert_true(torn > 0);
+    /* Other options: all anew. */
+    assert_int_equal(build_until(6 * MIB, 3, out), 0);
+    assert_int_equal(build_until(UINT64_MAX, 4, out), 0);
+    got = shared_slurp(out, &n_got);
+    assert_int_equal(n_got, n_want);
+    assert_memory_equal(got, want, n_want);
+    free(got);
+    free(want);
+}
+
 /* ---- budgets ---- */
 
 /* Of nine budgets from the smallest to the whole stack; a sanitizer sees every other one, both ends
@@ -478,7 +554,7 @@ static int tear_down(void **state)
 {
     (void)state;
     static const char *const names[] = {"source.gguf", "nested.gguf", "factored.gguf", "kv.gguf",
-                                        "broken.gguf"};
+                                        "broken.gguf", "again.gguf"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) (void)unlink(in_dir(names[i]));
     return rmdir(dir);
 }
@@ -487,7 +563,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_paper_sizes),      cmocka_unit_test(test_official_algorithm),
-        cmocka_unit_test(test_nested_budgets),
+        cmocka_unit_test(test_interrupted),      cmocka_unit_test(test_nested_budgets),
         cmocka_unit_test(test_factored_budgets), cmocka_unit_test(test_resizes),
         cmocka_unit_test(test_comes_back),       cmocka_unit_test(test_broken),
     };

@@ -167,7 +167,7 @@ static int touch(struct build *b, int x)
 /* The op just appended changes buffer x: what was prepared of it is out of date. */
 static int change(struct build *b, int x)
 {
-    for (int i = 0; i < 3 && !b->err->code; i++) b->buf[x].prepared[i] = 0;
+    for (int i = 0; i < ACT_N && !b->err->code; i++) b->buf[x].prepared[i] = 0;
     return touch(b, x);
 }
 
@@ -218,7 +218,7 @@ int build_norm(struct build *b, const char *name, int in, int weight, float eps)
 /* The form of `in` that weights of a kind take; a step is added the first time. */
 static int prepared(struct build *b, int in, enum act_kind kind)
 {
-    static const char *const names[3] = {"", ".q8", ".q8k"};
+    static const char *const names[ACT_N] = {"", ".q8", ".q8k", ".q8s"};
     if (b->err->code || kind == ACT_F32) return in;
     if (b->buf[in].prepared[kind]) return b->buf[in].prepared[kind];
     char name[28];

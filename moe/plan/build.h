@@ -32,7 +32,7 @@ struct buf {
     int n_ff;                   /* BUF_SCRATCH */
     enum act_kind down;         /* BUF_SCRATCH */
     int first, last;     /* ops that touch it */
-    int prepared[3];     /* BUF_F32: its BUF_ACT per activation format, 0 = not yet */
+    int prepared[ACT_N]; /* BUF_F32: its BUF_ACT per activation format, 0 = not yet */
 };
 
 /* A row set (op.h). */

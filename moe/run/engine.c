@@ -789,6 +789,16 @@ enum status tessera_stack_limit(tessera_engine *e, const char *tensor, int matri
     return n ? OK : err_set(err, ERR_RANGE, "%s is not in the stack", tensor ? tensor : "nothing");
 }
 
+int tessera_stack_depth(const tessera_engine *e, const char *tensor, int matrix)
+{
+    for (int i = 0; i < e->weights.n && !e->opt.header_only; i++) {
+        const struct weight *w = &e->weights.at[i];
+        if (!qtype_is_stacked(w->type) || strcmp(tensor, w->name)) continue;
+        return matrix >= 0 && matrix < w->n_mats ? e->resid.stack.mat[w->first_part + matrix].depth : -1;
+    }
+    return -1;
+}
+
 struct tessera_stack tessera_stack(const tessera_engine *e)
 {
     const int n = e->placement.n_units;

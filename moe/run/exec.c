@@ -768,6 +768,24 @@ static void attention_work(const struct exec *x, const struct op *op, struct pro
     }
 }
 
+/* Bytes of the levels above a stack's bases that an op's products read; of experts, the share of those
+ * that are used of all that there are. */
+static uint64_t level_bytes(const struct exec *x, const struct op *op)
+{
+    double sum = 0;
+    for (int i = 0; i < OP_IO && op->code != OP_EMBED; i++) {
+        const struct weight *w = op->weight[i] < 0 ? NULL : &x->e->weights.at[op->weight[i]];
+        if (!w || !qtype_is_stacked(w->type)) continue;
+        const double share = op->code == OP_EXPERTS ? (double)x->route.n_active / w->n_mats : 1;
+        for (int m = 0; m < w->n_mats; m++) {
+            const struct stacked *k = &x->e->resid.stack.mat[w->first_part + m];
+            for (int l = 0; l <= k->depth; l++)
+                sum += share * (double)stack_level_bytes(k->type, k->rank, k->n_cols, k->n_rows, l);
+        }
+    }
+    return (uint64_t)sum;
+}
+
 static void profile_op(const struct exec *x, int i, double start)
 {
     const struct op *op = &x->e->model.op[i];
@@ -775,6 +793,7 @@ static void profile_op(const struct exec *x, int i, double start)
                             .n_active = x->route.n_active, .seconds = os_seconds() - start};
     if (!r.n_rows) return;
     if (op->code == OP_ATTENTION) attention_work(x, op, &r);
+    r.level_bytes = level_bytes(x, op);
     profile_add(x->e->profile, &x->e->model, i, &r);
 }
 

@@ -70,7 +70,7 @@ static uint64_t header_bytes(const struct tessera_engine *e)
     return sum;
 }
 
-/* What a stack takes: its tables, and on every thread two expanded tiles. */
+/* What a stack takes: its tables, and on every thread what products unpack. */
 static uint64_t stack_bytes(const struct tessera_engine *e)
 {
     const uint64_t tables = (uint64_t)e->stack.n_units * (sizeof *e->stack.unit + sizeof *e->unit +
@@ -80,8 +80,7 @@ static uint64_t stack_bytes(const struct tessera_engine *e)
     for (int i = 0; i < e->stack.n_tensors; i++)
         if (e->stack.tensor[i].n_cols > n_cols) n_cols = e->stack.tensor[i].n_cols;
     if (!n_cols) return 0;
-    return tables + 2 * (uint64_t)e->opt.n_threads *
-                        tile_bytes(stack_expanded(e->stack.type), n_cols);
+    return tables + (uint64_t)e->opt.n_threads * stack_scratch(e->stack.type, n_cols);
 }
 
 uint64_t fit_process_bytes(const struct tessera_engine *e)

@@ -45,7 +45,7 @@ void profile_add(struct profile *p, const struct build *m, int i, const struct p
     struct tessera_step_kind *k = &p->kind[p->kind_of[i]];
     k->n_runs++;
     k->seconds += r->seconds;
-    k->bytes += r->kv_bytes;
+    k->bytes += r->kv_bytes + r->level_bytes;
     k->macs += r->kv_macs;
     for (int w = 0; w < OP_WEIGHTS; w++) {
         if (op->weight[w] < 0 || (op->code == OP_EXPERTS && w >= OP_IO)) continue;

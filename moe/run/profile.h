@@ -18,10 +18,10 @@ enum status profile_open(const struct build *m, struct profile **out, struct err
 void profile_close(struct profile *p);
 
 /* One op of a pass of n_rows rows, n_active experts (OP_EXPERTS) and kv_bytes of keys and values,
- * kv_macs products with them (OP_ATTENTION). */
+ * kv_macs products with them (OP_ATTENTION); level_bytes: of a stack's levels above its bases. */
 struct profile_ran {
     int n_rows, n_active;
-    uint64_t kv_bytes, kv_macs;
+    uint64_t kv_bytes, kv_macs, level_bytes;
     double seconds;
 };
 void profile_add(struct profile *p, const struct build *m, int op, const struct profile_ran *r);

@@ -1,12 +1,9 @@
 /* See stack_build.h. */
 #include "quant/build/stack_build.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "moe/load/stackfile.h"
 #include "quant/build/stack_int.h"
@@ -81,7 +78,7 @@ enum status stack_build_open(struct stack_build *b, const struct gguf *in,
 {
     memset(b, 0, sizeof *b);
     b->o = *o;
-    b->work = -1;
+    b->work = b->state = -1;
     const struct recipe_options rest = {.recipe = recipe_by_name("Q6_K"), .importance = imatrix,
                                         .embedding = RECIPE_TYPE_OPEN, .output = RECIPE_TYPE_OPEN};
     enum status s = requant_plan(&b->plan, in, &rest, imatrix, e);
@@ -111,55 +108,10 @@ void stack_build_close(struct stack_build *b)
     for (int i = 0; i < b->n_parts; i++) free(b->part[i].mat);
     free(b->part);
     free(b->part_of);
-    if (b->work >= 0) close(b->work);
-    if (b->work_path) unlink(b->work_path);
-    free(b->work_path);
+    stack_work_close(b);
     requant_free(&b->plan);
     memset(b, 0, sizeof *b);
-    b->work = -1;
-}
-
-/* ---- the work file -------------------------------------------------------------------------- */
-
-static enum status open_work(struct stack_build *b, const char *out, struct err *e)
-{
-    const size_t n = strlen(out) + 16;
-    b->work_path = malloc(n);
-    if (!b->work_path) return err_set(e, ERR_MEMORY, "no memory for a file name");
-    (void)snprintf(b->work_path, n, "%s.work.part", out);
-    b->work = open(b->work_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (b->work < 0) {
-        err_set(e, ERR_IO, "cannot create %s: %s", b->work_path, strerror(errno));
-        free(b->work_path);
-        b->work_path = NULL;
-        return e->code;
-    }
-    return OK;
-}
-
-enum status stack_work_put(const struct stack_build *b, const void *p, size_t n, uint64_t at,
-                           struct err *e)
-{
-    for (size_t done = 0; done < n;) {
-        const ssize_t k = pwrite(b->work, (const char *)p + done, n - done, (off_t)(at + done));
-        if (k < 0 && errno == EINTR) continue;
-        if (k <= 0)
-            return err_set(e, ERR_IO, "cannot write %s: %s", b->work_path, strerror(errno));
-        done += (size_t)k;
-    }
-    return OK;
-}
-
-static enum status work_get(const struct stack_build *b, void *p, size_t n, uint64_t at,
-                            struct err *e)
-{
-    for (size_t done = 0; done < n;) {
-        const ssize_t k = pread(b->work, (char *)p + done, n - done, (off_t)(at + done));
-        if (k < 0 && errno == EINTR) continue;
-        if (k <= 0) return err_set(e, ERR_IO, "cannot read %s back", b->work_path);
-        done += (size_t)k;
-    }
-    return OK;
+    b->work = b->state = -1;
 }
 
 /* ---- encoding ------------------------------------------------------------------------------- */
@@ -306,10 +258,18 @@ enum status stack_encode(struct stack_build *b, const char *out, struct pool *po
     struct stack_job s = {.b = b, .pool = pool,
                           .io = {.r = &b->plan, .progress = progress, .arg = arg}};
     for (int i = 0; i < b->n_parts; i++) s.io.total += b->part[i].t->in->bytes;
-    enum status st = open_work(b, out, e);
+    enum status st = stack_work_open(b, out, e);
     if (!st) st = requant_open(&s.io, e);
-    for (int i = 0; i < b->n_parts && !st; i++)
-        for (int m = 0; m < b->part[i].n_mats && !st; m++) st = encode_mat(&s, &b->part[i], m, e);
+    for (int i = 0; i < b->n_parts && !st; i++) {
+        struct stack_part *p = &b->part[i];
+        if (p->coded) {
+            st = requant_went(&s.io, p->t->in->bytes, e);
+            continue;
+        }
+        memset(p->mat, 0, sizeof *p->mat * (size_t)p->n_mats);
+        for (int m = 0; m < p->n_mats && !st; m++) st = encode_mat(&s, p, m, e);
+        if (!st) st = stack_work_coded(b, p, e);
+    }
     requant_close(&s.io);
     return st;
 }
@@ -385,22 +345,15 @@ uint64_t stack_order_bytes(const struct stack_build *b, const int32_t *order, in
 
 /* ---- writing -------------------------------------------------------------------------------- */
 
-static uint64_t hash_more(uint64_t h, const void *p, size_t n)
-{
-    const unsigned char *c = p;
-    for (size_t i = 0; i < n; i++) h = (h ^ c[i]) * 0x100000001b3u; /* FNV-1a */
-    return h;
-}
-
 /* Of what the levels belong to: names, shapes, and what the bases leave of each matrix. */
 static uint64_t hash_of(const struct stack_build *b)
 {
-    uint64_t h = 0xcbf29ce484222325u;
+    uint64_t h = STACK_HASH;
     for (int i = 0; i < b->n_parts; i++) {
         const struct stack_part *p = &b->part[i];
-        h = hash_more(h, p->t->in->name.s, p->t->in->name.n);
-        h = hash_more(h, p->t->in->dim, sizeof p->t->in->dim);
-        for (int m = 0; m < p->n_mats; m++) h = hash_more(h, &p->mat[m], sizeof p->mat[m]);
+        h = stack_hash(h, p->t->in->name.s, p->t->in->name.n);
+        h = stack_hash(h, p->t->in->dim, sizeof p->t->in->dim);
+        for (int m = 0; m < p->n_mats; m++) h = stack_hash(h, &p->mat[m], sizeof p->mat[m]);
     }
     return h;
 }
@@ -454,7 +407,7 @@ static enum status copy_work(struct stack_job *s, uint64_t at, uint64_t n, struc
     enum status st = buf ? OK : err_set(e, ERR_MEMORY, "no memory to copy");
     for (uint64_t k = 0; k < n && !st; k += STEP) {
         const size_t m = n - k < STEP ? (size_t)(n - k) : STEP;
-        st = work_get(s->b, buf, m, at + k, e);
+        st = stack_work_get(s->b, buf, m, at + k, e);
         if (!st) st = gguf_writer_data(s->io.w, buf, m, e);
         if (!st) st = requant_went(&s->io, m, e);
     }

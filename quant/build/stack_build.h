@@ -6,7 +6,8 @@
  *                   left at every depth, weighted by the activations that each column meets
  *   stack_write()   writes the stack file with the levels in a given order
  * Offline tool code: reads the source in pieces.  One caller thread; work runs on the given pool.
- * Both files are written aside; the work file is gone after stack_build_close(). */
+ * Both files are written aside.  The work file is gone after stack_build_close(), unless `keep` was set: then
+ * stack_encode() of the same source, options and importance goes on behind the last tensor that it has. */
 #ifndef QUANT_BUILD_STACK_BUILD_H
 #define QUANT_BUILD_STACK_BUILD_H
 
@@ -34,6 +35,7 @@ struct stack_part {
     uint64_t at, stride;    /* in the work file: matrix 0's base; from matrix to matrix */
     struct stack_mat *mat;  /* [n_mats] */
     double worth;           /* what a unit of error costs; stack_order() multiplies by it */
+    bool coded;             /* it is in the work file */
 };
 
 struct stack_build {
@@ -42,8 +44,10 @@ struct stack_build {
     struct stack_part *part; /* [n_parts] in file order */
     int n_parts;
     int *part_of;           /* [plan.n] -1 = not stacked */
-    char *work_path;
-    int work;               /* descriptor of the work file */
+    char *work_path, *state_path;
+    int work, state;        /* descriptors of the work file, and of what is done of it */
+    int n_coded;            /* tensors that an earlier build had coded */
+    bool keep;              /* close() leaves the work file for a later build */
 };
 
 struct stack_curve {
@@ -70,6 +74,14 @@ int32_t *stack_order(const struct stack_build *b, int *n, int *n_floor);
 enum status stack_write(const struct stack_build *b, const char *out, const int32_t *order, int n,
                         int n_floor, const struct stack_curve *curve, struct pool *pool,
                         requant_progress *progress, void *arg, struct err *e);
+
+/* The work file: of every matrix base rows, then levels 0 .. n_levels (level 0 of no bytes, nested).  Their
+ * bytes, where they are (level -1 = the base), and writing them, for a tool that has codes of its own. */
+size_t stack_mat_bytes(const struct stack_build *b, const struct stack_part *p);
+size_t stack_unit_bytes(const struct stack_build *b, const struct stack_part *p, int level);
+uint64_t stack_unit_at(const struct stack_build *b, const struct stack_part *p, int mat, int level);
+enum status stack_work_put(const struct stack_build *b, const void *p, size_t n, uint64_t at,
+                           struct err *e);
 
 /* Bytes of the first n units, the head included. */
 uint64_t stack_order_bytes(const struct stack_build *b, const int32_t *order, int n);

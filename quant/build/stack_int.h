@@ -1,5 +1,4 @@
-/* Private to quant/build/stack*.c: the job of encoding and writing, and where things lie in the work
- * file.  For every matrix: base rows, then levels 0 .. n_levels (level 0 of no bytes, nested). */
+/* Private to quant/build/stack*.c: the job of encoding and writing, and the work file. */
 #ifndef QUANT_BUILD_STACK_INT_H
 #define QUANT_BUILD_STACK_INT_H
 
@@ -11,13 +10,22 @@ struct stack_job {
     struct requant_job io; /* source, stack file and progress */
 };
 
-/* Bytes of a base's rows, and of a level, of one matrix. */
-size_t stack_mat_bytes(const struct stack_build *b, const struct stack_part *p);
-size_t stack_unit_bytes(const struct stack_build *b, const struct stack_part *p, int level);
-/* Where they are; level -1 = the base. */
-uint64_t stack_unit_at(const struct stack_build *b, const struct stack_part *p, int mat, int level);
-enum status stack_work_put(const struct stack_build *b, const void *p, size_t n, uint64_t at,
-                           struct err *e);
+
+/* The work file at OUT.work.part and what is done of it at OUT.done.part: opened, going on where an earlier
+ * build of the same ended; all matrices of a tensor are in it; closed, and gone unless b->keep. */
+enum status stack_work_open(struct stack_build *b, const char *out, struct err *e);
+enum status stack_work_coded(struct stack_build *b, struct stack_part *p, struct err *e);
+void stack_work_close(struct stack_build *b);
+enum status stack_work_get(const struct stack_build *b, void *p, size_t n, uint64_t at, struct err *e);
+
+/* FNV-1a, from STACK_HASH on. */
+#define STACK_HASH 0xcbf29ce484222325u
+static inline uint64_t stack_hash(uint64_t h, const void *p, size_t n)
+{
+    const unsigned char *c = p;
+    for (size_t i = 0; i < n; i++) h = (h ^ c[i]) * 0x100000001b3u;
+    return h;
+}
 
 /* The factored codec: decomposes a matrix whose rows are at `in`; sum: squared activations of the
  * columns.  See stack_factor.c. */
