@@ -1,11 +1,13 @@
 /* An automatic budget under memory pressure: what it decides, and an engine whose system runs out of memory:
  * it shrinks in the declared order, says the same, and grows back. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -240,6 +242,35 @@ static void test_spilled(void **state)
     tessera_close(e);
 }
 
+/* No room for the file: the cache stays in memory, and the session goes on. */
+static void test_no_room(void **state)
+{
+    (void)state;
+    static float want[VOCAB], got[VOCAB];
+    struct err err;
+    struct rlimit was, none;
+    tessera_engine *e = open_model(UINT64_MAX, 1);
+    tessera_session *s = session(e);
+    step(e, s, 0, 16, got);
+    step(e, s, 16, 16, want);
+    assert_int_equal(tessera_session_rollback(s, (struct tessera_mark){16}, &err), OK);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    none = was;
+    none.rlim_cur = 100; /* bytes: the first write is cut short, the next one fails */
+    void (*const before)(int) = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
+    err_clear(&err);
+    const enum status st = session_spill(s, &err);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+    (void)signal(SIGXFSZ, before);
+    assert_int_equal(st, ERR_IO);
+    assert_non_null(strstr(err.msg, "set TMPDIR to a folder with room"));
+    step(e, s, 16, 16, got);
+    assert_memory_equal(want, got, sizeof got);
+    tessera_session_close(s);
+    tessera_close(e);
+}
+
 static int make_dir(void **state)
 {
     (void)state;
@@ -267,6 +298,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decide), cmocka_unit_test(test_files),
         cmocka_unit_test(test_engine), cmocka_unit_test(test_spilled),
+        cmocka_unit_test(test_no_room),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
