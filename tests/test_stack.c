@@ -277,6 +277,9 @@ static void test_interrupted(void **state)
     assert_int_equal(fclose(f), 0);
     const int torn = build_until(6 * MIB, 4, out);
     assert_true(torn > 0);
+    /* The work file was removed, what says that it is done was not: all anew. */
+    assert_int_equal(unlink(work), 0);
+    assert_int_equal(build_until(6 * MIB, 4, out), 0);
     /* Other options: all anew. */
     assert_int_equal(build_until(6 * MIB, 3, out), 0);
     assert_int_equal(build_until(UINT64_MAX, 4, out), 0);
