@@ -302,7 +302,11 @@ int main(int argc, char **argv)
     (void)snprintf(kv, sizeof kv, "%s/kv.gguf", dir);
     const pid_t pid = fork();
     if (pid < 0) die("cannot fork");
-    if (!pid) worker(to[0], from[1]);
+    if (!pid) {
+        (void)close(to[1]); /* so that it ends with its parent */
+        (void)close(from[0]);
+        worker(to[0], from[1]);
+    }
     char text[32];
     (void)snprintf(text, sizeof text, "%d", (int)pid);
     (void)close(to[0]);

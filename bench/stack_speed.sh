@@ -4,7 +4,7 @@
 #
 #   bench/stack_speed.sh DIR [-r ROUNDS] [-t THREADS] [-p TOKENS] [-n TOKENS] [--tessera PROGRAM] [--out FILE]
 #
-# Files are made in DIR where they are not there yet (5 GB; yours to delete; -r 0 does no more).  In every
+# Files are made in DIR where they are not there yet (6 GB; yours to delete; -r 0 does no more).  In every
 # round the memory is measured and every file runs once, one after the other; medians go to a table and to FILE
 # (default bench/results/stack-speed-CPU-DATE.csv; - writes none).  Limit: what the memory gave, all threads
 # reading, in the same rounds, over the bytes that a token needs.  For the paper's codec also sign bits times

@@ -147,6 +147,10 @@ static uint64_t search_bytes(const struct oracle_job *j)
         const uint64_t bytes = sets * (4 * (uint64_t)p->n_used + 8) + 1024 * embd;
         sets_most = bytes > sets_most ? bytes : sets_most;
     }
+    if (j->what == ORACLE_SCHEDULE) { /* what oracle_schedule() takes of the largest total */
+        const uint64_t steps = (uint64_t)j->own.steps, levels = (uint64_t)j->n_values - 1;
+        sum += (steps * (levels - 1) + 1) * (4 * steps + 16) + 24 * steps * levels;
+    }
     return sum + sets_most;
 }
 

@@ -23,10 +23,17 @@ static int window_size(const struct oracle_job *j, int at)
     return n < room ? n : room;
 }
 
-/* Hidden tokens of a pass: at least one, and never those that every window begins with. */
+/* Tokens of a window that are never hidden: those that every one begins with, and what no logits tell. */
+static int n_shown(const struct oracle_job *j)
+{
+    const int shift = tessera_model(j->e).shifted;
+    return j->bos > shift ? j->bos : shift;
+}
+
+/* Hidden tokens of a pass: at least one. */
 static int n_hidden(const struct oracle_job *j, int pass)
 {
-    const int steps = j->own.steps, text = window_size(j, j->at[pass]) - j->bos;
+    const int steps = j->own.steps, text = window_size(j, j->at[pass]) - n_shown(j);
     const int n = (text * (steps - pass % steps) + steps / 2) / steps;
     return n < 1 ? 1 : n;
 }
@@ -56,7 +63,7 @@ static void hide(const struct oracle_job *j, int pass, int n, int32_t *ids, unsi
     memcpy(ids, j->ids, sizeof *ids * (size_t)j->bos);
     memcpy(ids + j->bos, j->ids + j->at[pass], sizeof *ids * (size_t)(n - j->bos));
     for (int i = 0, want = n_hidden(j, pass); i < n; i++) {
-        hidden[i] = i >= j->bos && (int)rng_below(&g, (uint32_t)(n - i)) < want;
+        hidden[i] = i >= n_shown(j) && (int)rng_below(&g, (uint32_t)(n - i)) < want;
         want -= hidden[i];
         if (hidden[i]) ids[i] = tessera_model(j->e).mask;
     }
@@ -72,7 +79,7 @@ enum status oracle_pass(struct oracle_job *j, struct err *err)
     enum status s = ids && hidden ? OK : err_set(err, ERR_MEMORY, "no memory for a pass");
     if (!s) hide(j, pass, n, ids, hidden);
     for (int i = 0; i < n && !s; i++)
-        if (hidden[i] && i >= shift) want[i - shift] = 1;
+        if (hidden[i]) want[i - shift] = 1;
     for (int k = 1; k <= k_max(j) && !s; k++) {
         const struct tessera_input in = {.session = j->session, .ids = ids, .n = n,
                                          .logits = TESSERA_LOGITS_SOME, .some = want};
@@ -84,11 +91,11 @@ enum status oracle_pass(struct oracle_job *j, struct err *err)
         for (int i = shift; i < n && !s; i++) {
             if (!hidden[i]) continue;
             sum += branches_loss_of(tessera_logits(j->e, 0, i - shift), n_vocab,
-                                    i < j->bos ? j->ids[i] : j->ids[j->at[pass] + i - j->bos]);
+                                    j->ids[j->at[pass] + i - j->bos]);
             count++;
         }
         v[0] = (float)count;
-        v[k] = (float)(count ? sum / count : 0);
+        v[k] = s ? 0 : (float)(sum / count);
     }
     (void)branches_capacity(j->e, 0, NULL);
     j->work.routes += (uint64_t)k_max(j);

@@ -31,7 +31,6 @@ static void see_gates(void *arg, int n, const float *w)
     for (int i = 0; i < n && f->n_gates < GATES_MAX; i++) f->gate[f->n_gates++] = w[i];
 }
 
-
 static void see(void *arg, int part, int n, const float *x, const float *z)
 {
     struct fitting *f = arg;

@@ -56,15 +56,17 @@ const struct policy_rule policy_rule_lfu = {.used = lfu_used, .added = lfu_added
 
 static void lrfu_open(struct policy *p, const struct policy_options *o)
 {
+    p->one_at = -1; /* before the first step, too, it has to be computed */
     for (int x = 0; x < o->n_layers * o->n_experts; x++) p->score[x] = KEY_FIRST;
 }
 
 /* Logarithms begin at 2^10, so that all are positive. */
 static double lrfu_time(const struct policy *p) { return p->tokens / p->half_life + 0x1p10; }
 
-/* 2^s as e + (m - 1), and back. */
+/* 2^s as e + (m - 1), and back; nothing stays nothing. */
 static double lrfu_pack(double s)
 {
+    if (!(s > 0)) return KEY_FIRST;
     const double e = (double)(int64_t)s;
     return e + (exp2(s - e) - 1);
 }

@@ -335,7 +335,6 @@ static void test_reference(void **state)
     free(text2);
 }
 
-/* Each changes one thing about a case: the bound must not hold any more. */
 /* A capacity that is forced gives the bits of a model that has no other. */
 static void test_capacity(void **state)
 {
@@ -367,6 +366,7 @@ static void test_capacity(void **state)
     }
 }
 
+/* Each changes one thing about a case: the bound must not hold any more. */
 static void test_mutations(void **state)
 {
     (void)state;

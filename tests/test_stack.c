@@ -270,13 +270,17 @@ static void test_interrupted(void **state)
     assert_int_equal(access(work, R_OK), -1);
     /* A torn record counts as not there. */
     (void)build_until(6 * MIB, 4, out);
+    const int whole = build_until(6 * MIB, 4, out);
     FILE *f = fopen(done, "rb");
     assert_non_null(f);
     assert_int_equal(fseek(f, 0, SEEK_END), 0);
     assert_int_equal(truncate(done, ftell(f) - 9), 0);
     assert_int_equal(fclose(f), 0);
-    const int torn = build_until(6 * MIB, 4, out);
-    assert_true(torn > 0);
+    assert_true(whole > 1);
+    assert_int_equal(build_until(6 * MIB, 4, out), whole - 1);
+    /* The work file was removed, what says that it is done was not: all anew. */
+    assert_int_equal(unlink(work), 0);
+    assert_int_equal(build_until(6 * MIB, 4, out), 0);
     /* Other options: all anew. */
     assert_int_equal(build_until(6 * MIB, 3, out), 0);
     assert_int_equal(build_until(UINT64_MAX, 4, out), 0);

@@ -10,7 +10,6 @@ struct stack_job {
     struct requant_job io; /* source, stack file and progress */
 };
 
-
 /* The work file at OUT.work.part and what is done of it at OUT.done.part: opened, going on where an earlier
  * build of the same ended; all matrices of a tensor are in it; closed, and gone unless b->keep. */
 enum status stack_work_open(struct stack_build *b, const char *out, struct err *e);

@@ -57,16 +57,20 @@ static bool read_all(int fd, void *p, size_t n)
     return true;
 }
 
-/* What another build has done: parts are marked, the side file ends behind them. */
+/* What another build has done: parts are marked, the side file ends behind them.  A part beyond the end of
+ * the work file (somebody has removed that one alone) is not done. */
 static void go_on(struct stack_build *b)
 {
     off_t end = sizeof(struct head);
     struct record r;
+    struct stat st;
+    if (fstat(b->work, &st)) return;
     while (read_all(b->state, &r, sizeof r) && r.part < (uint64_t)b->n_parts) {
         struct stack_part *p = &b->part[r.part];
         const size_t n = sizeof *p->mat * (size_t)p->n_mats;
         struct stack_mat *m = malloc(n);
-        const bool good = m && read_all(b->state, m, n) && stack_hash(STACK_HASH, m, n) == r.sum;
+        const bool good = (uint64_t)st.st_size >= p->at + p->stride * (uint64_t)p->n_mats && m &&
+                          read_all(b->state, m, n) && stack_hash(STACK_HASH, m, n) == r.sum;
         if (good) memcpy(p->mat, m, n);
         free(m);
         if (!good) break;
