@@ -55,7 +55,7 @@ run()
 {
     local model=$1 engine=$2
     shift 2
-    dd of="$model" oflag=nocache conv=notrunc,fdatasync count=0 2>/dev/null
+    sync "$model" && dd if="$model" iflag=nocache count=0 2>/dev/null
     timeout 600 "$confined" "$bytes" "$@" >"$out" 2>&1
     awk -F'|' -v model="$(basename "$model")" -v engine="$engine" '
         function speed(s) { sub(/±.*/, "", s); gsub(/ /, "", s); return s }

@@ -58,8 +58,8 @@ for M in "$@"; do
         throttle "$disk" 2>/dev/null || { echo "skipped: the drive $DEV cannot be throttled"; exit 77; }
         B=${PROMPTS[i++ % ${#PROMPTS[@]}]}
         key=$T/machine
-        XDG_CACHE_HOME=$T inside "${set_cpus[@]}" "$BIN" doctor --fresh -m "$M" -t "$cpus" -o "$key" >/dev/null 2>&1
-        dd of="$M" oflag=nocache conv=notrunc,fdatasync count=0 2>/dev/null # what the system holds is not the drive
+        XDG_CACHE_HOME=$T inside "${set_cpus[@]}" "$BIN" doctor --fresh -m "$M" -t "$cpus" -o "$key" >/dev/null 2>"$T/err" || { tail -3 "$T/err"; continue; }
+        sync "$M" && dd if="$M" iflag=nocache count=0 2>/dev/null # what the system holds is not the drive
         inside "${set_cpus[@]}" "$BIN" run -m "$M" -f "$B" -c 512 -n "$N" --temp 0.8 -s $i --ignore-eos -t "$cpus" --mem ${mem}M \
             --machine "$key" --routes "$T/routes" --analyze >/dev/null 2>"$T/err" || { tail -3 "$T/err"; continue; }
         awk -v m="$(basename "$M")" -v c="$cpus" -v d="$disk" -v mem="$mem" '

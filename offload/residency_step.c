@@ -349,7 +349,7 @@ static int slot_between(struct resid *r, int gi)
 static void read_ahead(struct resid *r, int bank)
 {
     settle_guesses(r);
-    if (r->more && !r->next_ahead) policy_predict(r->policy, bank, r->expect, NULL, r->n_expect);
+    if (r->more && r->n_expect && !r->next_ahead) policy_predict(r->policy, bank, r->expect, NULL, r->n_expect);
     while (r->next_ahead < r->n_expect && !r->err.code) {
         const int gi = r->first_expert + bank * r->n_experts + r->expect[r->next_ahead];
         struct slot_class *c = class_of_group(r, gi);
@@ -383,6 +383,7 @@ static void ask(struct resid *r)
         r->stage[i] = WANT_ASKED | WANT_READ;
         r->n_open++;
     }
+    if (r->more && r->block) return; /* what has passed is the block's own: its next pass wants it */
     if (r->streaming && r->layer + 1 < r->n_banks) read_ahead(r, r->layer + 1);
 }
 

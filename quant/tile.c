@@ -224,6 +224,7 @@ static void pack_blocks(turn_fn *turn, enum qtype type, const uint8_t *const *sr
     const size_t bytes = (size_t)qtype_info((uint32_t)type)->block_bytes;
     const int step = (int)(COLUMNS_MAX / TILE_ROWS / bytes);
     _Alignas(64) uint8_t columns[COLUMNS_MAX];
+    ASSERT(step > 0);
     for (int b = 0; b < n; b += step) {
         const int some = n - b < step ? n - b : step;
         const size_t from = (size_t)b * bytes, size = (size_t)some * bytes;

@@ -96,7 +96,7 @@ void machine_watch_read(const struct machine_watch *w, struct machine_room *r);
 /* Streams over `bytes` of own memory with n_threads, best of five passes. */
 enum status machine_measure_ram(int n_threads, uint64_t bytes, double *gb_per_s, struct err *e);
 
-/* What is done with every block that a drive brings, on the thread (0 .. n_threads - 1) that read it. */
+/* What is done with every block (up to 4 MiB) that a drive brings, on the thread (0 to 7) that read it. */
 struct machine_arrival {
     void (*fn)(void *arg, int thread, const void *block, size_t bytes);
     void *arg;

@@ -27,7 +27,6 @@ static enum status hash_sample(const struct gguf *g, const struct gguf_tensor *t
 enum status identity_of(const struct gguf *g, uint64_t *out, struct err *e)
 {
     const uint64_t n = gguf_n_tensors(g), size = gguf_file_bytes(g);
-    const uint64_t step = n > SAMPLES ? n / SAMPLES : 1;
     uint64_t h = hash_bytes(0xcbf29ce484222325u, &size, sizeof size);
     enum status s = OK;
     for (uint64_t i = 0; i < n && !s; i++) {
@@ -36,7 +35,7 @@ enum status identity_of(const struct gguf *g, uint64_t *out, struct err *e)
         h = hash_bytes(h, t->dim, sizeof t->dim);
         h = hash_bytes(h, &t->type, sizeof t->type);
         h = hash_bytes(h, &t->offset, sizeof t->offset);
-        if (i % step == 0 && i / step < SAMPLES) s = hash_sample(g, t, &h, e);
+        if (i * SAMPLES / n != (i + 1) * SAMPLES / n) s = hash_sample(g, t, &h, e); /* evenly, to the last */
     }
     *out = h;
     return s;

@@ -310,7 +310,7 @@ struct choice_params branches_choice(const tessera_engine *e) { return e->hp.rou
 
 enum status branches_capacity(tessera_engine *e, int k, struct err *err)
 {
-    const int most = e->hp.route.choice.k_max;
+    const int most = e->hp.route.choice.prompts ? 0 : e->hp.route.choice.k_max;
     if (!most)
         return err_set(err, ERR_UNSUPPORTED, "%s: experts do not choose their tokens, so they have no "
                        "capacity", e->arch->name);
