@@ -246,6 +246,12 @@ static enum status measure_disk(struct doctor *d, struct err *err)
 static enum status measure(struct doctor *d, struct err *err)
 {
     struct machine *m = &d->m;
+    struct osfile f;
+    if (d->model) { /* what was measured before says nothing about a file that is not there */
+        const enum status s = osfile_open(&f, d->model, OSFILE_BUFFERED, NULL, err);
+        if (s) return s;
+        osfile_close(&f);
+    }
     if (!machine_cache(d->model, true, d->kept, sizeof d->kept)) d->kept[0] = 0;
     if (d->model) machine_disk_of(m, d->model, d->disk);
     if (take_kept(d)) return OK;

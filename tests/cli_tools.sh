@@ -189,6 +189,7 @@ expect 0 'measured before' doctor -m "$m" -t 2
 expect 0 'disk read' doctor -m "$m" -t 2 --fresh
 grep -q 'measured before' "$out" && fail "doctor --fresh does not measure"
 refuse 1 'No such file' doctor -m "$dir/none"
+refuse 1 'directory' doctor -m "$dir"
 expect 1 'No such file' doctor -o "$dir/none/machine"
 refuse 2 - doctor --quick
 XDG_CACHE_HOME=/dev/null/none
