@@ -654,23 +654,24 @@ static void test_background(void **state)
             assert_int_equal(feed(e, k ? 30 : 7, b.got, NULL, &err), OK);
             assert_memory_equal(b.want, b.got, N * VOCAB * sizeof *b.want);
         } else {
-            tessera_session *s = session(e);
             const int n = e->opt.n_ubatch < 30 ? e->opt.n_ubatch : 30;
             atomic_store(&fail_with, EIO);
-            for (int tries = 0;; tries++) {
+            /* A loader's own read may fail, too, before a step asks for anything: it is read again. */
+            for (int tries = 0; tries < 13; tries++) {
+                tessera_session *s = session(e);
                 struct tessera_input in = {s, ids, n, TESSERA_LOGITS_ALL};
-                atomic_store(&countdown, tries < 6 ? 5 * tries : -1);
-                if (!tessera_step(e, &in, 1, &err)) break;
-                assert_int_equal(err.code, ERR_IO);
-                assert_int_equal(tessera_session_n(s), 0);
-                failed++;
+                atomic_store(&countdown, tries < 12 ? 5 * (tries % 6) : -1);
+                const enum status st = tessera_step(e, &in, 1, &err);
+                assert_true(st == (tries < 12 && st ? ERR_IO : OK));
+                assert_int_equal(tessera_session_n(s), st ? 0 : n);
+                for (int i = 0; !st && i < n; i++)
+                    assert_memory_equal(b.want + (size_t)i * VOCAB, tessera_logits(e, 0, i),
+                                        VOCAB * sizeof(float));
+                tessera_session_close(s);
+                failed += st != OK;
             }
             /* In more than the least the loaders may have brought everything before a step asks. */
             if (k % 3 == 1) assert_true(failed > 2);
-            for (int i = 0; i < n; i++)
-                assert_memory_equal(b.want + (size_t)i * VOCAB, tessera_logits(e, 0, i),
-                                    VOCAB * sizeof(float));
-            tessera_session_close(s);
         }
         /* A resize in the middle of it, and an end. */
         atomic_store(&countdown, -1);
@@ -714,7 +715,7 @@ static void test_bad_reads(void **state)
         int failed = 0;
         for (int at = 0, tries = 0; at < N; tries++) {
             atomic_store(&fail_with, tries % 2 ? EIO : 0);
-            atomic_store(&countdown, tries < 40 ? (int)rng_below(&r, 40) : -1);
+            atomic_store(&countdown, tries < 40 ? (int)rng_below(&r, k < 5 ? 40 : 10) : -1);
             const int most = k < 4 ? 5 : 1, n = N - at < most ? N - at : most;
             struct tessera_input in = {s, ids + at, n, TESSERA_LOGITS_ALL};
             const enum status st = tessera_step(e, &in, 1, &err);
