@@ -15,10 +15,16 @@ static uint64_t page_up(uint64_t n) { return up(n, 4096); }
 
 /* ---- sizes ---- */
 
-static int pairs_of(const struct devtier_options *o)
+/* Pairs whose rows land on the host at once. */
+static int land_of(const struct devtier_options *o)
 {
     const int all = o->n_rows * o->n_used;
     return all < DEVTIER_PAIRS ? all : DEVTIER_PAIRS > o->n_used ? DEVTIER_PAIRS : o->n_used;
+}
+
+static int pairs_of(const struct devtier_options *o)
+{
+    return o->whole ? o->n_rows * o->n_used : land_of(o);
 }
 
 static const struct weight *weight_of(const struct devtier_options *o, int bank, int k)
@@ -43,7 +49,7 @@ static uint64_t bias_all(const struct devtier_options *o)
 }
 
 struct fixed {
-    uint64_t x, rows, scratch, slot; /* bytes; slot: of the largest class */
+    uint64_t x, rows, land, scratch, slot; /* bytes; land: rows on the host; slot: of the largest class */
 };
 
 static struct fixed fixed_of(const struct devtier_options *o)
@@ -58,6 +64,7 @@ static struct fixed fixed_of(const struct devtier_options *o)
                                                      qtype_info(down->type)->act);
         if (x > f.x) f.x = x;
         if (rows > f.rows) f.rows = rows;
+        f.land = f.rows / (uint64_t)n * (uint64_t)land_of(o);
         if (scratch > f.scratch) f.scratch = scratch;
     }
     for (int c = 0; c < o->resid->sizes.n_classes; c++)
@@ -73,13 +80,13 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
     uint64_t least = 0, all = 0;
     memset(p, 0, sizeof *p);
     p->fixed = page_up(f.x) + page_up(f.rows) + page_up(f.scratch) + page_up(bias_all(o));
-    p->host = page_up(f.x) + page_up(f.rows) + DEVTIER_RING * page_up(f.slot) +
+    p->host = page_up(f.x) + page_up(f.land) + DEVTIER_RING * page_up(f.slot) +
               page_up(o->api->caps(o->dev).host);
     for (int c = 0; c < s->n_classes; c++) {
         least += s->slot[c];
         all += s->slot[c] * (uint64_t)s->n_groups[c];
     }
-    p->least = p->fixed + least;
+    p->least = p->fixed + least + o->elsewhere;
     if (!s->n_classes)
         return err_set(e, ERR_DEVICE, "the model has no experts, and this version runs nothing else "
                        "on a device");
@@ -87,8 +94,8 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
         return err_set(e, ERR_BUDGET, "%llu MiB are too little: rows, scratch and an expert of each "
                        "size take %lluM", (unsigned long long)(memory >> 20),
                        (unsigned long long)(up(p->least, 1u << 20) >> 20));
-    const double share = (double)(memory - p->fixed) / (double)all;
-    uint64_t left = memory - p->fixed;
+    uint64_t left = memory - p->fixed - o->elsewhere;
+    const double share = (double)left / (double)all;
     for (int c = 0; c < s->n_classes; c++) {
         const int want = share >= 1 ? s->n_groups[c] : (int)(s->n_groups[c] * share);
         p->n_slots[c] = want > 1 ? want : 1;
@@ -127,7 +134,7 @@ static enum status open_memory(struct devtier *t, struct err *e)
               (t->rows_dev = t->api->alloc(t->dev, DEV_OWN, f.rows)) &&
               (t->scratch_dev = t->api->alloc(t->dev, DEV_OWN, f.scratch)) &&
               (t->x_host = t->api->alloc(t->dev, DEV_HOST, f.x)) &&
-              (t->rows_host = t->api->alloc(t->dev, DEV_HOST, f.rows));
+              (t->rows_host = t->api->alloc(t->dev, DEV_HOST, f.land));
     for (int i = 0; ok && i < DEVTIER_RING; i++)
         ok = (t->ring[i] = t->api->alloc(t->dev, DEV_HOST, f.slot));
     for (int c = 0; ok && c < s->n_classes; c++) {
@@ -168,10 +175,11 @@ static enum status open_lists(struct devtier *t, struct err *e)
     t->expert = calloc(ne + 1, sizeof *t->expert);
     t->first = calloc(ne + 2, sizeof *t->first);
     t->pair = calloc((size_t)t->n_pairs + 1, sizeof *t->pair);
+    t->w = calloc((size_t)t->n_pairs + 1, sizeof *t->w);
     t->rest = calloc(ne + 1, sizeof *t->rest);
     t->rest_expert = calloc(ne + 1, sizeof *t->rest_expert);
     t->rest_count = calloc(ne + 1, sizeof *t->rest_count);
-    bool ok = t->slot_of && t->weight && t->number && t->expert && t->first && t->pair && t->rest &&
+    bool ok = t->slot_of && t->weight && t->number && t->expert && t->first && t->pair && t->w && t->rest &&
               t->rest_expert && t->rest_count;
     for (int k = 0; k < OP_IO; k++) {
         t->table[k] = calloc(ne + 1, sizeof **t->table);
@@ -213,6 +221,7 @@ static struct op device_op(const struct devtier *t, int bank)
 {
     struct op op = *t->o.bank[bank].op;
     op.in[0] = 0;
+    op.out[0] = 1;
     op.rows = ROWS_ALL; /* those that were sent */
     for (int k = 0; k < OP_WEIGHTS; k++) op.weight[k] = op.weight[k] < 0 ? -1 : k;
     return op;
@@ -243,6 +252,7 @@ enum status devtier_open(struct devtier *t, const struct devtier_options *o, str
     if (!(t->o.patience > 0)) t->o.patience = DEVTIER_PATIENCE;
     t->caps = t->api->caps(t->dev);
     t->n_pairs = pairs_of(o);
+    t->n_land = land_of(o);
     enum status s = devtier_size(&t->o, t->caps.memory, &t->plan, e);
     if (!s && !(t->charged = ledger_take(o->ledger, MEM_STAGING, t->plan.host)))
         s = err_set(e, ERR_BUDGET, "the memory budget has no room for its host side");
@@ -267,6 +277,7 @@ void devtier_close(struct devtier *t)
     free(t->expert);
     free(t->first);
     free(t->pair);
+    free(t->w);
     free(t->rest);
     free(t->rest_expert);
     free(t->rest_count);
@@ -285,8 +296,7 @@ static void give_up(struct devtier *t, const char *why)
     if (t->o.warn) t->o.warn(t->o.warn_arg, text);
 }
 
-/* Whether the fence has passed in time. */
-static bool passed(struct devtier *t, dev_fence f)
+bool devtier_passed(struct devtier *t, dev_fence f)
 {
     struct err e;
     err_clear(&e);
@@ -318,7 +328,7 @@ static bool append(struct devtier *t, const struct dev_route *r, int a)
     const int bank = t->at_bank, item = item_of(t, bank, r->expert[a]);
     const struct group *g = &t->o.resid->group[t->o.resid->first_expert + item];
     const int c = t->o.resid->class_of[bank];
-    if (at + n > t->n_pairs) return false;
+    if (at + n > t->n_pairs || n > t->n_land) return false;
     char *base = t->cls[c].base + (uint64_t)t->slot_of[item] * t->o.resid->sizes.slot[c];
     for (int k = 0; k < OP_IO; k++) t->table[k][t->n] = base + g->at[k];
     t->number[t->n] = a;
@@ -332,7 +342,7 @@ static bool append(struct devtier *t, const struct dev_route *r, int a)
 void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const int32_t *count)
 {
     /* The lists are the device's until it has read them; it reads nothing after it was given up. */
-    const bool on = devtier_on(t) && passed(t, t->last);
+    const bool on = devtier_on(t) && devtier_passed(t, t->last);
     t->at_bank = bank;
     t->n = t->n_rest = 0;
     if (on) policy_route(t->policy, bank, r->expert, count, r->n_active);
@@ -344,21 +354,22 @@ void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const
     }
 }
 
-/* Submits experts begin .. end - 1 of the list. */
-static void submit(struct devtier *t, const struct dev_route *r, int part, int begin, int end)
+/* Submits experts begin .. end - 1 of the list; sum: they are all that there are. */
+static void submit(struct devtier *t, const struct dev_route *r, int part, int begin, int end, bool sum)
 {
     struct devtier_launch *l = &t->launch[part];
     l->route = (struct dev_route){
         .n_rows = r->n_rows, .n_used = r->n_used, .n_active = end, .n_pairs = t->n_pairs,
         .n_slots = t->n_pairs,
-        .begin = begin, .end = end, .pair_out = t->rows_dev, .expert = t->expert,
+        .begin = begin, .end = end, .sum = sum, .pair_out = sum ? NULL : t->rows_dev,
+        .w = t->w, .expert = t->expert,
         .first = t->first, .pair = t->pair, .gate = t->table[0], .up = t->table[1],
         .down = t->table[2],
     };
     l->op = device_op(t, t->at_bank);
     l->rows = (struct dev_rows){.n = r->n_rows};
     l->bind = (struct dev_bind){
-        .buf = &t->x, .weight = t->weight + t->at_bank * OP_WEIGHTS, .n_rows = r->n_rows,
+        .buf = t->io, .weight = t->weight + t->at_bank * OP_WEIGHTS, .n_rows = r->n_rows,
         .set = &l->rows, .route = &l->route, .scratch = t->scratch_dev,
     };
     t->last = t->api->submit(t->dev, &l->op, 1, &l->bind);
@@ -369,7 +380,7 @@ static void send_rows(struct devtier *t, const struct dev_route *r, const struct
 {
     const uint64_t bytes = (uint64_t)x->stride * (uint64_t)r->n_rows;
     memcpy(t->x_host, x->base, bytes);
-    t->x = (struct dev_buf){.base = t->x_dev, .stride = x->stride, .width = x->width};
+    t->io[0] = (struct dev_buf){.base = t->x_dev, .stride = x->stride, .width = x->width};
     (void)t->api->copy(t->dev, t->x_dev, t->x_host, bytes);
     t->count.bytes += bytes;
 }
@@ -379,7 +390,20 @@ void devtier_run(struct devtier *t, const struct dev_route *r, const struct dev_
     if (!devtier_on(t)) return;
     if (!t->n && r->n_rows > SEND_ROWS) return; /* nothing can be sent later either */
     send_rows(t, r, x);
-    if (t->n) submit(t, r, 0, 0, t->n);
+    if (t->n) submit(t, r, 0, 0, t->n, false);
+}
+
+void devtier_run_there(struct devtier *t, const struct dev_route *r, const struct dev_buf *x,
+                       const struct dev_buf *out)
+{
+    if (!devtier_on(t)) return;
+    t->io[0] = *x;
+    if (out) {
+        t->io[1] = *out;
+        memcpy(t->w, r->w, sizeof *t->w * (size_t)(r->n_rows * r->n_used));
+    }
+    t->io[0].rows = t->io[1].rows = ROWS_ALL; /* the only set that a submission knows */
+    if (t->n) submit(t, r, 0, 0, t->n, out != NULL);
 }
 
 /* Puts an expert into a slot of the device; false: no buffer is free, or it is not hot enough. */
@@ -429,7 +453,7 @@ int devtier_send(struct devtier *t, const struct dev_route *r, const int32_t *nu
         if (!fill(t, item_of(t, t->at_bank, r->expert[a]), one)) break;
         (void)append(t, r, a);
     }
-    if (sent) submit(t, r, 1, had, t->n);
+    if (sent) submit(t, r, 1, had, t->n, false);
     t->count.sent += (uint64_t)sent;
     return sent;
 }
@@ -439,14 +463,15 @@ void devtier_offer(struct devtier *t, const struct dev_route *r, int a, const vo
     if (devtier_on(t)) (void)fill(t, item_of(t, t->at_bank, r->expert[a]), m);
 }
 
-const char *devtier_land(struct devtier *t)
+const char *devtier_land(struct devtier *t, int begin, int *end)
 {
     if (!devtier_on(t)) return NULL;
+    for (*end = begin + 1; *end < t->n && t->first[*end + 1] - t->first[begin] <= t->n_land;) ++*end;
     const uint64_t stride = dev_experts_out_stride(t->weight[t->at_bank * OP_WEIGHTS].n_cols);
-    const uint64_t bytes = stride * (uint64_t)t->first[t->n];
-    t->last = t->api->copy(t->dev, t->rows_host, t->rows_dev, bytes);
+    const uint64_t bytes = stride * (uint64_t)(t->first[*end] - t->first[begin]);
+    t->last = t->api->copy(t->dev, t->rows_host, t->rows_dev + stride * (uint64_t)t->first[begin], bytes);
     t->count.bytes += bytes;
-    return passed(t, t->last) ? t->rows_host : NULL;
+    return devtier_passed(t, t->last) ? t->rows_host : NULL;
 }
 
 void devtier_done(struct devtier *t)

@@ -41,6 +41,8 @@ struct devtier_options {
     int n_rows, n_used;       /* of a step, at most */
     struct ledger *ledger;
     double rate_ram;          /* bytes per second that the CPU reads experts at; 0 = not known */
+    bool whole;               /* the device has room for the pairs of all rows at once */
+    uint64_t elsewhere;       /* bytes of the device that are for other things than experts */
     double patience;          /* seconds; 0 = DEVTIER_PATIENCE */
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
@@ -82,8 +84,9 @@ struct devtier {
     struct dev_weight *weight; /* [n_banks * OP_WEIGHTS] as the device sees them */
 
     /* the macro-step being run: lists that the device reads until its fence has passed */
-    int at_bank, n, n_pairs;  /* experts and pairs on the device */
-    struct dev_buf x;
+    int at_bank, n;           /* experts on the device */
+    int n_pairs, n_land;      /* pairs that it takes, and that land at once */
+    struct dev_buf io[2];     /* x, and what the sum goes to */
     struct devtier_launch {
         struct op op;
         struct dev_bind bind;
@@ -92,13 +95,14 @@ struct devtier {
     } launch[2];              /* of what was there; of what was sent */
     int32_t *number;          /* [n_experts] which of the step's experts the i-th is */
     int32_t *expert, *first, *pair; /* as in struct dev_route */
+    float *w;                 /* [n_pairs] ditto, of a sum */
     const void **table[OP_IO];
     /* what is left for the CPU: numbers, ids, rows */
     int n_rest;
     int32_t *rest, *rest_expert, *rest_count; /* [n_experts] */
 };
 
-/* Pure: for a device of that many bytes.  The error names the least. */
+/* Pure: for a device of that many bytes, less those for other things.  The error names the least. */
 enum status devtier_size(const struct devtier_options *o, uint64_t memory, struct devtier_plan *p,
                          struct err *e);
 
@@ -107,6 +111,9 @@ enum status devtier_open(struct devtier *t, const struct devtier_options *o, str
 void devtier_close(struct devtier *t); /* t may be all zeros */
 
 static inline bool devtier_on(const struct devtier *t) { return t->dev && !t->fell; }
+
+/* Whether the fence has passed in time; if not, the device is given up. */
+bool devtier_passed(struct devtier *t, dev_fence f);
 
 /* How many of m experts of `bytes` each that lie in RAM the device should run beside n that it has,
  * so that both sides end as early as can be. */
@@ -120,15 +127,20 @@ void devtier_step(struct devtier *t, int n_rows);
 void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const int32_t *count);
 /* Starts what it has; x: rows of in[0] on the host. */
 void devtier_run(struct devtier *t, const struct dev_route *r, const struct dev_buf *x);
+/* The same with rows that lie on the device.  With out, also there, it has everything that the router
+ * chose, and sums up: there is nothing else to do for this layer but devtier_done(). */
+void devtier_run_there(struct devtier *t, const struct dev_route *r, const struct dev_buf *x,
+                       const struct dev_buf *out);
 /* Sends the first few of experts numbers[n], whose matrices are m[k][i], over and starts them; how
  * many: those the CPU need not run. */
 int devtier_send(struct devtier *t, const struct dev_route *r, const int32_t *numbers, int n,
                  const void *const *const m[OP_IO]);
 /* The CPU has run expert number a; its matrices are still there. */
 void devtier_offer(struct devtier *t, const struct dev_route *r, int a, const void *const m[OP_IO]);
-/* Waits for the rows: those of the i-th expert on the device (its number: t->number[i]) begin at row
- * t->first[i] of what is returned.  NULL: it was given up, nothing has arrived. */
-const char *devtier_land(struct devtier *t);
+/* Waits for the rows of experts begin .. *end - 1 on the device, as many as land at once: those of the
+ * i-th (its number: t->number[i]) begin at row t->first[i] - t->first[begin] of what is returned.
+ * NULL: it was given up, they have not arrived. */
+const char *devtier_land(struct devtier *t, int begin, int *end);
 /* The layer has run. */
 void devtier_done(struct devtier *t);
 

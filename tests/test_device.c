@@ -127,16 +127,18 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
     o.device = api;
     const uint64_t vram = own + least_vram(&o, own), mem = smallest(&o);
     bool all_there = false, some_sent = false, some_refused = false, pooled = false;
+    bool alone = false, whole = false, half = false; /* experts alone; with all the rest; but attention */
     const int every = own ? 5 : SLOW ? 3 : 1; /* emulated threads are slow */
     for (int i = 0; i < 16; i += every) {
-        o.vram_budget = vram + (uint64_t)(i % 4) * (uint64_t)(i % 4) * 2 * MIB;
+        o.vram_budget = vram + (uint64_t)(i % 4) * (uint64_t)(i % 4) * 3 * MIB;
         o.mem_budget = i < 8 ? UINT64_MAX : mem + (uint64_t)(i - 8) * MIB;
         const struct machine slow = {.ram_read_n = 1};
         o.machine = i % 2 ? &slow : NULL;
         tessera_engine *e = must_open(&o);
         assert_true(devtier_on(&e->devtier));
         assert_null(tessera_warning(e, 0));
-        assert_true(e->devtier.plan.slots + e->devtier.plan.fixed <= o.vram_budget);
+        const struct devstep_plan *d = &e->devstep_plan;
+        assert_true(e->devtier.plan.slots + e->devtier.plan.fixed + d->bytes <= o.vram_budget);
         check(e, i % 3 == 0 ? 1 : i % 3 == 1 ? 64 : 5);
         check(e, own ? 11 : 1);
         const struct tessera_traffic t = tessera_traffic(e);
@@ -146,6 +148,11 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
                      tessera_warning(e, 0) ? tessera_warning(e, 0) : "no warning");
         assert_true(t.device_modelled == !strcmp(api->name, "sim"));
         assert_true(o.mem_budget == UINT64_MAX || tessera_memory(e).peak <= o.mem_budget);
+        assert_true(!d->bytes == !e->devstep.n_ops);
+        assert_true(e->devstep.attends == (d->n_kv > 0));
+        alone |= !d->bytes;
+        whole |= d->n_kv > 0;
+        half |= d->bytes && !d->n_kv;
         all_there |= e->devtier.plan.n_all == 48;
         some_sent |= t.device_sent > 0;
         some_refused |= e->devtier.count.refused > 0;
@@ -154,6 +161,7 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
         tessera_close(e);
     }
     assert_true(all_there && some_sent && (some_refused || own) && pooled);
+    assert_true(alone && (own || (whole && (half || type == QTYPE_F16))));
 }
 
 static void test_same_bits(void **state)

@@ -5,8 +5,8 @@
  * were submitted.  The CPU device runs them at once on a thread pool, so its fences have always
  * passed and it never fails.
  *
- * A device with memory of its own (own_memory) works on that only: buf, weight, route and scratch of
- * a struct dev_bind then point to what its alloc() gave, while the structs, the op and the index
+ * A device with memory of its own (own_memory) works on that only: buf, weight, route, scratch and
+ * KV pages of a struct dev_bind then point to what its alloc() gave, while the structs, the op and the index
  * lists themselves are the host's and are read any time before the fence passes: the caller changes
  * nothing of them until then.  Host memory is touched by copies alone, and copies take host addresses
  * of alloc(DEV_HOST) only, so a device that was given up may be late as it likes: it writes where
@@ -28,7 +28,9 @@
 #include "moe/compute/op.h"
 #include "quant/mm.h"
 
-enum { DEV_ABI = 4 };
+enum { DEV_ABI = 5 };
+enum { DEV_SESSIONS = 256 }; /* a step in which a device with memory of its own runs KV_PUT or ATTENTION
+                                has so many sessions at most */
 extern const char dev_build[]; /* what a plugin must have been built with: a digest of the sources that
                                   fix layouts and arithmetic (Makefile) */
 

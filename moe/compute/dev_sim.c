@@ -55,6 +55,7 @@ struct dev {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct command queue[QUEUE];
+    char *kv_base[DEV_SESSIONS]; /* of the op being run */
     dev_fence n_put, n_done;
     struct err lost;
     double clock;
@@ -95,6 +96,58 @@ static char *end_of_copy(struct dev *d, struct err *e, const void *at, uint64_t 
 
 enum { EXPERTS_MAX = 4096 };
 
+static uint64_t bytes_of(const struct dev_weight *w)
+{
+    if (!w->tiles) return sizeof(float) * (uint64_t)w->n_cols * (uint64_t)w->n_rows;
+    return (uint64_t)((w->n_rows + TILE_ROWS - 1) / TILE_ROWS) * tile_bytes(w->type, w->n_cols);
+}
+
+/* A buffer as the CPU device can follow it. */
+static struct dev_buf own_buf(struct dev *d, struct err *e, const struct dev_bind *b, int i)
+{
+    struct dev_buf f = b->buf[i];
+    f.base = own(d, e, f.base, (uint64_t)f.stride * (uint64_t)b->set[f.rows].n);
+    return f;
+}
+
+/* The KV pages of every session in the step. */
+static void own_pages(struct dev *d, struct err *e, const struct dev_bind *b, struct dev_rows *line)
+{
+    for (int i = 0; i < b->n_inputs; i++)
+        d->kv_base[i] = own(d, e, line->kv_base[i], line->kv_page_bytes);
+    line->kv_base = d->kv_base;
+}
+
+/* Any other op, in the same way. */
+static void run_plain(struct dev *d, const struct op *op, const struct dev_bind *given,
+                      struct err *e, double *seconds)
+{
+    struct dev_bind b = *given;
+    struct dev_buf buf[2 * OP_IO];
+    struct dev_weight w[OP_WEIGHTS];
+    struct dev_rows set[ROWS_MAX];
+    struct op one = *op;
+    double bytes = 0;
+    for (int i = 0; i < OP_IO; i++) {
+        if (op->in[i] >= 0) buf[one.in[i] = i] = own_buf(d, e, given, op->in[i]);
+        if (op->out[i] >= 0) buf[one.out[i] = OP_IO + i] = own_buf(d, e, given, op->out[i]);
+    }
+    for (int i = 0; i < OP_WEIGHTS; i++) {
+        if (op->weight[i] < 0) continue;
+        w[one.weight[i] = i] = given->weight[op->weight[i]];
+        w[i].data = own(d, e, w[i].data, bytes_of(&w[i]));
+        bytes += (double)bytes_of(&w[i]);
+    }
+    memcpy(set, given->set, sizeof set);
+    if (op->kv_slot >= 0) own_pages(d, e, given, &set[op->kv_rows]);
+    if (e->code) return;
+    b.buf = buf;
+    b.weight = w;
+    b.set = set;
+    (void)dev_cpu_api()->submit(d->cpu, &one, 1, &b);
+    *seconds += bytes / RATE;
+}
+
 /* OP_EXPERTS with every address turned into one that the CPU device can follow. */
 static void run_experts(struct dev *d, const struct op *op, const struct dev_bind *given,
                         struct err *e, double *seconds)
@@ -102,14 +155,15 @@ static void run_experts(struct dev *d, const struct op *op, const struct dev_bin
     struct dev_bind b = *given;
     struct dev_route rt = *given->route;
     struct dev_weight w[OP_WEIGHTS];
-    struct dev_buf in = given->buf[op->in[0]];
+    struct dev_buf buf[2] = {given->buf[op->in[0]]}, *in = &buf[0];
     struct op one = *op;
     const void *at[OP_IO][EXPERTS_MAX];
     const void *const *table[OP_IO] = {rt.gate, rt.up, rt.down};
     double bytes = 0;
-    in.base = own(d, e, in.base, (uint64_t)in.stride * (uint64_t)rt.n_rows);
+    in->base = own(d, e, in->base, (uint64_t)in->stride * (uint64_t)rt.n_rows);
     b.scratch = own(d, e, b.scratch, 64);
-    rt.pair_out = own(d, e, rt.pair_out, 64);
+    if (rt.pair_out) rt.pair_out = own(d, e, rt.pair_out, 64);
+    if (rt.sum) buf[1] = own_buf(d, e, given, op->out[0]);
     for (int i = 0; i < OP_WEIGHTS; i++) {
         one.weight[i] = op->weight[i] < 0 ? -1 : i;
         if (op->weight[i] < 0) continue;
@@ -118,14 +172,14 @@ static void run_experts(struct dev *d, const struct op *op, const struct dev_bin
     }
     for (int a = rt.begin; a < rt.end; a++)
         for (int k = 0; k < OP_IO; k++) {
-            const uint64_t n = (uint64_t)((w[k].n_rows + TILE_ROWS - 1) / TILE_ROWS) *
-                               tile_bytes(w[k].type, w[k].n_cols);
+            const uint64_t n = bytes_of(&w[k]);
             at[k][a] = own(d, e, table[k][a], n);
             bytes += (double)n;
         }
     if (e->code) return;
     one.in[0] = 0;
-    b.buf = &in;
+    one.out[0] = 1;
+    b.buf = buf;
     b.weight = w;
     b.route = &rt;
     rt.gate = at[0];
@@ -139,7 +193,8 @@ static void run(struct dev *d, const struct command *c, struct err *e, double *s
 {
     *seconds = LATENCY;
     if (c->op) {
-        run_experts(d, c->op, &c->bind, e, seconds);
+        if (c->op->code == OP_EXPERTS) run_experts(d, c->op, &c->bind, e, seconds);
+        else run_plain(d, c->op, &c->bind, e, seconds);
         return;
     }
     char *to = end_of_copy(d, e, c->to, c->bytes);
@@ -187,8 +242,31 @@ static dev_fence put(struct dev *d, const struct command *c)
 static bool sim_supports(const struct dev *d, const struct op *op, const struct dev_weight *weight)
 {
     (void)d;
-    (void)weight;
-    return op->code == OP_EXPERTS && op->p.moe.route.n_expert <= EXPERTS_MAX;
+    for (int k = 0; k < OP_WEIGHTS; k++)
+        if (op->weight[k] >= 0 && qtype_is_stacked(weight[op->weight[k]].type)) return false;
+    switch (op->code) {
+    case OP_EXPERTS: return op->p.moe.route.n_expert <= EXPERTS_MAX;
+    case OP_RMS_NORM:
+    case OP_HEAD_NORM:
+    case OP_PREPARE:
+    case OP_HEAD_PREPARE:
+    case OP_MATMUL:
+    case OP_HEAD_MATMUL:
+    case OP_COPY_HEADS:
+    case OP_ROPE:
+    case OP_KV_PUT:
+    case OP_ATTENTION:
+    case OP_ADD:
+    case OP_ADD_BIAS:
+    case OP_FILL:
+    case OP_SCALE:
+    case OP_GATE:
+    case OP_SOFTCAP:
+    case OP_MUL:
+    case OP_SELECT:
+    case OP_GLU: return true;
+    default: return false;
+    }
 }
 
 static dev_fence sim_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)

@@ -10,6 +10,7 @@
 #include "moe/load/stackfile.h"
 #include "moe/load/tok.h"
 #include "moe/plan/plan.h"
+#include "moe/run/devstep.h"
 #include "moe/run/pressure.h"
 #include "moe/run/forecast.h"
 #include "moe/run/obs.h"
@@ -62,6 +63,8 @@ struct tessera_engine {
     struct dev *second;              /* the same until the tier has it */
     struct devtier_bank *bank;       /* [resid.n_banks] its experts' ops */
     struct devtier_plan device_plan; /* all zeros without a device */
+    struct devstep devstep;          /* what of a step runs there beside experts */
+    struct devstep_plan devstep_plan;
     bool device_modelled;
     struct region arena, logits;
     struct region across;            /* what goes from layer to layer, of steps that go in pieces */
@@ -161,6 +164,7 @@ struct tessera_session {
     struct state_pool state;
     int32_t *ids;                    /* [n_ctx] */
     int32_t n, n_ctx, serial;
+    int32_t on_device;               /* positions that the second device's pages hold, too */
     int spill_fd;                    /* the file that holds the KV cache; -1: it is in memory */
     struct tessera_session *next;
 };

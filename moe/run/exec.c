@@ -31,6 +31,7 @@ struct exec {
     struct plan_route ctl;        /* the control buffer of the layer being run */
     const struct op *route_op;
     bool two_sides;               /* a device takes part in the layer being run */
+    struct devstep *there;        /* NULL: the host does all but experts */
     const struct dev_row *row;    /* [n_rows] of the step, or of the piece of it that runs */
     const int32_t *serial;        /* [n_rows] session serial of each row */
     int n_rows;
@@ -254,6 +255,20 @@ static void observe(struct exec *x, double waited)
     }
 }
 
+/* What a router and the host's experts need of what the device has. */
+static bool fetch_routed(struct exec *x, const struct op *op)
+{
+    const struct tessera_engine *e = x->e;
+    const int bank = e->op_bank[op - e->model.op];
+    const struct gates *g = &e->gates;
+    const bool foresees = e->forecast.kind != PREDICT_NONE && !e->resid.all_ram &&
+                          bank + 1 < g->n_banks && g->bank[bank + 1].n;
+    const bool all = e->devtier.plan.n_all == e->resid.first_piece - e->resid.first_expert;
+    const int bufs[3] = {op->in[0], all ? -1 : e->bank[bank].op->in[0],
+                         foresees ? g->bank[bank].hidden : -1};
+    return devstep_fetch(x->there, x->e, bufs, 3);
+}
+
 /* A layer's router on what lies in buffer `from`, rows of a set, while absent experts are on their
  * way. */
 static void foresee(struct exec *x, int bank, int from, int set)
@@ -403,6 +418,13 @@ static enum status run_experts(struct exec *x, const struct op *op, struct err *
 
 /* ---- experts on two sides ---- */
 
+/* The device took rows of the step with it. */
+static enum status lost(struct exec *x, struct err *err)
+{
+    x->there->lost = true;
+    return err_set(err, ERR_DEVICE, "the device was lost");
+}
+
 /* The device's experts from `from` on take the last places of the lists, so that the CPU's can come
  * in any order in front of them; n_cpu: how many the CPU has left to run. */
 static void place_device(struct exec *x, int from, int *n_cpu)
@@ -489,23 +511,37 @@ static enum status run_two_sides(struct exec *x, const struct op *op, struct err
     struct plan_route *c = &x->ctl;
     const int n = x->route.n_active;
     int n_cpu = n;
+    if (x->there) {
+        const struct dev_buf *in = devstep_there(x->there, x->e, op->in[0]);
+        const bool all = !t->n_rest && !x->route.n_of;
+        devtier_run_there(t, &x->whole, in, all ? devstep_writes(x->there, op->out[0]) : NULL);
+        if (all) {
+            devtier_done(t);
+            return OK;
+        }
+        if (!devstep_fetch(x->there, x->e, &op->in[0], 1)) return lost(x, err);
+    }
     x->bind.scratch = x->e->buf[op->in[2]].base;
     run_lists(x);
     c->run_first[n] = c->first[n];
-    devtier_run(t, &x->whole, &x->e->buf[op->in[0]]);
+    if (!x->there) devtier_run(t, &x->whole, &x->e->buf[op->in[0]]);
     place_device(x, 0, &n_cpu);
     enum status s = run_cpu_side(x, op, &n_cpu, err);
     if (s) return s;
-    const char *rows = n_cpu < n ? devtier_land(t) : NULL;
-    if (rows) {
-        const uint64_t stride = dev_experts_out_stride(x->e->buf[op->out[0]].width);
-        for (int i = 0; i < t->n; i++)
-            dev_experts_put(op, &x->bind, c->run_first[n - 1 - i], t->first[i + 1] - t->first[i],
-                            rows + stride * (uint64_t)t->first[i]);
-    } else if (n_cpu < n && (s = run_undelivered(x, op, n_cpu, err))) {
-        return s;
+    const uint64_t stride = dev_experts_out_stride(x->e->buf[op->out[0]].width);
+    for (int i = 0, end; i < n - n_cpu; i = end) {
+        const char *rows = devtier_land(t, i, &end);
+        if (!rows) {
+            if (x->there) return lost(x, err);
+            if ((s = run_undelivered(x, op, n_cpu, err))) return s;
+            break;
+        }
+        for (int k = i; k < end; k++)
+            dev_experts_put(op, &x->bind, c->run_first[n - 1 - k], t->first[k + 1] - t->first[k],
+                            rows + stride * (uint64_t)(t->first[k] - t->first[i]));
     }
     submit_experts(x, op, n, n, true);
+    if (x->there) devstep_ran_here(x->there, x->e, (int)(op - x->e->model.op));
     devtier_done(t);
     return OK;
 }
@@ -797,6 +833,32 @@ static void profile_op(const struct exec *x, int i, double start)
     profile_add(x->e->profile, &x->e->model, i, &r);
 }
 
+/* The next op, or a route and what comes between it and its experts, where the device takes part. */
+static enum status run_beside(struct exec *x, int *i, int to, struct err *err)
+{
+    struct tessera_engine *e = x->e;
+    struct devstep *d = x->there;
+    const struct op *op = &e->model.op[*i];
+    enum status s = OK;
+    int next = *i + 1;
+    if (devstep_takes(d, e, *i)) {
+        devstep_run(d, e, *i);
+    } else if (op->code == OP_ROUTE) {
+        for (; next < to && devstep_takes(d, e, next); next++) devstep_run(d, e, next);
+        if (!fetch_routed(x, op)) return lost(x, err);
+        s = run_special(x, op, err);
+    } else if (op->code == OP_EXPERTS && x->two_sides) {
+        if (x->route.n_rows) s = run_two_sides(x, op, err);
+    } else {
+        if (!devstep_to_host(d, e, *i)) return lost(x, err);
+        if (is_special(x, op)) s = run_special(x, op, err);
+        else submit(x, op, 1);
+        devstep_ran_here(d, e, *i);
+    }
+    *i = next;
+    return s || !d->lost ? s : lost(x, err);
+}
+
 static enum status run_steps(struct exec *x, int from, int to, struct err *err)
 {
     struct tessera_engine *e = x->e;
@@ -812,6 +874,12 @@ static enum status run_steps(struct exec *x, int from, int to, struct err *err)
         }
         const double start = e->profile ? os_seconds() : 0;
         if (cancelled(x, op, err)) return err->code;
+        if (x->there) {
+            enum status s = run_beside(x, &i, to, err);
+            if (s) return s;
+            if (e->profile) profile_op(x, first, start);
+            continue;
+        }
         if (watched) watch_op(e, op, set_rows(x, op));
         if (is_special(x, op)) {
             if (run_special(x, op, err)) return err->code;
@@ -852,6 +920,7 @@ static void take_piece(struct exec *x, int row0, int n, int n_out)
     x->bind.row = x->row;
     x->bind.n_rows = n;
     bind_buffers(x);
+    if (x->there) devstep_piece(x->there, e, x->plan, true);
 }
 
 /* More rows than are computed at once: all of them through a layer before the next one, so that what
@@ -867,6 +936,7 @@ static enum status run_layers(struct exec *x, int n_rows, int n_out, struct err 
             take_piece(x, r, n_rows - r < most ? n_rows - r : most, n_out);
             resid_more(&x->e->resid, r + x->n_rows < n_rows);
             if (run_steps(x, i, to, err)) return err->code;
+            if (x->there && !devstep_end(x->there, x->e)) return lost(x, err);
         }
     }
     depth_bind(x->e, n_rows, n_out); /* the sets are the step's again */
@@ -894,11 +964,25 @@ static void bind_weights(struct tessera_engine *e)
     for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
 }
 
-enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
-                     struct err *err)
+/* The matrices of ops that a device runs are not read ahead. */
+static void expect_here(struct exec *x)
+{
+    const struct tessera_engine *e = x->e;
+    if (!e->devstep.tier || e->resid.all_ram || e->resid.now.dense_home) return;
+    for (int i = 0; i < e->model.n_op; i++)
+        for (int k = 0; k < OP_IO && e->devstep.runs[i]; k++)
+            if (e->model.op[i].weight[k] >= 0 && e->op_piece[i * OP_IO + k] >= 0)
+                resid_expect_piece(&x->e->resid, e->op_piece[i * OP_IO + k], !x->there);
+}
+
+static enum status run_step(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
+                            struct err *err)
 {
     struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows};
     bind_step(&x, n_out);
+    devstep_begin(&e->devstep, e, &x.bind, !e->watch.fn); /* watchers look into the host's buffers */
+    if (e->devstep.on) x.there = &e->devstep;
+    expect_here(&x);
     for (int i = ROWS_FIRST; i < e->model.n_sets; i++) expect_pieces(&x, i, false);
     devtier_step(&e->devtier, n_rows);
     resid_block(&e->resid, e->block);
@@ -906,14 +990,27 @@ enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows,
     if (!s) {
         bind_weights(e);
         forecast_step(&e->forecast, e, n_rows);
-        s = n_rows > e->opt.n_ubatch ? run_layers(&x, n_rows, n_out, err)
-                                     : run_steps(&x, 0, e->model.n_op, err);
+        const bool pieces = n_rows > e->opt.n_ubatch;
+        if (x.there && !pieces) devstep_piece(x.there, e, p, false);
+        s = pieces ? run_layers(&x, n_rows, n_out, err) : run_steps(&x, 0, e->model.n_op, err);
+        if (!s && x.there && !pieces && !devstep_end(x.there, e)) s = lost(&x, err);
         s = resid_step_end(&e->resid, s, err);
     }
     if (s) return s;
+    devstep_done(&e->devstep, e);
     forecast_done(&e->forecast, e);
     e->n_steps++;
     return OK;
+}
+
+/* A device that is lost in the middle of a step leaves no trace of it: the host begins again. */
+enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
+                     struct err *err)
+{
+    enum status s = run_step(e, p, n_rows, n_out, err);
+    if (s != ERR_DEVICE || !e->devstep.lost) return s;
+    err_clear(err);
+    return run_step(e, p, n_rows, n_out, err);
 }
 
 /* The row table of a part: n times the same token. */
@@ -959,6 +1056,7 @@ enum status exec_part(struct tessera_engine *e, const struct exec_part *p, struc
     struct exec x = {.e = e, .plan = plan_for(e, p->n), .row = e->row, .serial = e->serials,
                      .n_rows = p->n, .part = p};
     bind_step(&x, p->n);
+    devstep_begin(&e->devstep, e, &x.bind, false);
     resid_block(&e->resid, 0);
     s = resid_step(&e->resid, p->n, err);
     if (!s) bind_weights(e);

@@ -14,6 +14,7 @@ static void without(struct tessera_engine *e, const char *name, const char *why)
     (void)snprintf(text, sizeof text, "device %s is not used: %s", name, why);
     engine_warn(e, text);
     memset(&e->device_plan, 0, sizeof e->device_plan);
+    memset(&e->devstep_plan, 0, sizeof e->devstep_plan);
 }
 
 static const char *unfit(const struct dev_api *api)
@@ -44,7 +45,27 @@ static struct devtier_options options(struct tessera_engine *e)
         .api = e->opt.device, .dev = e->second, .weights = &e->weights, .resid = &e->resid,
         .bank = e->bank, .n_rows = e->opt.n_ubatch, .n_used = e->hp.n_expert_used,
         .ledger = &e->ledger, .rate_ram = e->rates.ram, .warn = engine_warn, .warn_arg = e,
+        .whole = e->devstep_plan.bytes, .elsewhere = e->devstep_plan.bytes,
     };
+}
+
+/* What goes there: all that is not experts, if some of those find room beside it; else experts. */
+static enum status divide(struct tessera_engine *e, bool loaded, struct err *err)
+{
+    const uint64_t memory = e->opt.device->caps(e->second).memory;
+    memset(&e->devstep_plan, 0, sizeof e->devstep_plan);
+    struct devtier_options o = options(e);
+    enum status s = devtier_size(&o, memory, &e->device_plan, err);
+    if (s) return s;
+    o.whole = true;
+    struct devtier_plan p;
+    if (!devtier_size(&o, memory, &p, NULL))
+        devstep_size(e, memory, p.least, loaded, &e->devstep_plan);
+    if (!e->devstep_plan.bytes) return OK;
+    o = options(e);
+    s = devtier_size(&o, memory, &e->device_plan, err);
+    e->device_plan.host += e->devstep_plan.host;
+    return s;
 }
 
 void second_find(struct tessera_engine *e)
@@ -67,9 +88,8 @@ void second_find(struct tessera_engine *e)
         e->second = NULL;
         without(e, api->name, err.msg);
     } else {
-        const struct devtier_options o = options(e);
         e->device_modelled = api->caps(e->second).modelled;
-        if (!devtier_size(&o, api->caps(e->second).memory, &e->device_plan, &err)) return;
+        if (!divide(e, false, &err)) return;
         without(e, api->name, err.msg);
         api->close(e->second);
         e->second = NULL;
@@ -81,14 +101,20 @@ void second_open(struct tessera_engine *e)
     struct err err;
     if (!e->second) return;
     err_clear(&err);
+    (void)divide(e, true, &err); /* a context and a micro-batch have been chosen since */
     const struct devtier_options o = options(e);
     e->second = NULL; /* the tier's from here on */
-    if (devtier_open(&e->devtier, &o, &err)) without(e, o.api->name, err.msg);
+    if (devtier_open(&e->devtier, &o, &err) ||
+        devstep_open(&e->devstep, e, &e->devstep_plan, &err)) {
+        devtier_close(&e->devtier);
+        without(e, o.api->name, err.msg);
+    }
 }
 
 void second_close(struct tessera_engine *e)
 {
     if (e->second) e->opt.device->close(e->second);
-    devtier_close(&e->devtier);
+    devtier_close(&e->devtier); /* what it still reads is devstep's */
+    devstep_close(&e->devstep, e);
     free(e->bank);
 }

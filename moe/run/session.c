@@ -36,6 +36,7 @@ int32_t session_entries(const struct tessera_session *s, int line, int32_t n)
 void session_cut(struct tessera_session *s, int32_t n)
 {
     s->n = state_rollback(s, n);
+    devstep_cut(s, s->n);
     for (int l = 1; l < s->engine->n_lines; l++) s->line[l].n = session_entries(s, l, s->n);
     for (int i = 0; i < ROWS_MAX; i++)
         if (s->carried[i] > s->n) s->carried[i] = s->n;
@@ -205,6 +206,7 @@ void tessera_session_close(tessera_session *s)
     struct tessera_session **at = &s->engine->session;
     while (*at != s) at = &(*at)->next;
     *at = s->next;
+    devstep_forget(s->engine, s);
     forget_spilled(s);
     close_lines(s);
     state_close(s);
@@ -433,6 +435,7 @@ static enum status read_saved(struct tessera_session *s, const struct gguf *g,
     enum status st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err);
     if (st) return st;
     s->n = 0; /* what was there is about to be overwritten */
+    devstep_cut(s, 0);
     forget_spilled(s);
     st = state_restore(s, n, &at, err);
     if (!st) st = read_positions(s, g, n, err);

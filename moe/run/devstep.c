@@ -1,0 +1,543 @@
+/* See devstep.h. */
+#include "moe/run/devstep.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "moe/run/engine_int.h"
+
+enum { ON_HOST = 1, ON_DEVICE = 2 };
+enum { SUBMIT_OPS = 8 };              /* of a row of ops the device should begin with the first */
+enum { LOGITS_ROWS = 16 };            /* more are multiplied by the host */
+enum { CTX_GUESS = 8192 };            /* tokens, before a context has been chosen (fit.c) */
+
+static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+/* ---- what it takes ---- */
+
+/* Whether every row of every session is computed alike, and keys stay what they are once put. */
+static bool is_plain(const struct tessera_engine *e)
+{
+    return e->model.n_sets == ROWS_FIRST && e->n_lines == 1 && !e->model.sees && !e->approx &&
+           !e->stack.present && !e->hp.route.choice.k_max;
+}
+
+static struct dev_weight describe(const struct weight *w)
+{
+    return (struct dev_weight){.type = w->type, .tiles = w->layout == WEIGHT_TILES,
+                               .n_cols = w->n_cols, .n_rows = w->n_rows};
+}
+
+/* Whether the device can run an op of the model, given its weights. */
+static bool can_run(const struct tessera_engine *e, const struct dev_api *api, const struct dev *dev,
+                    const struct dev_weight *weight, const struct op *op)
+{
+    switch (op->code) {
+    case OP_EMBED:
+    case OP_EXPERTS:
+    case OP_ROUTE: return false; /* others see to these */
+    default: return op->rows < e->model.n_sets && api->supports(dev, op, weight);
+    }
+}
+
+static uint64_t weight_bytes(const struct weight *w)
+{
+    return up(w->mat_bytes * (uint64_t)w->n_mats, 256);
+}
+
+/* Marks what the ops that can run want; returns its bytes. */
+static uint64_t wanted(const struct tessera_engine *e, const struct dev_api *api, const struct dev *dev,
+                       struct dev_weight *weight, bool *runs, bool *want)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < e->weights.n; i++) weight[i] = describe(&e->weights.at[i]);
+    for (int i = 0; i < e->model.n_op; i++) {
+        const struct op *op = &e->model.op[i];
+        runs[i] = can_run(e, api, dev, weight, op);
+        for (int k = 0; k < OP_WEIGHTS && runs[i]; k++) {
+            const int w = op->weight[k];
+            if (w < 0 || want[w]) continue;
+            want[w] = true;
+            sum += weight_bytes(&e->weights.at[w]);
+        }
+    }
+    return sum;
+}
+
+static uint64_t kv_session(const struct tessera_engine *e)
+{
+    const int guess = e->hp.n_ctx_train < CTX_GUESS ? e->hp.n_ctx_train : CTX_GUESS;
+    const int n = e->opt.n_ctx ? e->opt.n_ctx : guess;
+    return up((uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * e->line[0].page_bytes, 256);
+}
+
+/* Room for the rows of the widest buffer, and for K and V of a few layers. */
+static uint64_t stage_bytes(const struct tessera_engine *e)
+{
+    const struct plan *p = &e->plan[e->n_plans - 1];
+    const uint64_t logits = (uint64_t)e->logits_stride * LOGITS_ROWS;
+    uint64_t widest = 0;
+    for (int i = 1; i < e->model.n_buf; i++) {
+        const enum buf_kind kind = e->model.buf[i].kind;
+        const uint64_t n = (uint64_t)p->stride[i] * (uint64_t)p->n_rows;
+        if ((kind == BUF_F32 || kind == BUF_ACT) && n > widest) widest = n;
+    }
+    return up(logits > 4 * widest ? logits : 4 * widest, 4096);
+}
+
+static bool at_home(const struct tessera_engine *e, const bool *want)
+{
+    for (int i = 0; i < e->weights.n; i++)
+        if (want[i] && !resid_home((struct resid *)(uintptr_t)&e->resid, i)) return false;
+    return true;
+}
+
+void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t experts, bool loaded,
+                  struct devstep_plan *p)
+{
+    const struct dev_api *api = e->opt.device;
+    const struct dev *dev = e->second ? e->second : e->devtier.dev;
+    const uint64_t half = (memory - experts) / 2, session = kv_session(e);
+    struct dev_weight *weight = calloc((size_t)e->weights.n + 1, sizeof *weight);
+    bool *runs = calloc((size_t)e->model.n_op + 1, sizeof *runs);
+    bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
+    memset(p, 0, sizeof *p);
+    if (memory > experts && weight && runs && want && is_plain(e)) {
+        p->weights = wanted(e, api, dev, weight, runs, want);
+        p->arena = up(fit_arena_bytes(e), 256);
+        p->n_logits = e->opt.n_logits < LOGITS_ROWS ? e->opt.n_logits : LOGITS_ROWS;
+        p->logits = up((uint64_t)e->logits_stride * (uint64_t)p->n_logits, 256);
+        const uint64_t fixed = p->weights + p->arena + p->logits;
+        /* Pages are read once for each token, experts a few times in a hundred: but half of what is
+         * left is theirs. */
+        p->n_kv = e->opt.n_sessions < DEV_SESSIONS ? e->opt.n_sessions : DEV_SESSIONS;
+        while (p->n_kv && fixed + session * (uint64_t)p->n_kv > half) p->n_kv--;
+        p->kv = session * (uint64_t)p->n_kv;
+        p->bytes = fixed + p->kv;
+        p->host = stage_bytes(e);
+        if (!p->weights || p->bytes > memory - experts || (loaded && !at_home(e, want)))
+            memset(p, 0, sizeof *p);
+    }
+    free(weight);
+    free(runs);
+    free(want);
+}
+
+/* ---- copies ---- */
+
+/* Ops in a row are one submission. */
+static void submit(struct devstep *d, const struct op *op)
+{
+    if (d->n_next && !d->lost)
+        d->last = d->tier->api->submit(d->tier->dev, op + d->first, d->n_next, &d->bind);
+    d->n_next = 0;
+}
+
+/* Puts K and V that have landed at `at` into the host's pages. */
+static void put_here(struct tessera_engine *e, const struct dev_bind *host, const struct landing *l)
+{
+    struct dev_buf whole[2];
+    for (int k = 0; k < 2; k++) {
+        struct dev_buf *b = &e->buf[l->put->in[k]];
+        whole[k] = *b;
+        b->base = l->at[k];
+    }
+    (void)e->api->submit(e->dev, l->put, 1, host);
+    for (int k = 1; k >= 0; k--) e->buf[l->put->in[k]] = whole[k];
+}
+
+static uint64_t rows_bytes(const struct dev_bind *b, const struct dev_buf *f)
+{
+    return (uint64_t)f->stride * (uint64_t)b->set[f->rows].n;
+}
+
+/* Waits for all that was submitted, and takes what lands. */
+static bool settle(struct devstep *d, struct tessera_engine *e)
+{
+    submit(d, e->model.op);
+    /* Two streams may have them: that the later one has ended says nothing of the other. */
+    if (d->lost || !devtier_passed(d->tier, d->last) || !devtier_passed(d->tier, d->sent)) {
+        d->lost = true;
+        return false;
+    }
+    for (int i = 0; i < d->n_landings; i++) {
+        const struct landing *l = &d->landing[i];
+        if (l->put) {
+            put_here(e, d->host, l);
+            continue;
+        }
+        memcpy(e->buf[l->buf].base, l->at[0], rows_bytes(d->host, &e->buf[l->buf]));
+        d->good[l->buf] |= ON_HOST;
+    }
+    d->n_landings = 0;
+    d->stage_at = 0;
+    return true;
+}
+
+/* Host memory for a copy; NULL: the device is lost. */
+static char *stage(struct devstep *d, struct tessera_engine *e, uint64_t bytes)
+{
+    bytes = up(bytes, 64);
+    ASSERT(bytes <= d->stage_bytes);
+    if (d->stage_at + bytes > d->stage_bytes && !settle(d, e)) return NULL;
+    char *at = d->stage + d->stage_at;
+    d->stage_at += bytes;
+    return at;
+}
+
+static void copy(struct devstep *d, struct tessera_engine *e, void *to, const void *from, uint64_t bytes)
+{
+    submit(d, e->model.op);
+    d->last = d->tier->api->copy(d->tier->dev, to, from, bytes);
+    d->tier->count.bytes += bytes;
+}
+
+static void send(struct devstep *d, struct tessera_engine *e, int buf)
+{
+    if (d->good[buf] & ON_DEVICE || !(d->good[buf] & ON_HOST)) return;
+    const uint64_t bytes = rows_bytes(d->host, &e->buf[buf]);
+    d->good[buf] |= ON_DEVICE;
+    if (!bytes) return;
+    char *at = stage(d, e, bytes);
+    if (!at) return;
+    memcpy(at, e->buf[buf].base, bytes);
+    copy(d, e, d->buf[buf].base, at, bytes);
+    d->sent = d->last;
+}
+
+/* Rows start to come; settle() has them. */
+static void land(struct devstep *d, struct tessera_engine *e, int buf)
+{
+    const uint64_t bytes = rows_bytes(d->host, &e->buf[buf]);
+    if (d->lost || d->good[buf] != ON_DEVICE) return;
+    if (!bytes) {
+        d->good[buf] |= ON_HOST;
+        return;
+    }
+    if (d->n_landings == DEVSTEP_LANDINGS && !settle(d, e)) return;
+    char *at = stage(d, e, bytes);
+    if (!at) return;
+    copy(d, e, at, d->buf[buf].base, bytes);
+    d->landing[d->n_landings++] = (struct landing){.buf = buf, .at = {at}};
+}
+
+static void land_kv(struct devstep *d, struct tessera_engine *e, const struct op *op)
+{
+    struct landing l = {.put = op};
+    const uint64_t k = up(rows_bytes(d->host, &e->buf[op->in[0]]), 64);
+    const uint64_t v = rows_bytes(d->host, &e->buf[op->in[1]]);
+    if (d->n_landings == DEVSTEP_LANDINGS && !settle(d, e)) return;
+    char *at = stage(d, e, k + v); /* both at once: the second must not move the first */
+    if (!at) return;
+    l.at[0] = at;
+    l.at[1] = at + k;
+    copy(d, e, l.at[0], d->buf[op->in[0]].base, rows_bytes(d->host, &e->buf[op->in[0]]));
+    copy(d, e, l.at[1], d->buf[op->in[1]].base, v);
+    d->landing[d->n_landings++] = l;
+}
+
+bool devstep_fetch(struct devstep *d, struct tessera_engine *e, const int *bufs, int n)
+{
+    if (!d->on) return true;
+    bool any = false;
+    for (int i = 0; i < n; i++) {
+        if (bufs[i] < 0 || d->good[bufs[i]] != ON_DEVICE) continue;
+        land(d, e, bufs[i]);
+        any = true;
+    }
+    return any ? settle(d, e) : !d->lost;
+}
+
+/* ---- weights, once ---- */
+
+static enum status upload(struct devstep *d, struct tessera_engine *e, char *to, const char *from,
+                          uint64_t bytes, struct err *err)
+{
+    struct devtier *t = d->tier;
+    for (uint64_t at = 0, n; at < bytes; at += n) {
+        n = bytes - at < d->stage_bytes ? bytes - at : d->stage_bytes;
+        memcpy(d->stage, from + at, n);
+        copy(d, e, to + at, d->stage, n);
+        if (t->api->wait(t->dev, d->last, t->o.patience, err) != DEV_PASSED)
+            return err_set(err, ERR_DEVICE, "it does not answer");
+    }
+    return OK;
+}
+
+static enum status send_weights(struct devstep *d, struct tessera_engine *e, char *to, const bool *want,
+                                struct err *err)
+{
+    enum status s = OK;
+    for (int i = 0; i < e->weights.n && !s; i++) {
+        if (!want[i]) continue;
+        const struct weight *w = &e->weights.at[i];
+        const char *from = resid_home(&e->resid, i);
+        if (!from)
+            return err_set(err, ERR_BUDGET, "%s is not in memory as a whole: give --mem more", w->name);
+        s = upload(d, e, to, from, w->mat_bytes * (uint64_t)w->n_mats, err);
+        d->weight[i].data = to;
+        to += weight_bytes(w);
+    }
+    return s;
+}
+
+enum status devstep_open(struct devstep *d, struct tessera_engine *e, const struct devstep_plan *p,
+                         struct err *err)
+{
+    struct devtier *t = &e->devtier;
+    memset(d, 0, sizeof *d);
+    if (!p->bytes || !devtier_on(t)) return OK;
+    d->plan = *p;
+    d->weight = calloc((size_t)e->weights.n + 1, sizeof *d->weight);
+    d->runs = calloc((size_t)e->model.n_op + 1, sizeof *d->runs);
+    d->owner = calloc((size_t)p->n_kv + 1, sizeof(*d->owner));
+    d->buf = calloc((size_t)e->model.n_buf + 1, sizeof *d->buf);
+    d->good = calloc((size_t)e->model.n_buf + 1, sizeof *d->good);
+    d->row = calloc((size_t)e->opt.n_ubatch, sizeof *d->row);
+    d->out_row = calloc((size_t)e->opt.n_ubatch, sizeof *d->out_row);
+    bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
+    enum status s = OK;
+    if (!d->weight || !d->runs || !d->owner || !d->buf || !d->good || !d->row || !d->out_row || !want)
+        s = err_set(err, ERR_MEMORY, "no memory for the list of what runs on it");
+    if (!s && !(d->charged = ledger_take(&e->ledger, MEM_STAGING, p->host)))
+        s = err_set(err, ERR_BUDGET, "the memory budget has no room for its host side");
+    d->tier = t;
+    d->stage_bytes = p->host;
+    char *all = s ? NULL : t->api->alloc(t->dev, DEV_OWN, p->bytes);
+    if (!s) d->stage = t->api->alloc(t->dev, DEV_HOST, p->host);
+    if (!s && (!all || !d->stage))
+        s = err_set(err, ERR_DEVICE, "it gave less memory than it said it has");
+    if (!s) {
+        (void)wanted(e, t->api, t->dev, d->weight, d->runs, want);
+        d->arena = all + p->weights;
+        d->logits = d->arena + p->arena;
+        d->kv = d->logits + p->logits;
+        s = send_weights(d, e, all, want, err);
+    }
+    free(want);
+    return s;
+}
+
+void devstep_close(struct devstep *d, struct tessera_engine *e)
+{
+    if (d->charged) ledger_give(&e->ledger, MEM_STAGING, d->plan.host);
+    free(d->weight);
+    free(d->runs);
+    free(d->owner);
+    free(d->buf);
+    free(d->good);
+    free(d->row);
+    free(d->out_row);
+    memset(d, 0, sizeof *d);
+}
+
+/* ---- KV pages ---- */
+
+void devstep_cut(struct tessera_session *s, int32_t n)
+{
+    if (s->on_device > n) s->on_device = n;
+}
+
+void devstep_forget(struct tessera_engine *e, const struct tessera_session *s)
+{
+    for (int i = 0; i < e->devstep.plan.n_kv; i++)
+        if (e->devstep.owner[i] == s) e->devstep.owner[i] = NULL;
+}
+
+static char *pages_of(struct devstep *d, struct tessera_session *s)
+{
+    const uint64_t each = d->plan.n_kv ? d->plan.kv / (uint64_t)d->plan.n_kv : 0;
+    int at = -1;
+    if (session_bytes(s, 0, s->n_ctx) > each) return NULL;
+    for (int i = 0; i < d->plan.n_kv && (at < 0 || d->owner[at] != s); i++)
+        if (d->owner[i] == s || (at < 0 && !d->owner[i])) at = i;
+    if (at < 0) return NULL;
+    if (d->owner[at] != s) s->on_device = 0;
+    d->owner[at] = s;
+    return d->kv + (uint64_t)at * each;
+}
+
+/* Everybody's pages are there, and hold what comes before the rows of the step. */
+static bool bring_pages(struct devstep *d, struct tessera_engine *e)
+{
+    if (e->n_inputs > d->plan.n_kv) return false;
+    for (int i = 0; i < e->n_inputs; i++)
+        if (!(d->kv_base[i] = pages_of(d, e->stepped[i]))) return false;
+    const uint64_t page = e->line[0].page_bytes;
+    for (int i = 0; i < e->n_inputs; i++) {
+        struct tessera_session *s = e->stepped[i];
+        const int32_t first = e->row[e->input[i].row0].pos;
+        for (int32_t p = s->on_device / KV_PAGE; s->on_device < first && p * KV_PAGE < first; p++)
+            for (uint64_t at = 0, n; at < page; at += n) {
+                n = page - at < d->stage_bytes ? page - at : d->stage_bytes;
+                char *from = stage(d, e, n);
+                if (!from) return false;
+                memcpy(from, (const char *)s->line[0].kv.base + (uint64_t)p * page + at, n);
+                copy(d, e, d->kv_base[i] + (uint64_t)p * page + at, from, n);
+                d->sent = d->last;
+            }
+        s->on_device = first;
+    }
+    return true;
+}
+
+/* ---- a step ---- */
+
+void devstep_begin(struct devstep *d, struct tessera_engine *e, const struct dev_bind *host, bool on)
+{
+    d->on = d->attends = d->lost = false;
+    for (int i = 0; i < e->n_inputs; i++) /* whoever writes them: only what is before is sure */
+        devstep_cut(e->stepped[i], e->row[e->input[i].row0].pos);
+    if (!on || !d->tier || !devtier_on(d->tier)) return;
+    /* A step that was interrupted may have left something there. */
+    if (!devtier_passed(d->tier, d->last) || !devtier_passed(d->tier, d->sent)) return;
+    d->on = true;
+    d->host = host;
+    d->n_landings = d->n_next = 0;
+    d->stage_at = 0;
+    memset(d->good, 0, (size_t)e->model.n_buf);
+    bool has_pages = false;
+    for (int i = 0; i < e->model.n_op; i++)
+        has_pages |= d->runs[i] && e->model.op[i].code == OP_ATTENTION;
+    d->attends = has_pages && bring_pages(d, e);
+    d->on = !d->lost;
+}
+
+static bool outlives(const struct devstep *d, const struct tessera_engine *e, int i)
+{
+    return e->model.buf[i].kind == BUF_LOGITS || (d->in_pieces && e->across_at[i] != UINT64_MAX);
+}
+
+void devstep_piece(struct devstep *d, struct tessera_engine *e, const struct plan *p, bool in_pieces)
+{
+    if (!d->on) return;
+    d->in_pieces = in_pieces;
+    for (int i = 1; i < e->model.n_buf; i++) {
+        d->buf[i] = e->buf[i];
+        d->buf[i].base = e->model.buf[i].kind == BUF_LOGITS ? d->logits : d->arena + p->offset[i];
+        if (in_pieces) d->good[i] = outlives(d, e, i) ? ON_HOST : 0;
+    }
+    memcpy(d->set, d->host->set, sizeof d->set);
+    memcpy(d->row, d->host->row, sizeof *d->row * (size_t)d->set[ROWS_ALL].n);
+    memcpy(d->out_row, d->set[ROWS_OUT].row, sizeof *d->out_row * (size_t)d->set[ROWS_OUT].n);
+    d->set[ROWS_OUT].row = d->out_row;
+    d->set[ROWS_ALL].kv_base = d->kv_base;
+    d->bind = *d->host;
+    d->bind.row = d->row;
+    d->bind.buf = d->buf;
+    d->bind.weight = d->weight;
+    d->bind.set = d->set;
+}
+
+/* Whether an op changes what is in out[0], instead of writing it. */
+static bool changes(const struct op *op)
+{
+    switch (op->code) {
+    case OP_HEAD_NORM:
+    case OP_ROPE:
+    case OP_ADD:
+    case OP_ADD_BIAS:
+    case OP_FILL:
+    case OP_SCALE:
+    case OP_GATE:
+    case OP_SOFTCAP:
+    case OP_MUL:
+    case OP_L2_NORM:
+    case OP_CONV:
+    case OP_DELTA_GATES:
+    case OP_COPY_HEADS:
+    case OP_SCATTER: return true;
+    default: return false;
+    }
+}
+
+/* Buffers that an op reads, -1 = none. */
+enum { READS = 2 * OP_IO };
+
+static void reads(const struct tessera_engine *e, const struct op *op, int at[READS])
+{
+    for (int k = 0; k < OP_IO; k++) {
+        at[k] = op->in[k];
+        at[OP_IO + k] = changes(op) ? op->out[k] : -1;
+    }
+    for (int k = 0; k < READS; k++) {
+        if (at[k] < 0) continue;
+        const enum buf_kind kind = e->model.buf[at[k]].kind;
+        if (kind == BUF_ROUTE || kind == BUF_SCRATCH) at[k] = -1;
+    }
+}
+
+bool devstep_takes(const struct devstep *d, const struct tessera_engine *e, int i)
+{
+    const struct op *op = &e->model.op[i];
+    int at[READS];
+    if (!d->on || !d->runs[i]) return false;
+    if (op->code == OP_KV_PUT || op->code == OP_ATTENTION) return d->attends;
+    if (op->out[0] >= 0 && e->model.buf[op->out[0]].kind == BUF_LOGITS)
+        return d->host->set[op->rows].n <= d->plan.n_logits;
+    for (int k = 0; k < OP_WEIGHTS; k++)
+        if (op->weight[k] >= 0) return true;
+    reads(e, op, at);
+    for (int k = 0; k < READS; k++)
+        if (at[k] >= 0 && d->good[at[k]] == ON_DEVICE) return true;
+    return false;
+}
+
+void devstep_run(struct devstep *d, struct tessera_engine *e, int i)
+{
+    const struct op *op = &e->model.op[i];
+    int at[READS];
+    reads(e, op, at);
+    for (int k = 0; k < READS; k++)
+        if (at[k] >= 0) send(d, e, at[k]);
+    if (d->lost) return;
+    if (d->n_next && (d->first + d->n_next != i || d->n_next == SUBMIT_OPS)) submit(d, e->model.op);
+    if (d->set[op->rows].n) {
+        if (!d->n_next++) d->first = i;
+    }
+    for (int k = 0; k < OP_IO; k++)
+        if (op->out[k] >= 0) d->good[op->out[k]] = ON_DEVICE;
+    if (op->code == OP_KV_PUT) land_kv(d, e, op);
+    d->n_ops++;
+}
+
+bool devstep_to_host(struct devstep *d, struct tessera_engine *e, int i)
+{
+    int at[READS];
+    if (!d->on) return true;
+    reads(e, &e->model.op[i], at);
+    return devstep_fetch(d, e, at, READS);
+}
+
+void devstep_ran_here(struct devstep *d, const struct tessera_engine *e, int i)
+{
+    const struct op *op = &e->model.op[i];
+    for (int k = 0; d->on && k < OP_IO; k++)
+        if (op->out[k] >= 0) d->good[op->out[k]] = ON_HOST;
+}
+
+const struct dev_buf *devstep_there(struct devstep *d, struct tessera_engine *e, int buf)
+{
+    send(d, e, buf);
+    submit(d, e->model.op);
+    return &d->buf[buf];
+}
+
+const struct dev_buf *devstep_writes(struct devstep *d, int buf)
+{
+    d->good[buf] = ON_DEVICE;
+    return &d->buf[buf];
+}
+
+bool devstep_end(struct devstep *d, struct tessera_engine *e)
+{
+    if (!d->on) return true;
+    for (int i = 1; i < e->model.n_buf; i++)
+        if (d->good[i] == ON_DEVICE && outlives(d, e, i)) land(d, e, i);
+    return settle(d, e);
+}
+
+void devstep_done(struct devstep *d, struct tessera_engine *e)
+{
+    for (int i = 0; d->on && d->attends && i < e->n_inputs; i++) e->stepped[i]->on_device = e->end[i];
+}
