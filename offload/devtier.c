@@ -87,9 +87,8 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
         all += s->slot[c] * (uint64_t)s->n_groups[c];
     }
     p->least = p->fixed + least + o->elsewhere;
-    if (!s->n_classes)
-        return err_set(e, ERR_DEVICE, "the model has no experts, and this version runs nothing else "
-                       "on a device");
+    if (!s->n_classes && !o->elsewhere)
+        return err_set(e, ERR_DEVICE, "the model has no experts, and there is no room for all of it");
     if (memory < p->least)
         return err_set(e, ERR_BUDGET, "%llu MiB are too little: rows, scratch and an expert of each "
                        "size take %lluM", (unsigned long long)(memory >> 20),
@@ -130,6 +129,7 @@ static enum status open_memory(struct devtier *t, struct err *e)
 {
     const struct place_sizes *s = &t->o.resid->sizes;
     const struct fixed f = fixed_of(&t->o);
+    if (!s->n_classes) return OK;
     bool ok = (t->x_dev = t->api->alloc(t->dev, DEV_OWN, f.x)) &&
               (t->rows_dev = t->api->alloc(t->dev, DEV_OWN, f.rows)) &&
               (t->scratch_dev = t->api->alloc(t->dev, DEV_OWN, f.scratch)) &&
@@ -188,7 +188,7 @@ static enum status open_lists(struct devtier *t, struct err *e)
     if (!ok) return err_set(e, ERR_MEMORY, "no memory for the list of what is on it");
     for (size_t i = 0; i < ne * nb; i++) t->slot_of[i] = -1;
     describe_weights(t);
-    return policy_open(&p, &t->policy, e);
+    return nb ? policy_open(&p, &t->policy, e) : OK;
 }
 
 /* Biases go over once, through the ring. */
@@ -313,7 +313,7 @@ bool devtier_passed(struct devtier *t, dev_fence f)
 
 void devtier_step(struct devtier *t, int n_rows)
 {
-    if (devtier_on(t)) policy_step(t->policy, n_rows);
+    if (devtier_on(t) && t->policy) policy_step(t->policy, n_rows);
 }
 
 static int item_of(const struct devtier *t, int bank, int expert)

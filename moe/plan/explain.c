@@ -215,11 +215,18 @@ static void print_tiers(FILE *to, const struct plan_tiers *t)
 
 static void print_device(FILE *to, const struct plan_tiers *t)
 {
-    char note[160], h[32];
-    (void)snprintf(note, sizeof note, "on %s: %d of %d experts, and %s of rows and scratch%s",
-                   t->device_name, t->n_device, t->n_experts, human(h, sizeof h, t->device_fixed),
-                   t->device_modelled ? "; a model of a device" : "");
-    print_bytes(to, "device", t->device, note);
+    char note[160];
+    (void)snprintf(note, sizeof note, "on %s%s", t->device_name,
+                   t->device_modelled ? ", a model of a device" : "");
+    print_bytes(to, "device", t->device + t->device_dense + t->device_kv + t->device_fixed, note);
+    if (t->device_dense)
+        print_bytes(to, "  dense", t->device_dense, "weights of all that is not experts: its steps run there");
+    if (t->device_kv) print_bytes(to, "  KV cache", t->device_kv, "a copy, for attention there");
+    if (t->n_experts) {
+        (void)snprintf(note, sizeof note, "%d of %d", t->n_device, t->n_experts);
+        print_bytes(to, "  experts", t->device, note);
+    }
+    print_bytes(to, "  rows", t->device_fixed, "and scratch");
 }
 
 static void print_promise(FILE *to, const struct plan_tiers *t)
@@ -451,6 +458,8 @@ static cJSON *json_tiers(const struct plan_tiers *t)
         cJSON_AddStringToObject(o, "device", t->device_name);
         cJSON_AddNumberToObject(o, "device_expert_bytes", (double)t->device);
         cJSON_AddNumberToObject(o, "device_fixed_bytes", (double)t->device_fixed);
+        cJSON_AddNumberToObject(o, "device_dense_bytes", (double)t->device_dense);
+        cJSON_AddNumberToObject(o, "device_kv_bytes", (double)t->device_kv);
         cJSON_AddNumberToObject(o, "device_host_bytes", (double)t->device_host);
         cJSON_AddNumberToObject(o, "device_experts", t->n_device);
     }

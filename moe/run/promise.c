@@ -131,9 +131,12 @@ void promise(struct tessera_engine *e, const struct placement *p, struct plan_ti
     const struct place_sizes *s = &e->resid.sizes;
     const struct placement all = place_all(s);
     count_slots(e, p, t);
-    if (e->device_plan.n_all) {
+    if (e->device_plan.n_all || e->devstep_plan.bytes) {
+        const struct devstep_plan *d = &e->devstep_plan;
         t->device = e->device_plan.slots;
-        t->device_fixed = e->device_plan.fixed;
+        t->device_fixed = e->device_plan.fixed + d->arena + d->logits;
+        t->device_dense = d->weights;
+        t->device_kv = d->kv;
         t->device_host = e->device_plan.host;
         t->n_device = e->device_plan.n_all;
         t->device_name = e->opt.device->name;

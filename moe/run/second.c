@@ -53,17 +53,15 @@ static struct devtier_options options(struct tessera_engine *e)
 static enum status divide(struct tessera_engine *e, bool loaded, struct err *err)
 {
     const uint64_t memory = e->opt.device->caps(e->second).memory;
+    struct devtier_plan p;
     memset(&e->devstep_plan, 0, sizeof e->devstep_plan);
     struct devtier_options o = options(e);
-    enum status s = devtier_size(&o, memory, &e->device_plan, err);
-    if (s) return s;
     o.whole = true;
-    struct devtier_plan p;
-    if (!devtier_size(&o, memory, &p, NULL))
+    if (!e->resid.n_banks) p.least = 0;
+    if (!e->resid.n_banks || !devtier_size(&o, memory, &p, NULL))
         devstep_size(e, memory, p.least, loaded, &e->devstep_plan);
-    if (!e->devstep_plan.bytes) return OK;
     o = options(e);
-    s = devtier_size(&o, memory, &e->device_plan, err);
+    const enum status s = devtier_size(&o, memory, &e->device_plan, err);
     e->device_plan.host += e->devstep_plan.host;
     return s;
 }
