@@ -240,7 +240,12 @@ static void check_sessions(const struct tessera_options *o, const char *saved)
     if (tessera_session_rollback(s, (struct tessera_mark){9}, &err)) fail_msg("%s", err.msg);
     go_on(e, s, 1);
     go_on(e, s, 20);
+    /* Other tokens, and back: from here on the device's pages are wrong. */
     int n = 0;
+    const struct tessera_mark mark = tessera_session_mark(s);
+    const struct tessera_input other = {s, ids, 8, TESSERA_LOGITS_LAST};
+    if (tessera_step(e, &other, 1, &err)) fail_msg("%s", err.msg);
+    if (tessera_session_rollback(s, mark, &err)) fail_msg("%s", err.msg);
     if (tessera_watch(e, no_watch, &n, &err)) fail_msg("%s", err.msg);
     const uint64_t ran = e->devstep.n_ops;
     go_on(e, s, 3);
