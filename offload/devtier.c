@@ -425,11 +425,13 @@ static bool fill(struct devtier *t, int item, const void *const m[OP_IO])
         }
         slot = t->slot_of[v];
         t->slot_of[v] = -1;
+        t->n_there--;
         policy_removed(t->policy, v);
     }
     for (int k = 0; k < OP_IO; k++)
         memcpy(to + g->at[k], m[k], r->parts.weights->at[r->bank[item / r->n_experts].weight[k]].mat_bytes);
     t->slot_of[item] = slot;
+    t->n_there++;
     policy_added(t->policy, item, false);
     t->ring_fence[t->ring_next] = t->api->copy(
         t->dev, t->cls[c].base + (uint64_t)slot * r->sizes.slot[c], to, r->sizes.slot[c]);
@@ -437,6 +439,32 @@ static bool fill(struct devtier *t, int item, const void *const m[OP_IO])
     t->count.uploads++;
     t->count.bytes += r->sizes.slot[c];
     return true;
+}
+
+enum status devtier_preload(struct devtier *t, struct err *e)
+{
+    const struct resid *r = t->o.resid;
+    for (int item = 0; item < r->n_banks * r->n_experts; item++) {
+        const struct group *g = &r->group[r->first_expert + item];
+        const int c = r->class_of[item / r->n_experts], at = t->ring_next;
+        if (g->state != GROUP_RAM || !t->cls[c].n_idle) continue;
+        if (t->api->wait(t->dev, t->ring_fence[at], t->o.patience, e) != DEV_PASSED)
+            return err_set(e, ERR_DEVICE, "it does not answer");
+        const void *const m[OP_IO] = {g->base + g->at[0], g->base + g->at[1], g->base + g->at[2]};
+        (void)fill(t, item, m);
+    }
+    return OK;
+}
+
+void devtier_addresses(const struct devtier *t, int bank, const void **to)
+{
+    const struct resid *r = t->o.resid;
+    const int c = r->class_of[bank];
+    for (int x = 0; x < r->n_experts; x++) {
+        const struct group *g = &r->group[r->first_expert + item_of(t, bank, x)];
+        char *base = t->cls[c].base + (uint64_t)t->slot_of[item_of(t, bank, x)] * r->sizes.slot[c];
+        for (int k = 0; k < OP_IO; k++) to[x * OP_IO + k] = base + g->at[k];
+    }
 }
 
 int devtier_send(struct devtier *t, const struct dev_route *r, const int32_t *numbers, int n,

@@ -75,6 +75,7 @@ struct devtier {
     /* slots */
     struct { char *base; int32_t *idle; int n_idle; } cls[PLACE_CLASSES];
     int32_t *slot_of;         /* [n_items] -1 = not there */
+    int n_there;              /* items that are */
     /* host side of copies, and what is in flight */
     char *ring[DEVTIER_RING], *x_host, *rows_host;
     dev_fence ring_fence[DEVTIER_RING];
@@ -114,6 +115,15 @@ static inline bool devtier_on(const struct devtier *t) { return t->dev && !t->fe
 
 /* Whether the fence has passed in time; if not, the device is given up. */
 bool devtier_passed(struct devtier *t, dev_fence f);
+
+/* Whether every expert is there; and where: fills to[n_experts][OP_IO] of a bank. */
+static inline bool devtier_complete(const struct devtier *t)
+{
+    return t->o.resid && t->n_there == t->o.resid->n_banks * t->o.resid->n_experts;
+}
+void devtier_addresses(const struct devtier *t, int bank, const void **to);
+/* Brings over what lies in RAM, as long as there is room.  ERR_DEVICE. */
+enum status devtier_preload(struct devtier *t, struct err *e);
 
 /* How many of m experts of `bytes` each that lie in RAM the device should run beside n that it has,
  * so that both sides end as early as can be. */

@@ -14,6 +14,7 @@
 #include "bench/gen.h"
 #include "moe/base/machine.h"
 #include "moe/run/engine_int.h"
+#include "routing/route.h"
 #include "tests/engine.h"
 #include "tests/shared.h"
 
@@ -162,7 +163,8 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
         assert_true(t.device_sent == 0 || o.machine);
         tessera_close(e);
     }
-    assert_true(all_there && some_sent && (some_refused || own) && pooled);
+    if (!(all_there && (some_sent || own) && (some_refused || own) && pooled))
+        fail_msg("%d %d %d %d", all_there, some_sent, some_refused, pooled);
     assert_true(alone && (own || whole));
     some_half |= half;
 }
@@ -312,6 +314,117 @@ static void test_beside(void **state)
     check(e, 9);
     assert_true(tessera_traffic(e).device_ran > ran);
     tessera_close(e);
+}
+
+/* ---- a device that routes: sim, with the host's routing put in by hand ---- */
+
+static dev_fence last_put;
+static int n_submits;
+
+static char *real(const void *at) { return (char *)((uintptr_t)at ^ (uintptr_t)1 << 62); }
+
+static bool router_supports(const struct dev *d, const struct op *op, const struct dev_weight *w)
+{
+    return op->code == OP_ROUTE || dev_sim_api()->supports(d, op, w);
+}
+
+static void settled(struct dev *d)
+{
+    (void)dev_sim_api()->wait(d, last_put, 10, NULL);
+}
+
+static const float *vector_of(const struct dev_bind *b, int w)
+{
+    return w < 0 ? NULL : (const float *)(const void *)real(b->weight[w].data);
+}
+
+static void route_there(struct dev *d, const struct op *op, const struct dev_bind *b)
+{
+    const struct route_params *p = &op->p.moe.route;
+    const int n = b->set[op->rows].n;
+    const struct dev_choice c = dev_choice(real(b->buf[op->out[0]].base), n, p->n_used);
+    settled(d);
+    for (int i = 0; i < n; i++) {
+        float logits[64], pick[64];
+        assert_true(p->n_expert <= 64);
+        memcpy(logits, real(dev_buf_row(&b->buf[op->in[0]], i)), sizeof *logits * (size_t)p->n_expert);
+        route_token_choice(p, elem_kernels(CPU_REF), vector_of(b, op->weight[0]),
+                           vector_of(b, op->weight[1]), logits, pick, c.id + i * p->n_used,
+                           c.w + i * p->n_used);
+    }
+}
+
+static void run_chosen(struct dev *d, const struct op *op, const struct dev_bind *b)
+{
+    static int32_t count[64], expert[64], first[65], pair[64 * 64];
+    static const void *tile[OP_IO][64];
+    const struct route_params *p = &op->p.moe.route;
+    const int n = b->set[op->rows].n;
+    settled(d);
+    const struct dev_choice c = dev_choice(real(b->buf[op->in[1]].base), n, p->n_used);
+    const void *const *table = (const void *const *)(const void *)real(b->table[op->weight[0]]);
+    struct dev_route r = {.n_rows = n, .n_used = p->n_used, .n_pairs = n * p->n_used,
+                          .n_slots = n * p->n_used, .sum = true, .w = c.w, .expert = expert,
+                          .first = first, .pair = pair, .gate = tile[0], .up = tile[1], .down = tile[2]};
+    r.n_active = r.end = route_group(c.id, NULL, n, p->n_used, p->n_expert, count, expert, first, pair);
+    for (int a = 0; a < r.n_active; a++)
+        for (int k = 0; k < OP_IO; k++) tile[k][a] = table[expert[a] * OP_IO + k];
+    struct dev_bind with = *b;
+    with.route = &r;
+    last_put = dev_sim_api()->submit(d, op, 1, &with);
+    settled(d);
+}
+
+static dev_fence router_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)
+{
+    n_submits++;
+    for (int i = 0; i < n; i++) {
+        if (ops[i].code == OP_ROUTE) route_there(d, &ops[i], b);
+        else if (ops[i].code == OP_EXPERTS && !b->route) run_chosen(d, &ops[i], b);
+        else last_put = dev_sim_api()->submit(d, &ops[i], 1, b);
+    }
+    return last_put;
+}
+
+static struct dev_api router(void)
+{
+    struct dev_api api = *dev_sim_api();
+    api.supports = router_supports;
+    api.submit = router_submit;
+    return api;
+}
+
+/* Nothing is left for the host: the same bits, and one submission a token. */
+static void test_resident(void **state)
+{
+    (void)state;
+    static const char *const arch[] = {"qwen3moe", "olmoe"};
+    char saved[160];
+    (void)snprintf(saved, sizeof saved, "%s/session.gguf", dir);
+    const struct dev_api api = router();
+    for (int i = 0; i < 4; i++) {
+        struct tessera_options o = options(model(arch[i % 2], QTYPE_Q8_0));
+        o.kv = i / 2 ? TESSERA_KV_Q8_0 : TESSERA_KV_F16;
+        reference(&o);
+        o.device = &api;
+        o.vram_budget = 40 * MIB;
+        o.n_sessions = 2;
+        tessera_engine *e = must_open(&o);
+        assert_true(devtier_complete(&e->devtier));
+        const uint64_t before = tessera_traffic(e).device_ran;
+        n_submits = 0;
+        check(e, 1);
+        assert_true(e->devstep.resident && e->devstep.whole);
+        assert_int_equal(n_submits, N);
+        assert_int_equal(tessera_traffic(e).device_ran - before, 3 * 3 * N);
+        assert_true(tessera_traffic(e).misses == 0 && tessera_traffic(e).hits == 0);
+        check(e, 5);
+        check(e, 64); /* more rows than are kept */
+        assert_true(e->devstep.resident && !e->devstep.whole);
+        check_pairs(e);
+        tessera_close(e);
+        check_sessions(&o, saved);
+    }
 }
 
 /* ---- the split ---- */
@@ -660,6 +773,17 @@ static void test_sim_reference(void **state)
     check_references(names, sizeof names / sizeof *names, dev_sim_api(), true);
 }
 
+static void test_router_reference(void **state)
+{
+    static const char *const names[] = {
+        "gpt-oss-moe", "qwen2moe-moe", "deepseek2-moe", "glm4moe-moe", "llama-moe", "olmoe-moe",
+        "qwen3moe-moe", "llama-dense",
+    };
+    (void)state;
+    const struct dev_api api = router();
+    check_references(names, sizeof names / sizeof *names, &api, true);
+}
+
 static void test_cuda_reference(void **state)
 {
     static const char *const names[] = {"gpt-oss-moe", "qwen2moe-moe", "deepseek2-moe", "glm4moe-moe",
@@ -840,6 +964,7 @@ int main(void)
         cmocka_unit_test(test_split),       cmocka_unit_test(test_sim_addresses),
         cmocka_unit_test(test_same_bits),   cmocka_unit_test(test_beside),
         cmocka_unit_test(test_sessions),    cmocka_unit_test(test_sim_reference),
+        cmocka_unit_test(test_resident),    cmocka_unit_test(test_router_reference),
         cmocka_unit_test(test_bad_devices), cmocka_unit_test(test_late),
         cmocka_unit_test(test_unfit),       cmocka_unit_test(test_sim_clock),
         cmocka_unit_test(test_no_plugin),   cmocka_unit_test(test_cuda_order),

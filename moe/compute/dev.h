@@ -12,6 +12,11 @@
  * of alloc(DEV_HOST) only, so a device that was given up may be late as it likes: it writes where
  * nobody looks.
  *
+ * Routing is the host's, unless a device with memory of its own supports OP_ROUTE: then a step whose
+ * experts are all there needs nobody else.  OP_ROUTE leaves its choice in its control buffer (see
+ * dev_choice()), and an OP_EXPERTS that is bound to no route takes it from there, the tiles from table[],
+ * and sums up.
+ *
  * Nothing fails but alloc() (NULL: no more) and wait().  A device that is LOST stays lost: every later
  * submission returns at once, every later wait() says so.
  *
@@ -148,9 +153,23 @@ struct dev_bind {
     const int *segment_of;            /* [n_sessions + 1] first segment of each session */
     int n_sessions;                   /* sessions with segments; 0 without recurrent slots */
     const uint64_t *state_offset;     /* per recurrent slot: offset in a state */
-    const struct dev_route *route;    /* of the layer being run */
+    const struct dev_route *route;    /* of the layer being run; NULL: chosen on the device */
+    const void *const *table;         /* then, by the weight index of gate matrices: where the device
+                                         has [n_expert][OP_IO] addresses of tiles */
     char *scratch;                    /* the experts' scratch: dev_experts_scratch() bytes */
 };
+
+/* How OP_ROUTE leaves what it has chosen for rows 0 .. n_rows - 1. */
+struct dev_choice {
+    float *w;                         /* [n_rows][n_used] */
+    int32_t *id;                      /* [n_rows][n_used] */
+};
+static inline struct dev_choice dev_choice(char *control, int n_rows, int n_used)
+{
+    const uint64_t bytes = sizeof(float) * (uint64_t)n_rows * (uint64_t)n_used;
+    return (struct dev_choice){(float *)(void *)control,
+                               (int32_t *)(void *)(control + ((bytes + 63) & ~(uint64_t)63))};
+}
 
 struct dev;
 typedef uint64_t dev_fence;

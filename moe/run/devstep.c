@@ -9,6 +9,7 @@
 enum { ON_HOST = 1, ON_DEVICE = 2 };
 enum { SUBMIT_OPS = 8 };              /* of a row of ops the device should begin with the first */
 enum { LOGITS_ROWS = 16 };            /* more are multiplied by the host */
+enum { WHOLE_ROWS = 8 };              /* a step of more rows is several submissions */
 enum { CTX_GUESS = 8192 };            /* tokens, before a context has been chosen (fit.c) */
 
 static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
@@ -34,8 +35,7 @@ static bool can_run(const struct tessera_engine *e, const struct dev_api *api, c
 {
     switch (op->code) {
     case OP_EMBED:
-    case OP_EXPERTS:
-    case OP_ROUTE: return false; /* others see to these */
+    case OP_EXPERTS: return false; /* the host's, the tier's */
     default: return op->rows < e->model.n_sets && api->supports(dev, op, weight);
     }
 }
@@ -71,6 +71,39 @@ static uint64_t kv_session(const struct tessera_engine *e)
     return up((uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * e->line[0].page_bytes, 256);
 }
 
+/* K and V may be the same rows: V is the beginning of K then. */
+static int n_kv_bufs(const struct op *op)
+{
+    if (op->code != OP_KV_PUT) return 0;
+    return op->in[1] == op->in[0] ? 1 : 2;
+}
+
+/* Bytes of K and V that n rows put, all layers together. */
+static uint64_t kept_bytes(const struct tessera_engine *e, int n)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < e->model.n_op; i++)
+        for (int k = 0; k < n_kv_bufs(&e->model.op[i]); k++)
+            sum += e->plan[0].stride[e->model.op[i].in[k]];
+    return sum * (uint64_t)n;
+}
+
+/* What the host begins a step with: neither of them reads what another op has made. */
+static bool is_given(const struct op *op) { return op->code == OP_EMBED || op->code == OP_ROPE_TABLE; }
+
+static uint64_t given_bytes(const struct tessera_engine *e, int n)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < e->model.n_op; i++)
+        if (is_given(&e->model.op[i])) sum += e->plan[0].stride[e->model.op[i].out[0]];
+    return sum * (uint64_t)n;
+}
+
+static uint64_t table_bytes(const struct tessera_engine *e)
+{
+    return up(sizeof(void *) * OP_IO * (uint64_t)e->resid.n_experts, 256);
+}
+
 /* Room for the rows of the widest buffer, and for K and V of a few layers. */
 static uint64_t stage_bytes(const struct tessera_engine *e)
 {
@@ -82,7 +115,12 @@ static uint64_t stage_bytes(const struct tessera_engine *e)
         const uint64_t n = (uint64_t)p->stride[i] * (uint64_t)p->n_rows;
         if ((kind == BUF_F32 || kind == BUF_ACT) && n > widest) widest = n;
     }
-    return up(logits > 4 * widest ? logits : 4 * widest, 4096);
+    uint64_t most = 4 * widest;
+    if (logits > most) most = logits;
+    if (kept_bytes(e, WHOLE_ROWS) > most) most = kept_bytes(e, WHOLE_ROWS);
+    if (given_bytes(e, WHOLE_ROWS) > most) most = given_bytes(e, WHOLE_ROWS);
+    if (table_bytes(e) > most) most = table_bytes(e);
+    return up(most, 4096);
 }
 
 static bool at_home(const struct tessera_engine *e, const bool *want)
@@ -107,7 +145,10 @@ void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t expe
         p->arena = up(fit_arena_bytes(e), 256);
         p->n_logits = e->opt.n_logits < LOGITS_ROWS ? e->opt.n_logits : LOGITS_ROWS;
         p->logits = up((uint64_t)e->logits_stride * (uint64_t)p->n_logits, 256);
-        const uint64_t fixed = p->weights + p->arena + p->logits;
+        p->kept = up(kept_bytes(e, WHOLE_ROWS), 256);
+        p->given = up(given_bytes(e, WHOLE_ROWS), 256);
+        p->tables = table_bytes(e) * (uint64_t)e->resid.n_banks;
+        const uint64_t fixed = p->weights + p->arena + p->logits + p->given + p->kept + p->tables;
         /* Pages are read once for each token, experts a few times in a hundred: but half of what is
          * left is theirs. */
         p->n_kv = e->opt.n_sessions < DEV_SESSIONS ? e->opt.n_sessions : DEV_SESSIONS;
@@ -136,14 +177,13 @@ static void submit(struct devstep *d, const struct op *op)
 /* Puts K and V that have landed at `at` into the host's pages. */
 static void put_here(struct tessera_engine *e, const struct dev_bind *host, const struct landing *l)
 {
-    struct dev_buf whole[2];
-    for (int k = 0; k < 2; k++) {
-        struct dev_buf *b = &e->buf[l->put->in[k]];
-        whole[k] = *b;
-        b->base = l->at[k];
+    char *base[2];
+    for (int k = 0; k < n_kv_bufs(l->put); k++) {
+        base[k] = e->buf[l->put->in[k]].base;
+        e->buf[l->put->in[k]].base = l->at[k];
     }
     (void)e->api->submit(e->dev, l->put, 1, host);
-    for (int k = 1; k >= 0; k--) e->buf[l->put->in[k]] = whole[k];
+    for (int k = 0; k < n_kv_bufs(l->put); k++) e->buf[l->put->in[k]].base = base[k];
 }
 
 static uint64_t rows_bytes(const struct dev_bind *b, const struct dev_buf *f)
@@ -224,15 +264,14 @@ static void land(struct devstep *d, struct tessera_engine *e, int buf)
 static void land_kv(struct devstep *d, struct tessera_engine *e, const struct op *op)
 {
     struct landing l = {.put = op};
-    const uint64_t k = up(rows_bytes(d->host, &e->buf[op->in[0]]), 64);
-    const uint64_t v = rows_bytes(d->host, &e->buf[op->in[1]]);
+    uint64_t bytes[2] = {0}, sum = 0;
+    for (int k = 0; k < n_kv_bufs(op); k++)
+        sum += up(bytes[k] = rows_bytes(d->host, &e->buf[op->in[k]]), 64);
     if (d->n_landings == DEVSTEP_LANDINGS && !settle(d, e)) return;
-    char *at = stage(d, e, k + v); /* both at once: the second must not move the first */
+    char *at = stage(d, e, sum); /* both at once: the second must not move the first */
     if (!at) return;
-    l.at[0] = at;
-    l.at[1] = at + k;
-    copy(d, e, l.at[0], d->buf[op->in[0]].base, rows_bytes(d->host, &e->buf[op->in[0]]));
-    copy(d, e, l.at[1], d->buf[op->in[1]].base, v);
+    for (int k = 0; k < n_kv_bufs(op); k++, at += up(bytes[0], 64))
+        copy(d, e, l.at[k] = at, d->buf[op->in[k]].base, bytes[k]);
     d->landing[d->n_landings++] = l;
 }
 
@@ -281,6 +320,32 @@ static enum status send_weights(struct devstep *d, struct tessera_engine *e, cha
     return s;
 }
 
+/* The ops of a step that is one submission, if the device runs all but what it is given. */
+static enum status list_ops(struct devstep *d, const struct tessera_engine *e, struct err *err)
+{
+    const struct build *m = &e->model;
+    for (int i = 0; i < m->n_op; i++)
+        if (!d->runs[i] && !is_given(&m->op[i]) && m->op[i].code != OP_EXPERTS) return OK;
+    for (int k = 0; k < 2; k++) {
+        d->ops[k] = calloc((size_t)m->n_op + 1, sizeof *d->ops[k]);
+        if (!d->ops[k]) return err_set(err, ERR_MEMORY, "no memory for the list of what runs on it");
+        for (int i = 0; i < m->n_op; i++)
+            if (!is_given(&m->op[i]) && (!k || m->op[i].rows == ROWS_ALL))
+                d->ops[k][d->n_ops_of[k]++] = m->op[i];
+    }
+    return OK;
+}
+
+/* Those the tier has already. */
+static void expert_biases(struct devstep *d, const struct tessera_engine *e)
+{
+    for (int b = 0; b < e->resid.n_banks; b++)
+        for (int k = OP_IO; k < OP_WEIGHTS; k++) {
+            const int w = e->bank[b].op->weight[k];
+            if (w >= 0) d->weight[w].data = e->devtier.weight[b * OP_WEIGHTS + k].data;
+        }
+}
+
 enum status devstep_open(struct devstep *d, struct tessera_engine *e, const struct devstep_plan *p,
                          struct err *err)
 {
@@ -290,6 +355,7 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
     d->plan = *p;
     d->weight = calloc((size_t)e->weights.n + 1, sizeof *d->weight);
     d->runs = calloc((size_t)e->model.n_op + 1, sizeof *d->runs);
+    d->table = calloc((size_t)e->weights.n + 1, sizeof(*d->table));
     d->owner = calloc((size_t)p->n_kv + 1, sizeof(*d->owner));
     d->buf = calloc((size_t)e->model.n_buf + 1, sizeof *d->buf);
     d->good = calloc((size_t)e->model.n_buf + 1, sizeof *d->good);
@@ -297,7 +363,7 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
     d->out_row = calloc((size_t)e->opt.n_ubatch, sizeof *d->out_row);
     bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
     enum status s = OK;
-    if (!d->weight || !d->runs || !d->owner || !d->buf || !d->good || !d->row || !d->out_row || !want)
+    if (!d->weight || !d->runs || !d->table || !d->owner || !d->buf || !d->good || !d->row || !d->out_row || !want)
         s = err_set(err, ERR_MEMORY, "no memory for the list of what runs on it");
     if (!s && !(d->charged = ledger_take(&e->ledger, MEM_STAGING, p->host)))
         s = err_set(err, ERR_BUDGET, "the memory budget has no room for its host side");
@@ -312,6 +378,16 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
         d->arena = all + p->weights;
         d->logits = d->arena + p->arena;
         d->kv = d->logits + p->logits;
+        d->given = d->kv + p->kv;
+        d->kept = d->given + p->given;
+        d->tables = d->kept + p->kept;
+        d->routes = true;
+        for (int i = 0; i < e->model.n_op; i++)
+            d->routes &= d->runs[i] || e->model.op[i].code != OP_ROUTE;
+        expert_biases(d, e);
+        s = list_ops(d, e, err);
+    }
+    if (!s) {
         s = send_weights(d, e, all, want, err);
     }
     free(want);
@@ -323,6 +399,9 @@ void devstep_close(struct devstep *d, struct tessera_engine *e)
     if (d->charged) ledger_give(&e->ledger, MEM_STAGING, d->plan.host);
     free(d->weight);
     free(d->runs);
+    free(d->table);
+    free(d->ops[0]);
+    free(d->ops[1]);
     free(d->owner);
     free(d->buf);
     free(d->good);
@@ -381,11 +460,96 @@ static bool bring_pages(struct devstep *d, struct tessera_engine *e)
     return true;
 }
 
+/* ---- all of it there ---- */
+
+/* Where the experts are, which from now on stay where they are. */
+static bool list_experts(struct devstep *d, struct tessera_engine *e)
+{
+    const uint64_t bytes = table_bytes(e);
+    for (int b = 0; b < e->resid.n_banks && !d->listed; b++) {
+        char *at = stage(d, e, bytes);
+        if (!at) return false;
+        memset(at, 0, bytes);
+        devtier_addresses(d->tier, b, (const void **)(void *)at);
+        copy(d, e, d->tables + bytes * (uint64_t)b, at, bytes);
+        d->sent = d->last;
+        d->table[e->bank[b].op->weight[0]] = d->tables + bytes * (uint64_t)b;
+    }
+    d->listed = true;
+    return true;
+}
+
+/* Whoever looks at routes wants them on the host. */
+static bool all_there(const struct devstep *d, const struct tessera_engine *e, int n_rows)
+{
+    return d->attends && d->routes && devtier_complete(d->tier) && !e->obs.sink &&
+           n_rows <= e->opt.n_ubatch && n_rows * e->hp.n_expert_used <= d->tier->n_pairs;
+}
+
+/* What the host gives, and every layer's K and V, have places of their own. */
+static void place_apart(struct devstep *d, const struct tessera_engine *e)
+{
+    char *given = d->given, *kept = d->kept;
+    for (int i = 0; i < e->model.n_op; i++) {
+        const struct op *op = &e->model.op[i];
+        if (is_given(op)) {
+            d->buf[op->out[0]].base = given;
+            given += rows_bytes(d->host, &d->buf[op->out[0]]);
+        }
+        for (int k = 0; k < n_kv_bufs(op); k++) {
+            d->buf[op->in[k]].base = kept;
+            kept += rows_bytes(d->host, &d->buf[op->in[k]]);
+        }
+    }
+}
+
+void devstep_give(struct devstep *d, const struct tessera_engine *e, int i)
+{
+    const struct dev_buf *f = &e->buf[e->model.op[i].out[0]];
+    memcpy(d->give + d->n_given, f->base, rows_bytes(d->host, f));
+    d->n_given += rows_bytes(d->host, f);
+}
+
+void devstep_whole(struct devstep *d, struct tessera_engine *e)
+{
+    const struct build *m = &e->model;
+    const int k = d->set[ROWS_OUT].n ? 0 : 1;
+    copy(d, e, d->given, d->give, d->n_given);
+    d->sent = d->last;
+    d->last = d->tier->api->submit(d->tier->dev, d->ops[k], d->n_ops_of[k], &d->bind);
+    for (int i = 1; i < m->n_buf; i++)
+        if (m->buf[i].kind == BUF_LOGITS) d->good[i] = ON_DEVICE;
+    for (int i = 0; i < d->n_ops_of[k]; i++)
+        if (d->ops[k][i].code == OP_EXPERTS)
+            d->tier->count.ran += (uint64_t)(d->set[d->ops[k][i].rows].n * d->ops[k][i].p.moe.route.n_used);
+    d->n_ops += (uint64_t)d->n_ops_of[k];
+}
+
+/* The step has run: K and V of all layers land. */
+static bool land_kept(struct devstep *d, struct tessera_engine *e)
+{
+    const uint64_t bytes = kept_bytes(e, d->set[ROWS_ALL].n);
+    char *at = stage(d, e, bytes);
+    if (!at) return false;
+    copy(d, e, at, d->kept, bytes);
+    if (!settle(d, e)) return false;
+    for (int i = 0; i < e->model.n_op; i++) {
+        const struct op *op = &e->model.op[i];
+        struct landing l = {.put = op};
+        for (int k = 0; k < n_kv_bufs(op); k++) {
+            l.at[k] = at;
+            at += rows_bytes(d->host, &e->buf[op->in[k]]);
+        }
+        if (l.at[0]) put_here(e, d->host, &l);
+    }
+    return true;
+}
+
 /* ---- a step ---- */
 
 void devstep_begin(struct devstep *d, struct tessera_engine *e, const struct dev_bind *host, bool on)
 {
-    d->on = d->attends = d->lost = false;
+    d->on = d->attends = d->lost = d->resident = d->whole = false;
     for (int i = 0; i < e->n_inputs; i++) /* whoever writes them: only what is before is sure */
         devstep_cut(e->stepped[i], e->row[e->input[i].row0].pos);
     if (!on || !d->tier || !devtier_on(d->tier)) return;
@@ -400,6 +564,9 @@ void devstep_begin(struct devstep *d, struct tessera_engine *e, const struct dev
     for (int i = 0; i < e->model.n_op; i++)
         has_pages |= d->runs[i] && e->model.op[i].code == OP_ATTENTION;
     d->attends = has_pages && bring_pages(d, e);
+    const int n_rows = host->n_rows, n_out = host->set[ROWS_OUT].n;
+    d->resident = all_there(d, e, n_rows) && list_experts(d, e);
+    d->whole = d->resident && d->ops[0] && n_rows <= WHOLE_ROWS && n_out <= d->plan.n_logits;
     d->on = !d->lost;
 }
 
@@ -427,6 +594,12 @@ void devstep_piece(struct devstep *d, struct tessera_engine *e, const struct pla
     d->bind.buf = d->buf;
     d->bind.weight = d->weight;
     d->bind.set = d->set;
+    d->bind.table = d->table;
+    d->bind.route = NULL;
+    d->bind.scratch = d->tier->scratch_dev;
+    d->n_given = 0;
+    d->whole = d->whole && (d->give = stage(d, e, given_bytes(e, d->set[ROWS_ALL].n)));
+    if (d->whole) place_apart(d, e);
 }
 
 /* Whether an op changes what is in out[0], instead of writing it. */
@@ -471,7 +644,10 @@ bool devstep_takes(const struct devstep *d, const struct tessera_engine *e, int 
 {
     const struct op *op = &e->model.op[i];
     int at[READS];
-    if (!d->on || !d->runs[i]) return false;
+    if (!d->on) return false;
+    if (d->whole) return !is_given(op);
+    if (op->code == OP_ROUTE || op->code == OP_EXPERTS) return d->resident;
+    if (!d->runs[i]) return false;
     if (op->code == OP_KV_PUT || op->code == OP_ATTENTION) return d->attends;
     if (op->out[0] >= 0 && e->model.buf[op->out[0]].kind == BUF_LOGITS)
         return d->host->set[op->rows].n <= d->plan.n_logits;
@@ -498,6 +674,7 @@ void devstep_run(struct devstep *d, struct tessera_engine *e, int i)
     for (int k = 0; k < OP_IO; k++)
         if (op->out[k] >= 0) d->good[op->out[k]] = ON_DEVICE;
     if (op->code == OP_KV_PUT) land_kv(d, e, op);
+    if (op->code == OP_EXPERTS) d->tier->count.ran += (uint64_t)(d->set[op->rows].n * op->p.moe.route.n_used);
     d->n_ops++;
 }
 
@@ -534,7 +711,7 @@ bool devstep_end(struct devstep *d, struct tessera_engine *e)
     if (!d->on) return true;
     for (int i = 1; i < e->model.n_buf; i++)
         if (d->good[i] == ON_DEVICE && outlives(d, e, i)) land(d, e, i);
-    return settle(d, e);
+    return d->whole ? land_kept(d, e) : settle(d, e);
 }
 
 void devstep_done(struct devstep *d, struct tessera_engine *e)

@@ -11,6 +11,11 @@
  * host, too, which puts them into its own.  Sessions are cut, saved, spilled and loaded as ever, and the
  * device's copy is only told from where on it is out of date; the next step brings it up to date.
  *
+ * Where all experts are on the device and it can route, a step of few rows needs the host twice: for
+ * embeddings and rotary angles in the beginning, for logits in the end.  What goes over lies together
+ * then, so do K and V of all layers until they land, and between the two copies is one submission, the
+ * same for every token but for its rows and positions.
+ *
  * A device that is lost takes rows with it, so the step begins again on the host alone; nothing of a
  * step is kept before it ends.
  *
@@ -28,6 +33,7 @@ struct tessera_session;
 /* What it takes; all zeros: it is not used. */
 struct devstep_plan {
     uint64_t weights, arena, logits, kv; /* bytes on the device */
+    uint64_t tables, given, kept; /* ditto: addresses of experts; of few rows what the host gives, K, V */
     uint64_t bytes;           /* all of them */
     uint64_t host;            /* bytes of host memory */
     int n_kv, n_logits;       /* sessions with pages; rows */
@@ -38,9 +44,14 @@ enum { DEVSTEP_LANDINGS = 64 };
 struct devstep {
     struct devtier *tier;     /* NULL: there is none */
     struct devstep_plan plan;
-    char *arena, *logits, *kv; /* on the device */
+    char *arena, *logits, *kv, *tables, *given, *kept; /* on the device */
     struct dev_weight *weight; /* [n_weights] data: NULL = not there */
     bool *runs;               /* [n_op] it can be run there */
+    const void **table;       /* [n_weights] as in struct dev_bind */
+    bool routes, listed;      /* it can route everywhere; the tables are filled */
+    struct op *ops[2];        /* all of the model's but what the host begins with; of them those of
+                                 all rows.  NULL: others are the host's, too */
+    int n_ops_of[2];
     bool charged;
     char *stage;              /* host side of copies */
     uint64_t stage_bytes, stage_at;
@@ -50,11 +61,14 @@ struct devstep {
 
     /* the step being run */
     bool on, attends, lost, in_pieces;
+    bool resident, whole;     /* all experts are there; the step is one submission */
     int first, n_next;        /* ops that are still to be submitted */
     const struct dev_bind *host; /* as the host sees the step */
     struct dev_bind bind;        /* as the device does */
     struct dev_buf *buf;      /* [n_buf] */
     unsigned char *good;      /* [n_buf] on which side */
+    char *give;               /* host side of what the host gives */
+    uint64_t n_given;         /* bytes of it so far */
     struct dev_row *row;      /* [n_ubatch] */
     int32_t *out_row;         /* [n_ubatch] */
     struct dev_rows set[ROWS_MAX];
@@ -88,6 +102,10 @@ void devstep_begin(struct devstep *d, struct tessera_engine *e, const struct dev
 /* The rows of a piece are bound: buffers lie as the plan says.  in_pieces: those that go from layer to
  * layer are the host's. */
 void devstep_piece(struct devstep *d, struct tessera_engine *e, const struct plan *p, bool in_pieces);
+/* A step that is one submission: the host runs what it begins with, op by op (all that devstep_takes()
+ * is false for), and gives it; then comes the rest at once. */
+void devstep_give(struct devstep *d, const struct tessera_engine *e, int i);
+void devstep_whole(struct devstep *d, struct tessera_engine *e);
 /* Whether the device runs op number i now. */
 bool devstep_takes(const struct devstep *d, const struct tessera_engine *e, int i);
 /* Runs it there; later calls may still find that the device is lost. */

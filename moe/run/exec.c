@@ -859,6 +859,21 @@ static enum status run_beside(struct exec *x, int *i, int to, struct err *err)
     return s || !d->lost ? s : lost(x, err);
 }
 
+/* The host begins, the device does all the rest. */
+static enum status run_there(struct exec *x, struct err *err)
+{
+    const struct build *m = &x->e->model;
+    if (cancelled(x, &m->op[0], err)) return err->code;
+    for (int i = 0; i < m->n_op; i++) {
+        if (devstep_takes(x->there, x->e, i)) continue;
+        if (!is_special(x, &m->op[i])) submit(x, &m->op[i], 1);
+        else if (run_special(x, &m->op[i], err)) return err->code;
+        devstep_give(x->there, x->e, i);
+    }
+    devstep_whole(x->there, x->e);
+    return OK;
+}
+
 static enum status run_steps(struct exec *x, int from, int to, struct err *err)
 {
     struct tessera_engine *e = x->e;
@@ -992,7 +1007,9 @@ static enum status run_step(struct tessera_engine *e, const struct plan *p, int 
         forecast_step(&e->forecast, e, n_rows);
         const bool pieces = n_rows > e->opt.n_ubatch;
         if (x.there && !pieces) devstep_piece(x.there, e, p, false);
-        s = pieces ? run_layers(&x, n_rows, n_out, err) : run_steps(&x, 0, e->model.n_op, err);
+        s = pieces ? run_layers(&x, n_rows, n_out, err)
+                   : x.there && x.there->whole ? run_there(&x, err)
+                                               : run_steps(&x, 0, e->model.n_op, err);
         if (!s && x.there && !pieces && !devstep_end(x.there, e)) s = lost(&x, err);
         s = resid_step_end(&e->resid, s, err);
     }

@@ -103,7 +103,8 @@ void second_open(struct tessera_engine *e)
     const struct devtier_options o = options(e);
     e->second = NULL; /* the tier's from here on */
     if (devtier_open(&e->devtier, &o, &err) ||
-        devstep_open(&e->devstep, e, &e->devstep_plan, &err)) {
+        devstep_open(&e->devstep, e, &e->devstep_plan, &err) ||
+        (e->resid.all_ram && devtier_preload(&e->devtier, &err))) {
         devtier_close(&e->devtier);
         without(e, o.api->name, err.msg);
     }
