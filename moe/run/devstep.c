@@ -381,9 +381,6 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
         d->given = d->kv + p->kv;
         d->kept = d->given + p->given;
         d->tables = d->kept + p->kept;
-        d->routes = true;
-        for (int i = 0; i < e->model.n_op; i++)
-            d->routes &= d->runs[i] || e->model.op[i].code != OP_ROUTE;
         expert_biases(d, e);
         s = list_ops(d, e, err);
     }
@@ -479,11 +476,12 @@ static bool list_experts(struct devstep *d, struct tessera_engine *e)
     return true;
 }
 
-/* Whoever looks at routes wants them on the host. */
-static bool all_there(const struct devstep *d, const struct tessera_engine *e, int n_rows)
+/* Few rows, which share hardly an expert: nobody has to sort them.  Whoever looks at routes wants them
+ * on the host. */
+static bool all_there(const struct devstep *d, const struct tessera_engine *e, int n_rows, int n_out)
 {
-    return d->attends && d->routes && devtier_complete(d->tier) && !e->obs.sink &&
-           n_rows <= e->opt.n_ubatch && n_rows * e->hp.n_expert_used <= d->tier->n_pairs;
+    return d->attends && d->ops[0] && devtier_complete(d->tier) && !e->obs.sink && n_rows <= WHOLE_ROWS &&
+           n_rows * e->hp.n_expert_used <= d->tier->n_pairs && n_out <= d->plan.n_logits;
 }
 
 /* What the host gives, and every layer's K and V, have places of their own. */
@@ -549,7 +547,7 @@ static bool land_kept(struct devstep *d, struct tessera_engine *e)
 
 void devstep_begin(struct devstep *d, struct tessera_engine *e, const struct dev_bind *host, bool on)
 {
-    d->on = d->attends = d->lost = d->resident = d->whole = false;
+    d->on = d->attends = d->lost = d->whole = false;
     for (int i = 0; i < e->n_inputs; i++) /* whoever writes them: only what is before is sure */
         devstep_cut(e->stepped[i], e->row[e->input[i].row0].pos);
     if (!on || !d->tier || !devtier_on(d->tier)) return;
@@ -565,8 +563,7 @@ void devstep_begin(struct devstep *d, struct tessera_engine *e, const struct dev
         has_pages |= d->runs[i] && e->model.op[i].code == OP_ATTENTION;
     d->attends = has_pages && bring_pages(d, e);
     const int n_rows = host->n_rows, n_out = host->set[ROWS_OUT].n;
-    d->resident = all_there(d, e, n_rows) && list_experts(d, e);
-    d->whole = d->resident && d->ops[0] && n_rows <= WHOLE_ROWS && n_out <= d->plan.n_logits;
+    d->whole = all_there(d, e, n_rows, n_out) && list_experts(d, e);
     d->on = !d->lost;
 }
 
@@ -646,8 +643,7 @@ bool devstep_takes(const struct devstep *d, const struct tessera_engine *e, int 
     int at[READS];
     if (!d->on) return false;
     if (d->whole) return !is_given(op);
-    if (op->code == OP_ROUTE || op->code == OP_EXPERTS) return d->resident;
-    if (!d->runs[i]) return false;
+    if (!d->runs[i] || op->code == OP_ROUTE) return false;
     if (op->code == OP_KV_PUT || op->code == OP_ATTENTION) return d->attends;
     if (op->out[0] >= 0 && e->model.buf[op->out[0]].kind == BUF_LOGITS)
         return d->host->set[op->rows].n <= d->plan.n_logits;
@@ -674,7 +670,6 @@ void devstep_run(struct devstep *d, struct tessera_engine *e, int i)
     for (int k = 0; k < OP_IO; k++)
         if (op->out[k] >= 0) d->good[op->out[k]] = ON_DEVICE;
     if (op->code == OP_KV_PUT) land_kv(d, e, op);
-    if (op->code == OP_EXPERTS) d->tier->count.ran += (uint64_t)(d->set[op->rows].n * op->p.moe.route.n_used);
     d->n_ops++;
 }
 

@@ -48,7 +48,7 @@ struct devstep {
     struct dev_weight *weight; /* [n_weights] data: NULL = not there */
     bool *runs;               /* [n_op] it can be run there */
     const void **table;       /* [n_weights] as in struct dev_bind */
-    bool routes, listed;      /* it can route everywhere; the tables are filled */
+    bool listed;              /* the tables are filled */
     struct op *ops[2];        /* all of the model's but what the host begins with; of them those of
                                  all rows.  NULL: others are the host's, too */
     int n_ops_of[2];
@@ -61,7 +61,7 @@ struct devstep {
 
     /* the step being run */
     bool on, attends, lost, in_pieces;
-    bool resident, whole;     /* all experts are there; the step is one submission */
+    bool whole;               /* the step is one submission */
     int first, n_next;        /* ops that are still to be submitted */
     const struct dev_bind *host; /* as the host sees the step */
     struct dev_bind bind;        /* as the device does */
