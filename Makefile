@@ -82,7 +82,8 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libtessera.a
 # ---- the CUDA plugin ----
 
 # What of the program a plugin brings along, once more, as code for a shared object.
-PLUGIN_SRC := moe/compute/cuda/dev_cuda.c moe/compute/devid.c moe/base/err.c quant/qtype.c
+DEVICE_SRC := $(wildcard moe/compute/cuda/*.c)
+PLUGIN_SRC := $(DEVICE_SRC) moe/compute/devid.c moe/base/err.c quant/qtype.c
 PLUGIN_CC  = $(CC) $(CFLAGS) -fPIC -fvisibility=hidden $(DEVID)
 
 # Without CUDA: its runtime, and the threads of kernels, emulated, for tests.
@@ -117,7 +118,7 @@ $(EMU)/old/tessera_cuda.so: $(filter-out %devid.o,$(PLUGIN_SRC:%.c=$(EMU)/plugin
 
 $(BUILD)/tests/test_device: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
 
-$(BUILD)/tests/check_cuda: $(EMU)/plugin/tests/check_cuda.o $(EMU_OBJ) $(BUILD)/libtessera.a
+$(BUILD)/tests/check_cuda: $(EMU)/plugin/tests/check_cuda.o $(DEVICE_SRC:%.c=$(EMU)/plugin/%.o) $(EMU_OBJ) $(BUILD)/libtessera.a
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
@@ -150,7 +151,7 @@ tessera_cuda.so: $(PLUGIN_SRC:%.c=build/cuda/%.o) build/cuda/kernels.o
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) -shared -Wl,-Bsymbolic,-z,defs -Wl,--exclude-libs,ALL -static-libgcc -o $@ $^ $(CUDA_LINK)
 
-build/cuda/check_cuda: build/cuda/tests/check_cuda.o build/cuda/kernels.o $(BUILD)/libtessera.a
+build/cuda/check_cuda: build/cuda/tests/check_cuda.o $(DEVICE_SRC:%.c=build/cuda/%.o) build/cuda/kernels.o $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LINK)
 

@@ -35,7 +35,12 @@ enum kv_type { KV_F16 = 0, KV_Q8_0 = 1 };
 enum { KV_PAGE = 64 };
 
 /* Bytes of one KV head in one page; a multiple of 64. */
-size_t attn_head_bytes(enum kv_type type, int dk, int dv);
+static inline size_t attn_head_bytes(enum kv_type type, int dk, int dv)
+{
+    const size_t d = (size_t)dk + (size_t)dv;
+    if (type == KV_F16) return KV_PAGE * d * sizeof(uint16_t);
+    return KV_PAGE * (d + d / 32 * sizeof(uint16_t));
+}
 
 /* One query row against one KV head.  Blocks of KV_PAGE positions are taken in rising order
  * (page = 0, 1, ...), with the online softmax

@@ -125,13 +125,6 @@ static void exp_ref(int n, const float *x, float *y)
 
 /* --- KV pages --- */
 
-size_t attn_head_bytes(enum kv_type type, int dk, int dv)
-{
-    const size_t d = (size_t)dk + (size_t)dv;
-    if (type == KV_F16) return KV_PAGE * d * sizeof(uint16_t);
-    return KV_PAGE * (d + d / Q8_BLOCK * sizeof(uint16_t));
-}
-
 static void kv_put_f16_ref(int dk, int dv, const float *k, const float *v, char *kv, int pos)
 {
     uint16_t *kp = (uint16_t *)kv;                /* [dk][64] */

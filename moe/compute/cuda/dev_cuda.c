@@ -1,13 +1,19 @@
-/* The CUDA device: dev.h's interface on CUDA's runtime.  Host code only; kernels are in kernels.cu.
+/* The CUDA device: dev.h's interface on CUDA's runtime.  Host code only; what ops are is in cuda_run.c,
+ * kernels are in kernels.cu.
  *
- * Owns its memory, two streams, events, and the lists that kernels read.  It runs OP_EXPERTS.  No type of
- * CUDA's leaves this folder.  It never waits without an end: a GPU that does not answer is lost.
+ * Owns its memory, two streams, events, and the lists that kernels read.  No type of CUDA's leaves this
+ * folder.  It never waits without an end: a GPU that does not answer is lost.
  *
  * DESIGN.  One stream works, another uploads, so that an expert can come in while others run.  Everything
- * still takes effect in the order of submission: an upload waits for earlier work that touches its target
- * (`lists`, `touched`), and work or a copy that touches what an upload writes waits for it (`pending`);
- * nothing else waits.  A fence is an event; a ring of them goes round, and each is waited for
- * before its turn comes again.
+ * still takes effect in the order of submission: an upload waits for earlier work that touches its target,
+ * and work or a copy that touches what an upload writes waits for it (`pending`); nothing else waits.
+ * What work touches is known by the matrix for experts (the batches' reads), by the block for all else:
+ * an upload waits for the last work that touched something in its block, so what comes in while others
+ * run lies best in blocks of its own.  A fence is an event; a ring of them goes round, and each is waited
+ * for before its turn comes again.
+ *
+ * A submission is collected in batches: launches, and the lists that their kernels read, which go over in
+ * one copy before them.  A few batches go round, so that the host can be that far ahead.
  *
  * The driver keeps some of the card's memory for itself (context, kernels, their stacks), and that counts:
  * it is measured at open, where NVML tells how much of the card was in use before, and assumed where it
@@ -19,11 +25,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "moe/compute/cuda/kernels.h"
-#include "moe/compute/dev.h"
-#include "quant/mm.h"
+#include "moe/compute/cuda/cuda_int.h"
 
-enum { FENCES = 256, PENDING = 16, TOUCHED = 64, BLOCKS = 64, LIST_PAIRS = 512 };
+enum { FENCES = 256, PENDING = 16, BLOCKS = 64, BATCHES = 4 };
 enum { MIB = 1 << 20, GRAIN = 2 * MIB, UPLOAD = 64 << 10 };
 static const uint64_t CONTEXT = 640u << 20; /* where nobody can tell: more than any seen */
 static const uint64_t AUTO_LEAVE = 512u << 20; /* of an automatic budget, for what else the card does */
@@ -35,19 +39,19 @@ struct fence {
     bool counted;       /* in the clock */
 };
 
-/* Bytes that something submitted writes or reads. */
+/* Bytes that an upload writes. */
 struct range {
     const char *at;
     uint64_t bytes;
     dev_fence f;
 };
 
-/* What kernels read of a submission: its host side, until that is on its way. */
-struct list {
-    struct gpu_pair *host;
-    int n;
-    uint64_t bytes[OP_IO]; /* of a matrix */
-    dev_fence f;
+/* What alloc() gave. */
+struct block {
+    char *at;
+    uint64_t bytes;
+    enum dev_where where;
+    dev_fence last;     /* work that touches it */
 };
 
 struct dev {
@@ -56,14 +60,13 @@ struct dev {
     cudaStream_t work, copies;
     struct fence fence[FENCES];
     dev_fence n_put;
-    struct range pending[PENDING], touched[TOUCHED];
-    int n_pending, next_touched;
-    dev_fence forgotten;        /* work up to here may touch anything */
-    struct list list[2];
-    int next_list;
-    struct gpu_pair *pairs;     /* on the device: stream order guards it */
-    void *block[BLOCKS];
-    enum dev_where where[BLOCKS];
+    struct range pending[PENDING];
+    int n_pending;
+    struct batch batch[BATCHES]; /* their lists are one block here, and one there, the same for all:
+                                    stream order guards it */
+    dev_fence sent[BATCHES];
+    int now;                    /* the batch that is being filled */
+    struct block block[BLOCKS];
     int n_blocks;
     double seconds;
     struct err lost;
@@ -161,30 +164,32 @@ static bool overlap(const void *a, uint64_t a_bytes, const void *b, uint64_t b_b
     return (const char *)a < (const char *)b + b_bytes && (const char *)b < (const char *)a + a_bytes;
 }
 
-/* The next submission of work touches these bytes, which are no matrices. */
-static void touch(struct dev *d, const void *at, uint64_t bytes)
+static struct block *block_of(struct dev *d, const void *at)
 {
-    struct range *r = &d->touched[d->next_touched];
-    d->next_touched = (d->next_touched + 1) % TOUCHED;
-    if (r->f > d->forgotten) d->forgotten = r->f;
-    *r = (struct range){at, bytes, d->n_put + 1};
+    for (int i = 0; i < d->n_blocks; i++)
+        if (overlap(at, 1, d->block[i].at, d->block[i].bytes)) return &d->block[i];
+    return NULL;
+}
+
+/* The next submission of work touches something of the block that this lies in. */
+static void touch(struct dev *d, const void *at)
+{
+    struct block *b = block_of(d, at);
+    if (b) b->last = d->n_put + 1;
 }
 
 /* An upload to these bytes comes behind the work that touches them. */
 static void after_work(struct dev *d, const void *to, uint64_t bytes)
 {
-    order(d, d->copies, d->forgotten);
-    for (int i = 0; i < TOUCHED; i++)
-        if (overlap(to, bytes, d->touched[i].at, d->touched[i].bytes))
-            order(d, d->copies, d->touched[i].f);
-    for (int l = 0; l < 2; l++)
-        for (int i = 0; i < d->list[l].n; i++)
-            for (int k = 0; k < OP_IO; k++) {
-                if (!overlap(to, bytes, d->list[l].host[i].w[k], d->list[l].bytes[k])) continue;
-                order(d, d->copies, d->list[l].f);
-                i = d->list[l].n - 1; /* once is enough */
-                break;
-            }
+    const struct block *b = block_of(d, to);
+    if (b) order(d, d->copies, b->last);
+    for (int k = 0; k < BATCHES; k++)
+        for (int i = 0; i < d->batch[k].n_reads; i++) {
+            const struct cuda_read *r = &d->batch[k].read[i];
+            if (!overlap(to, bytes, r->at, r->bytes)) continue;
+            order(d, d->copies, d->sent[k]);
+            break; /* once is enough */
+        }
 }
 
 /* Work that touches these bytes comes behind the uploads that write them. */
@@ -209,126 +214,46 @@ static void note_upload(struct dev *d, void *to, uint64_t bytes, dev_fence f)
     d->pending[d->n_pending++] = (struct range){to, bytes, f};
 }
 
-/* ---- running ---- */
+/* ---- batches ---- */
 
-struct layer {
-    const struct op *op;
-    const struct dev_bind *b;
-    const struct dev_weight *w[OP_WEIGHTS]; /* NULL = none */
-    enum act_kind kind;
-    uint64_t ff_stride, prep_stride, out_stride;
-    char *gate, *up, *prep;
-};
-
-static struct layer layer_of(const struct op *op, const struct dev_bind *b)
+static void send(struct dev *d)
 {
-    struct layer l = {.op = op, .b = b};
-    for (int k = 0; k < OP_WEIGHTS; k++)
-        if (op->weight[k] >= 0) l.w[k] = &b->weight[op->weight[k]];
-    const uint64_t n = (uint64_t)b->route->n_pairs;
-    l.kind = qtype_info((uint32_t)l.w[2]->type)->act;
-    l.ff_stride = dev_experts_hidden_stride(l.w[0]->n_rows);
-    l.prep_stride = act_bytes(l.kind, l.w[0]->n_rows);
-    l.out_stride = dev_experts_out_stride(l.w[0]->n_cols);
-    l.gate = b->scratch;
-    l.up = l.gate + n * l.ff_stride;
-    l.prep = l.up + n * l.ff_stride;
-    return l;
+    struct batch *q = &d->batch[d->now];
+    if (!q->n_launches) return;
+    struct fence *f = begin(d, d->work);
+    if (f && q->used)
+        (void)ok(d, cudaMemcpyAsync(q->own, q->host, q->used, cudaMemcpyDefault, d->work), "sending a list");
+    for (int i = 0; i < q->n_launches && !is_lost(d); i++)
+        (void)ok(d, gpu_start(d->work, &q->launch[i]), "starting a kernel");
+    d->sent[d->now] = end(d, f, d->work);
+    d->now = (d->now + 1) % BATCHES;
+    q = &d->batch[d->now];
+    if (d->sent[d->now] && wait_for(d, d->sent[d->now], RING_SECONDS) == DEV_PENDING)
+        (void)err_set(&d->lost, ERR_DEVICE, "it does not finish what it was given");
+    q->n_launches = q->n_reads = q->n_places = 0;
+    q->used = 0;
 }
 
-static const float *bias_of(const struct layer *l, int k)
+struct batch *batch_room(struct dev *d, int launches, int reads, uint64_t bytes)
 {
-    return l->w[OP_IO + k] ? l->w[OP_IO + k]->data : NULL;
+    const struct batch *q = &d->batch[d->now];
+    const uint64_t rounding = 128;
+    if (q->n_launches + launches > BATCH_LAUNCHES || q->n_reads + reads > BATCH_READS ||
+        q->used + bytes + rounding > LIST_BYTES)
+        send(d);
+    return is_lost(d) ? NULL : &d->batch[d->now];
 }
 
-/* Matrices k .. k + n_mats - 1 of pairs c0 on. */
-static void product(struct dev *d, const struct layer *l, int k, int n_mats, int c0, int n_pairs)
+void batch_touches(struct dev *d, const void *at, uint64_t bytes)
 {
-    const struct dev_weight *w = l->w[k];
-    const struct dev_buf *x = &l->b->buf[l->op->in[0]];
-    char *const to[OP_IO] = {l->gate, l->up, l->b->route->pair_out};
-    struct gpu_product a = {
-        .pair = d->pairs, .n_pairs = n_pairs, .first = k, .n_mats = n_mats, .n_cols = w->n_cols,
-        .n_rows = w->n_rows, .tile_bytes = tile_bytes(w->type, w->n_cols), .x = x->base,
-        .x_stride = x->stride, .out_stride = k < 2 ? l->ff_stride : l->out_stride,
-    };
-    if (k == 2) {
-        a.x_by_pair = true;
-        a.x = l->prep + l->prep_stride * (uint64_t)c0;
-        a.x_stride = l->prep_stride;
-    }
-    for (int m = 0; m < n_mats; m++) {
-        a.bias[m] = bias_of(l, k + m);
-        a.out[m] = to[k + m] + a.out_stride * (uint64_t)c0;
-    }
-    if (!is_lost(d)) (void)ok(d, gpu_product(d->work, w->type, &a), "starting a product");
+    after_uploads(d, at, bytes);
+    touch(d, at);
 }
 
-static void glu(struct dev *d, const struct layer *l, int c0, int n_pairs)
+void batch_reads(struct dev *d, struct batch *b, const void *at, uint64_t bytes)
 {
-    const struct gpu_glu a = {
-        .n_pairs = n_pairs, .n = l->w[0]->n_rows, .act = (int)l->op->p.moe.act,
-        .gate = l->gate + l->ff_stride * (uint64_t)c0, .up = l->up + l->ff_stride * (uint64_t)c0,
-        .stride = l->ff_stride, .out = l->prep + l->prep_stride * (uint64_t)c0,
-        .out_stride = l->prep_stride,
-    };
-    if (!is_lost(d)) (void)ok(d, gpu_glu(d->work, l->kind, &a), "starting an activation");
-}
-
-/* Bytes of matrix k. */
-static uint64_t matrix_bytes(const struct dev_weight *w)
-{
-    return (uint64_t)((w->n_rows + TILE_ROWS - 1) / TILE_ROWS) * tile_bytes(w->type, w->n_cols);
-}
-
-/* Lists pairs from c0 on, n of them, the first of which is expert number a's; returns the number of the
- * last one's expert. */
-static int list_pairs(struct dev *d, const struct layer *l, struct gpu_pair *list, int a, int c0, int n)
-{
-    const struct dev_route *rt = l->b->route;
-    for (int i = 0, last = -1; i < n; i++) {
-        while (c0 + i >= rt->first[a + 1]) a++;
-        list[i] = (struct gpu_pair){.w = {rt->gate[a], rt->up[a], rt->down[a]},
-                                    .row = rt->pair[c0 + i] / rt->n_used, .expert = rt->expert[a]};
-        for (int k = 0; k < OP_IO && a != last; k++)
-            after_uploads(d, list[i].w[k], matrix_bytes(l->w[k]));
-        last = a;
-    }
-    return a;
-}
-
-/* LIST_PAIRS pairs at a time. */
-static void run_experts(struct dev *d, const struct op *op, const struct dev_bind *b)
-{
-    const struct layer l = layer_of(op, b);
-    const struct dev_route *rt = b->route;
-    const bool same = l.w[0]->type == l.w[1]->type;
-    const int end_at = rt->first[rt->end];
-    const uint64_t x_bytes = (uint64_t)b->buf[op->in[0]].stride * (uint64_t)rt->n_rows;
-    after_uploads(d, b->buf[op->in[0]].base, x_bytes);
-    for (int a = rt->begin, at = rt->first[a], n; at < end_at && !is_lost(d); at += n) {
-        struct list *list = &d->list[d->next_list];
-        n = end_at - at < LIST_PAIRS ? end_at - at : LIST_PAIRS;
-        if (list->f && wait_for(d, list->f, RING_SECONDS) == DEV_PENDING)
-            (void)err_set(&d->lost, ERR_DEVICE, "it does not finish what it was given");
-        if (is_lost(d)) return;
-        a = list_pairs(d, &l, list->host, a, at, n);
-        list->n = n;
-        for (int k = 0; k < OP_IO; k++) list->bytes[k] = matrix_bytes(l.w[k]);
-        touch(d, b->buf[op->in[0]].base, x_bytes);
-        touch(d, b->scratch, (uint64_t)(l.prep - b->scratch) + l.prep_stride * (uint64_t)rt->n_pairs);
-        touch(d, rt->pair_out, l.out_stride * (uint64_t)rt->n_pairs);
-        struct fence *f = begin(d, d->work);
-        if (!f) return;
-        (void)ok(d, cudaMemcpyAsync(d->pairs, list->host, sizeof *d->pairs * (size_t)n, cudaMemcpyDefault,
-                                    d->work), "sending a list");
-        product(d, &l, 0, same ? 2 : 1, at, n);
-        if (!same) product(d, &l, 1, 1, at, n);
-        glu(d, &l, at, n);
-        product(d, &l, 2, 1, at, n);
-        list->f = end(d, f, d->work);
-        d->next_list ^= 1;
-    }
+    after_uploads(d, at, bytes);
+    b->read[b->n_reads++] = (struct cuda_read){at, bytes};
 }
 
 /* ---- the interface ---- */
@@ -336,34 +261,28 @@ static void run_experts(struct dev *d, const struct op *op, const struct dev_bin
 static bool cuda_supports(const struct dev *d, const struct op *op, const struct dev_weight *weight)
 {
     (void)d;
-    if (op->code != OP_EXPERTS) return false;
-    for (int k = 0; k < OP_IO; k++) {
-        const struct dev_weight *w = &weight[op->weight[k]];
-        if (!w->tiles || !gpu_has_product(w->type)) return false;
-    }
-    return weight[op->weight[0]].n_rows == weight[op->weight[1]].n_rows &&
-           weight[op->weight[0]].n_cols == weight[op->weight[1]].n_cols;
+    return cuda_can(op, weight);
 }
 
 static dev_fence cuda_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)
 {
-    for (int i = 0; i < n && !is_lost(d); i++) run_experts(d, &ops[i], b);
+    for (int i = 0; i < n && !is_lost(d); i++) cuda_run(d, &ops[i], b);
+    send(d);
     return d->n_put;
 }
 
 /* Large uploads go beside the work; everything else takes its turn in it. */
 static dev_fence cuda_copy(struct dev *d, void *to, const void *from, uint64_t bytes)
 {
-    bool host = false;
-    for (int i = 0; i < d->n_blocks; i++) host |= d->where[i] == DEV_HOST && d->block[i] == from;
-    const cudaStream_t s = host && bytes >= UPLOAD ? d->copies : d->work;
+    const struct block *b = block_of(d, from);
+    const cudaStream_t s = b && b->where == DEV_HOST && bytes >= UPLOAD ? d->copies : d->work;
     if (is_lost(d)) return ++d->n_put;
     if (s == d->copies) after_work(d, to, bytes);
     else {
         after_uploads(d, to, bytes);
         after_uploads(d, from, bytes);
-        touch(d, to, bytes);
-        touch(d, from, bytes);
+        touch(d, to);
+        touch(d, from);
     }
     struct fence *f = begin(d, s);
     if (f) (void)ok(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s), "a copy");
@@ -379,6 +298,11 @@ static enum dev_state cuda_wait(struct dev *d, dev_fence f, double seconds, stru
     return s;
 }
 
+static void give_back(const struct block *b)
+{
+    (void)(b->where == DEV_OWN ? cudaFree(b->at) : cudaFreeHost(b->at));
+}
+
 static void *cuda_alloc(struct dev *d, enum dev_where where, uint64_t bytes)
 {
     const uint64_t takes = (bytes + GRAIN - 1) / GRAIN * GRAIN;
@@ -388,8 +312,7 @@ static void *cuda_alloc(struct dev *d, enum dev_where where, uint64_t bytes)
         cudaSuccess)
         return NULL;
     if (where == DEV_OWN) d->used += takes;
-    d->where[d->n_blocks] = where;
-    d->block[d->n_blocks++] = p;
+    d->block[d->n_blocks++] = (struct block){p, bytes, where, 0};
     return p;
 }
 
@@ -419,8 +342,7 @@ static bool drained(struct dev *d)
 static void cuda_close(struct dev *d)
 {
     if (!drained(d)) return;
-    for (int i = 0; i < d->n_blocks; i++)
-        (void)(d->where[i] == DEV_OWN ? cudaFree(d->block[i]) : cudaFreeHost(d->block[i]));
+    for (int i = 0; i < d->n_blocks; i++) give_back(&d->block[i]);
     for (int i = 0; i < FENCES; i++) {
         if (d->fence[i].begin) (void)cudaEventDestroy(d->fence[i].begin);
         if (d->fence[i].end) (void)cudaEventDestroy(d->fence[i].end);
@@ -568,11 +490,7 @@ static enum status measure(struct dev *d, struct err *e)
     }
     (void)drained(d);
     d->n_pending = 0;
-    while (d->n_blocks > n) {
-        d->n_blocks--;
-        (void)(d->where[d->n_blocks] == DEV_OWN ? cudaFree(d->block[d->n_blocks])
-                                                : cudaFreeHost(d->block[d->n_blocks]));
-    }
+    while (d->n_blocks > n) give_back(&d->block[--d->n_blocks]);
     d->used = used;
     d->seconds = 0;
     if (is_lost(d)) return err_set(e, ERR_DEVICE, "%s", d->lost.msg);
@@ -594,11 +512,12 @@ static enum status open_all(struct dev *d, uint64_t memory, struct err *e)
     s = find_memory(d, memory, told, before, e);
     if (!s) s = measure(d, e);
     if (s) return s;
-    d->pairs = cuda_alloc(d, DEV_OWN, sizeof *d->pairs * LIST_PAIRS);
-    bool all = d->pairs;
-    for (int i = 0; i < 2; i++)
-        all &= (d->list[i].host = cuda_alloc(d, DEV_HOST, sizeof *d->pairs * LIST_PAIRS)) != NULL;
-    if (!all) return err_set(e, ERR_DEVICE, "there is no memory left on it");
+    char *own = cuda_alloc(d, DEV_OWN, LIST_BYTES), *host = cuda_alloc(d, DEV_HOST, LIST_BYTES * BATCHES);
+    if (!own || !host) return err_set(e, ERR_DEVICE, "there is no memory left on it");
+    for (int i = 0; i < BATCHES; i++) {
+        d->batch[i].own = own;
+        d->batch[i].host = host + LIST_BYTES * i;
+    }
     /* What alloc() rounds up is not the caller's to plan for. */
     const uint64_t slack = 16 * (uint64_t)GRAIN, left = d->budget - d->used;
     d->caps.memory = left > slack ? left - slack : 0;

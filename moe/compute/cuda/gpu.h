@@ -29,9 +29,18 @@ enum { GPU_THREADS = 256 };
 #define MUL(a, b) __fmul_rn(a, b)
 #define ADD(a, b) __fadd_rn(a, b)
 #define DIV(a, b) __fdiv_rn(a, b)
+#define SQRT(a) __fsqrt_rn(a)
 #define BITS(f) __float_as_uint(f)
 #define FLOAT(u) __uint_as_float(u)
 DEV float gpu_half(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+/* As f16_from_f32() has it, which NaN a NaN becomes included. */
+DEV uint16_t gpu_to_half(float f)
+{
+    const uint32_t u = __float_as_uint(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)((u >> 16 & 0x8000u) | 0x7e00u | (u >> 13 & 0x3ffu));
+    return __half_as_ushort(__float2half_rn(f));
+}
 DEV int gpu_dot4(uint32_t a, uint32_t b, int sum) { return __dp4a((int)a, (int)b, sum); }
 DEV uint32_t gpu_load(const void *p) { return __ldg((const uint32_t *)p); }
 
@@ -60,11 +69,13 @@ DEV uint32_t gpu_load(const void *p) { return __ldg((const uint32_t *)p); }
 #define MUL(a, b) ((a) * (b))
 #define ADD(a, b) ((a) + (b))
 #define DIV(a, b) ((a) / (b))
+#define SQRT(a) sqrtf(a)
 #define BITS(f) f32_bits(f)
 #define FLOAT(u) f32_from_bits(u)
 extern int emu_backwards; /* of the emulation: threads of a phase run from the last to the first */
 DEV int emu_first(void) { return emu_backwards ? GPU_THREADS - 1 : 0; }
 DEV float gpu_half(uint16_t h) { return f16_to_f32(h); }
+DEV uint16_t gpu_to_half(float f) { return f16_from_f32(f); }
 DEV int gpu_dot4(uint32_t a, uint32_t b, int sum)
 {
     for (int i = 0; i < 32; i += 8) sum += (int8_t)(a >> i) * (int8_t)(b >> i);

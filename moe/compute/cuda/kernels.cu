@@ -1,23 +1,30 @@
 /* The kernels of the CUDA plugin (kernels.h), in the words of gpu.h: C and CUDA at once.  Owns nothing.
  *
- * DESIGN.  A block of threads makes the 16 rows of one tile for one pair.  Thread t is row t % 16 and
- * takes every sixteenth PIECE of that row: what a thread reads at once, 32 weights or 64.  Integer sums
- * of pieces are exact, so who makes them and in which order is free; only the float steps have an
- * order (quant/README.md), and there are few of them: one or two per block of weights.  So all threads
- * leave integer sums and scales in shared memory, PIECES at a time, and then one thread per row takes
- * the float steps as they stand.  The sixteen threads of a piece read 64 neighbouring bytes.
+ * DESIGN.  Products.  A block of threads makes the 16 outputs of one tile for one activation row, or for
+ * up to eight that meet the same matrix.  Thread t is output t % 16 and takes every so manieth PIECE of
+ * that: what a thread reads at once, 32 weights or 64.  Integer sums of pieces are exact, so who makes
+ * them and in which order is free; only the float steps have an order (quant/README.md), and there are
+ * few of them: one or two per block of weights.  So all threads leave integer sums and scales in shared
+ * memory, SLOTS at a time, and then one thread per output takes the float steps as they stand.  The
+ * sixteen threads of a piece read 64 neighbouring bytes; with eight rows a thread meets four of them
+ * with the piece that it has just read, and its neighbour in the block the other four.
  *
  * Weights of one value are pieces of their own: p is the weight, v the activation's bits.
+ *
+ * Attention.  A block makes HEADS query heads of one row.  The online softmax has an order from page to
+ * page; inside a page all positions of a head are scored at once, a thread each, and then all values
+ * of the output are summed at once.
  *
  * Nothing here has been measured on a GPU yet (moe/compute/cuda/README.md). */
 #include "moe/compute/cuda/gpu.h"
 #include "moe/compute/cuda/kernels.h"
 
+#include "moe/compute/elem.h"
 #include "moe/compute/elem_exp.h"
 #include "moe/compute/op.h"
 #include "quant/tile.h"
 
-enum { LANES = 16, SLICES = GPU_THREADS / LANES, PIECES = 64 };
+enum { LANES = 16, SLICES = GPU_THREADS / LANES, SLOTS = 64, CHUNK = GPU_THREADS };
 
 /* ---- reading ------------------------------------------------------------------------------ */
 
@@ -337,61 +344,82 @@ DEV struct term piece(int type, int n, const uint8_t *tile, int lane, const char
 
 /* ---- products ----------------------------------------------------------------------------- */
 
+/* [piece * rows + row][output] */
 struct pieces {
-    int32_t v[PIECES][LANES], m[PIECES][LANES];
-    float p[PIECES][LANES], pm[PIECES][LANES];
+    int32_t v[SLOTS][LANES], m[SLOTS][LANES];
+    float p[SLOTS][LANES], pm[SLOTS][LANES];
 };
 
-/* The float steps of n pieces of one row, in order. */
-DEV float fold(int type, const struct pieces *s, int n, int lane, float acc)
+/* The float steps of n pieces of one output of row r of `rows`, in order. */
+DEV float fold(int type, const struct pieces *s, int n, int rows, int r, int lane, float acc)
 {
     const int step = step_pieces(type);
     for (int i = 0; i < n; i += step) {
-        int32_t v = s->v[i][lane], m = has_min(type) ? s->m[i][lane] : 0;
+        const int at = i * rows + r;
+        int32_t v = s->v[at][lane], m = has_min(type) ? s->m[at][lane] : 0;
         for (int k = 1; k < step; k++) {
-            v += s->v[i + k][lane];
-            if (has_min(type)) m += s->m[i + k][lane];
+            v += s->v[at + k * rows][lane];
+            if (has_min(type)) m += s->m[at + k * rows][lane];
         }
-        acc = FMA(s->p[i][lane], is_float(type) ? FLOAT((uint32_t)v) : (float)v, acc);
-        if (has_min(type)) acc = FMA(s->pm[i][lane], (float)m, acc);
+        acc = FMA(s->p[at][lane], is_float(type) ? FLOAT((uint32_t)v) : (float)v, acc);
+        if (has_min(type)) acc = FMA(s->pm[at][lane], (float)m, acc);
     }
     return acc;
 }
 
-/* Block (tile, pair, matrix). */
-DEV void product(int type, const struct gpu_product *a, int tile, int pair, int mat)
+/* Block (tile of all matrices, group of at most `rows` rows, head). */
+DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, int head)
 {
     SHARED struct pieces s;
-    SHARED float acc[LANES];
-    const struct gpu_pair *e = &a->pair[pair];
-    const uint8_t *w = (const uint8_t *)e->w[a->first + mat] + (size_t)tile * a->tile_bytes;
-    const char *x = a->x + a->x_stride * (uint64_t)(a->x_by_pair ? pair : e->row);
+    SHARED float acc[GPU_ROWS][LANES];
+    SHARED const char *in[GPU_ROWS];
+    const int round = SLOTS / rows;                        /* pieces in shared memory */
+    const int wide = round < SLICES ? round : SLICES;      /* threads of an output beside each other */
+    const int per = rows / (SLICES / wide);                /* rows that a thread meets */
     const int n_pieces = a->n_cols / piece_cols(type);
+    const struct gpu_group *e = a->group ? &a->group[g] : 0;
+    const int first = e ? e->first : g * rows, left = a->n_rows - first;
+    const int n_rows = e ? e->n : left < rows ? left : rows;
+    int mat = 0, tile = x;
+    while (tile >= a->mat[mat].n_tiles) tile -= a->mat[mat++].n_tiles;
+    const struct gpu_mat *m = &a->mat[mat];
+    const uint8_t *w = (const uint8_t *)(e ? e->w[a->first + mat] : m->w) +
+                       ((size_t)head * (size_t)m->n_tiles + (size_t)tile) * a->tile_bytes;
     EACH_THREAD(t) {
-        if (t < LANES) acc[t] = 0;
+        const int r = t / LANES;
+        if (r < n_rows) acc[r][t % LANES] = 0;
+        if (t < n_rows)
+            in[t] = a->x + a->x_head * (uint64_t)head +
+                    a->x_stride * (uint64_t)(a->row ? a->row[first + t] : first + t);
     } SYNC
-    for (int at = 0; at < n_pieces; at += PIECES) {
-        const int n = n_pieces - at < PIECES ? n_pieces - at : PIECES;
+    for (int at = 0; at < n_pieces; at += round) {
+        const int n = n_pieces - at < round ? n_pieces - at : round;
         EACH_THREAD(t) {
-            for (int i = t / LANES, lane = t % LANES; i < n; i += SLICES) {
-                const struct term r = piece(type, a->n_cols, w, lane, x, at + i);
-                s.v[i][lane] = r.v;
-                s.p[i][lane] = r.p;
-                if (!has_min(type)) continue;
-                s.m[i][lane] = r.m;
-                s.pm[i][lane] = r.pm;
-            }
+            const int lane = t % LANES, slice = t / LANES;
+            for (int i = slice % wide; i < n; i += wide)
+                for (int k = 0; k < per; k++) {
+                    const int r = slice / wide * per + k, to = i * rows + r;
+                    if (r >= n_rows) break;
+                    const struct term v = piece(type, a->n_cols, w, lane, in[r], at + i);
+                    s.v[to][lane] = v.v;
+                    s.p[to][lane] = v.p;
+                    if (!has_min(type)) continue;
+                    s.m[to][lane] = v.m;
+                    s.pm[to][lane] = v.pm;
+                }
         } SYNC
         EACH_THREAD(t) {
-            if (t < LANES) acc[t] = fold(type, &s, n, t, acc[t]);
+            const int lane = t % LANES, r = t / LANES;
+            if (r < n_rows) acc[r][lane] = fold(type, &s, n, rows, r, lane, acc[r][lane]);
         } SYNC
     }
     EACH_THREAD(t) {
-        const int row = tile * LANES + t;
-        if (t < LANES && row < a->n_rows) {
-            const float *bias = a->bias[mat];
-            float *out = (float *)(void *)(a->out[mat] + a->out_stride * (uint64_t)pair);
-            out[row] = bias ? ADD(acc[t], bias[(size_t)e->expert * (size_t)a->n_rows + row]) : acc[t];
+        const int r = t / LANES, lane = t % LANES, i = tile * LANES + lane;
+        if (r < n_rows && i < m->n_rows) {
+            float *out = (float *)(void *)(m->out + m->out_stride * (uint64_t)(first + r) +
+                                           a->out_head * (uint64_t)head);
+            out[i] = m->bias ? ADD(acc[r][lane], m->bias[(size_t)e->expert * (size_t)m->n_rows + i])
+                             : acc[r][lane];
         }
     } SYNC
 }
@@ -402,12 +430,17 @@ DEV void product(int type, const struct gpu_product *a, int tile, int pair, int 
 #define DEFINE(T)                                                                                  \
     DEV void product_##T(const struct gpu_product *a, int x, int y, int z)                         \
     {                                                                                              \
-        product(QTYPE_##T, a, x, y, z);                                                            \
+        product(QTYPE_##T, 1, a, x, y, z);                                                         \
     }                                                                                              \
-    KERNEL(T, struct gpu_product, product_##T)
+    DEV void products_##T(const struct gpu_product *a, int x, int y, int z)                        \
+    {                                                                                              \
+        product(QTYPE_##T, GPU_ROWS, a, x, y, z);                                                  \
+    }                                                                                              \
+    KERNEL(T, struct gpu_product, product_##T)                                                     \
+    KERNEL(many_##T, struct gpu_product, products_##T)
 PRODUCT_TYPES(DEFINE)
 
-/* ---- between the products ------------------------------------------------------------------ */
+/* ---- rows of floats ------------------------------------------------------------------------ */
 
 DEV float exp1(float x)
 {
@@ -448,29 +481,38 @@ DEV int round_even(float v)
     return (int)(int8_t)(int32_t)(BITS(ADD(v, EXP_MAGIC)) - BITS(EXP_MAGIC));
 }
 
-/* Block (256 values, pair, 0). */
-DEV void glu(int kind, const struct gpu_glu *a, int chunk, int pair, int unused)
+/* most[t] = the greatest of most[] in t's group of neighbours, for the first of them. */
+DEV void group_max(uint32_t *most, int group)
 {
-    enum { CHUNK = GPU_THREADS };
-    SHARED float h[CHUNK];
-    SHARED uint32_t most[CHUNK];
-    SHARED int q[CHUNK];
-    const int n = a->n, from = chunk * CHUNK, group = kind == ACT_Q8_256 ? 256 : 32;
-    const float *gate = (const float *)(const void *)(a->gate + a->stride * (uint64_t)pair) + from;
-    const float *up = (const float *)(const void *)(a->up + a->stride * (uint64_t)pair) + from;
-    char *out = a->out + a->out_stride * (uint64_t)pair;
-    (void)unused;
-    EACH_THREAD(t) {
-        h[t] = from + t < n ? glu_of(a->act, gate[t], up[t]) : 0;
-        most[t] = BITS(h[t]) & 0x7fffffffu;
-        if (kind == ACT_F32 && from + t < n) ((float *)(void *)out)[from + t] = h[t];
-    } SYNC
-    if (kind == ACT_F32) return;
     for (int w = group / 2; w; w /= 2) {
         EACH_THREAD(t) {
             if (t % group < w && most[t + w] > most[t]) most[t] = most[t + w];
         } SYNC
     }
+}
+
+DEV const float *floats(const char *base, uint64_t stride, int r)
+{
+    return (const float *)(const void *)(base + stride * (uint64_t)r);
+}
+
+/* Block (256 values, row, head). */
+DEV void prepare(int kind, const struct gpu_prepare *a, int chunk, int row, int head)
+{
+    SHARED float h[CHUNK];
+    SHARED uint32_t most[CHUNK];
+    SHARED int q[CHUNK];
+    const int n = a->n, from = chunk * CHUNK, group = kind == ACT_Q8_256 ? 256 : 32;
+    const float *x = floats(a->x, a->x_stride, row) + (size_t)head * (size_t)a->x_head + from;
+    const float *up = a->up ? floats(a->up, a->up_stride, row) + from : 0;
+    char *out = a->out + a->out_stride * (uint64_t)row + a->out_head * (uint64_t)head;
+    EACH_THREAD(t) {
+        h[t] = from + t >= n ? 0 : up ? glu_of(a->act, x[t], up[t]) : x[t];
+        most[t] = BITS(h[t]) & 0x7fffffffu;
+        if (kind == ACT_F32 && from + t < n) ((float *)(void *)out)[from + t] = h[t];
+    } SYNC
+    if (kind == ACT_F32) return;
+    group_max(most, group);
     EACH_THREAD(t) {
         const uint32_t bits = most[t / group * group];
         const float amax = FLOAT(bits);
@@ -502,68 +544,441 @@ DEV void glu(int kind, const struct gpu_glu *a, int chunk, int pair, int unused)
     } SYNC
 }
 
-#define DEFINE_GLU(T)                                                                              \
-    DEV void glu_##T(const struct gpu_glu *a, int x, int y, int z) { glu(ACT_##T, a, x, y, z); }    \
-    KERNEL(glu_##T, struct gpu_glu, glu_##T)
-DEFINE_GLU(F32)
-DEFINE_GLU(Q8_32)
-DEFINE_GLU(Q8_256)
+#define DEFINE_PREPARE(T)                                                                          \
+    DEV void prepare_##T(const struct gpu_prepare *a, int x, int y, int z)                         \
+    {                                                                                              \
+        prepare(ACT_##T, a, x, y, z);                                                              \
+    }                                                                                              \
+    KERNEL(prepare_##T, struct gpu_prepare, prepare_##T)
+DEFINE_PREPARE(F32)
+DEFINE_PREPARE(Q8_32)
+DEFINE_PREPARE(Q8_256)
+
+/* Sixteen lanes, folded by 8, 4, 2, 1. */
+DEV float fold_add(const float *lane)
+{
+    float a[LANES / 2];
+    for (int j = 0; j < LANES / 2; j++) a[j] = ADD(lane[j], lane[j + LANES / 2]);
+    for (int half = LANES / 4; half; half /= 2)
+        for (int j = 0; j < half; j++) a[j] = ADD(a[j], a[j + half]);
+    return a[0];
+}
+
+DEV float max2(float a, float b) { return a > b ? a : b; }
+
+DEV float fold_max(const float *lane)
+{
+    float a[LANES / 2];
+    for (int j = 0; j < LANES / 2; j++) a[j] = max2(lane[j], lane[j + LANES / 2]);
+    for (int half = LANES / 4; half; half /= 2)
+        for (int j = 0; j < half; j++) a[j] = max2(a[j], a[j + half]);
+    return a[0];
+}
+
+/* Block (row, head, 0). */
+DEV void norm(const struct gpu_norm *a, int row, int head, int unused)
+{
+    enum { MOST = 8 * CHUNK };
+    SHARED float v[MOST], lane[LANES];
+    const int n = a->n;
+    const float *x = floats(a->x, a->x_stride, row) + (size_t)head * (size_t)n;
+    float *y = (float *)(void *)(a->y + a->y_stride * (uint64_t)row) + (size_t)head * (size_t)n;
+    (void)unused;
+    EACH_THREAD(t) {
+        if (t < LANES) lane[t] = 0;
+    } SYNC
+    for (int at = 0; at < n; at += MOST) {
+        const int m = n - at < MOST ? n - at : MOST;
+        EACH_THREAD(t) {
+            for (int i = t; i < m; i += GPU_THREADS) v[i] = x[at + i];
+        } SYNC
+        EACH_THREAD(t) {
+            float sum = t < LANES ? lane[t] : 0;
+            for (int i = t; t < LANES && i < m; i += LANES) sum = FMA(v[i], v[i], sum);
+            if (t < LANES) lane[t] = sum;
+        } SYNC
+    }
+    EACH_THREAD(t) {
+        const float r = DIV(1.0f, SQRT(ADD(DIV(fold_add(lane), (float)n), a->eps)));
+        for (int i = t; i < n; i += GPU_THREADS)
+            y[i] = a->w ? MUL(MUL(x[i], r), a->w[i]) : MUL(x[i], r);
+    } SYNC
+}
+KERNEL(norm, struct gpu_norm, norm)
+
+DEV float sigmoid(float x) { return DIV(1.0f, ADD(1.0f, exp1(-x))); }
+
+DEV float map_of(const struct gpu_map *a, float x, float y)
+{
+    switch (a->code) {
+    case GPU_ADD: return ADD(y, x);
+    case GPU_MUL: return MUL(y, x);
+    case GPU_GATE: return MUL(y, sigmoid(x));
+    case GPU_SCALE: return MUL(y, a->w ? MUL(a->by, a->w[0]) : a->by);
+    case GPU_SOFTCAP: {
+        const float t = exp1(MUL(2.0f, DIV(y, a->by)));
+        return MUL(a->by, ADD(1.0f, -DIV(2.0f, ADD(t, 1.0f))));
+    }
+    default: return x; /* GPU_COPY */
+    }
+}
+
+/* Block (256 values, row, head). */
+DEV void map(const struct gpu_map *a, int chunk, int row, int head)
+{
+    const int x_row = a->x_row ? a->x_row[row] : row;
+    const float *x = a->x ? floats(a->x, a->x_stride, x_row) + (size_t)head * (size_t)a->x_head : 0;
+    float *y = (float *)(void *)(a->y + a->y_stride * (uint64_t)row) +
+               (size_t)head * (size_t)a->y_head;
+    EACH_THREAD(t) {
+        const int i = chunk * CHUNK + t;
+        if (i < a->n) y[i] = map_of(a, x ? x[a->one ? 0 : i] : 0, a->code == GPU_COPY ? 0 : y[i]);
+    } SYNC
+}
+KERNEL(map, struct gpu_map, map)
+
+/* Block (256 pairs of all heads, row, 0). */
+DEV void rope(const struct gpu_rope *a, int chunk, int row, int unused)
+{
+    const int half = a->n_rot / 2;
+    const float *cs = floats(a->cs, a->cs_stride, row);
+    float *x = (float *)(void *)(a->x + a->x_stride * (uint64_t)row);
+    (void)unused;
+    EACH_THREAD(t) {
+        const int k = chunk * CHUNK + t, h = k / half, i = k % half;
+        if (h < a->n_heads) {
+            float *pa = x + (size_t)h * (size_t)a->dim + a->at + (a->neox ? i : 2 * i);
+            float *pb = pa + (a->neox ? half : 1);
+            const float va = *pa, vb = *pb, c = cs[i], s = cs[half + i];
+            *pa = FMA(va, c, -MUL(vb, s));
+            *pb = FMA(vb, c, MUL(va, s));
+        }
+    } SYNC
+}
+KERNEL(rope, struct gpu_rope, rope)
+
+/* Block (256 values, row, 0). */
+DEV void combine(const struct gpu_combine *a, int chunk, int row, int unused)
+{
+    const struct gpu_slot *slot = a->slot + (size_t)row * (size_t)a->n_used;
+    float *y = (float *)(void *)(a->out + a->out_stride * (uint64_t)row);
+    (void)unused;
+    EACH_THREAD(t) {
+        const int i = chunk * CHUNK + t;
+        float acc = 0;
+        for (int s = 0; i < a->n && s < a->n_used && slot[s].pair >= 0; s++)
+            acc = FMA(slot[s].w, floats(a->x, a->x_stride, slot[s].pair)[i], acc);
+        if (i < a->n) y[i] = acc;
+    } SYNC
+}
+KERNEL(combine, struct gpu_combine, combine)
+
+/* ---- keys and values ------------------------------------------------------------------------ */
+
+enum { Q8_BLOCK = 32 };
+
+/* Block (256 values of K and V, KV head, row): how they lie in a page is in elem.h. */
+DEV void kv_put(const struct gpu_kv_put *a, int chunk, int head, int row)
+{
+    SHARED float h[CHUNK];
+    SHARED uint32_t most[CHUNK];
+    const struct gpu_place *at = &a->place[row];
+    const int pos = at->last % KV_PAGE, dk = a->dk, dv = a->dv, from = chunk * CHUNK;
+    const float *k = floats(a->k, a->k_stride, row) + (size_t)head * (size_t)a->dim;
+    const float *v = a->v ? floats(a->v, a->v_stride, row) + (size_t)head * (size_t)a->dim_v : 0;
+    char *page = at->kv + a->kv_at + a->page_bytes * (uint64_t)(at->last / KV_PAGE) +
+                 a->head_bytes * (uint64_t)head;
+    EACH_THREAD(t) {
+        const int i = from + t, j = i - dk;
+        h[t] = i < dk ? (i < a->dim ? k[i] : 0) : v && j < dv && j < a->dim_v ? v[j] : 0;
+        most[t] = BITS(h[t]) & 0x7fffffffu;
+    } SYNC
+    if (!a->q8) {
+        EACH_THREAD(t) {
+            const int i = from + t, j = i - dk;
+            uint16_t *to = (uint16_t *)(void *)page;
+            if (i < dk) to[(size_t)i * KV_PAGE + pos] = gpu_to_half(h[t]);
+            else if (j < dv) to[(size_t)dk * KV_PAGE + (size_t)pos * dv + j] = gpu_to_half(h[t]);
+        } SYNC
+        return;
+    }
+    group_max(most, Q8_BLOCK);
+    EACH_THREAD(t) {
+        const int i = from + t, j = i - dk, kb = dk / Q8_BLOCK, vb = dv / Q8_BLOCK;
+        const float amax = FLOAT(most[t / Q8_BLOCK * Q8_BLOCK]);
+        const uint16_t d = gpu_to_half(DIV(amax, 127.0f));
+        const int good = d != 0 && d < 0x7c00u;
+        const int8_t q = good ? (int8_t)(uint8_t)BITS(ADD(MUL(h[t], DIV(127.0f, amax)), EXP_MAGIC)) : 0;
+        char *kq = page + 2 * (size_t)kb * KV_PAGE, *vd = kq + (size_t)dk * KV_PAGE;
+        char *vq = vd + 2 * (size_t)vb * KV_PAGE;
+        if (i < dk) {
+            kq[(size_t)i * KV_PAGE + pos] = (char)q;
+            if (i % Q8_BLOCK == 0) ((uint16_t *)(void *)page)[i / Q8_BLOCK * KV_PAGE + pos] = d;
+        } else if (j < dv) {
+            vq[(size_t)pos * dv + j] = (char)q;
+            if (j % Q8_BLOCK == 0) ((uint16_t *)(void *)vd)[pos * vb + j / Q8_BLOCK] = d;
+        }
+    } SYNC
+}
+KERNEL(kv_put, struct gpu_kv_put, kv_put)
+
+/* q * k of one position. */
+DEV float score(int q8, int dk, const float *q, const char *page, int p)
+{
+    const uint16_t *k = (const uint16_t *)(const void *)page;
+    float acc = 0;
+    if (!q8) {
+        for (int d = 0; d < dk; d++) acc = FMA(q[d], gpu_half(k[d * KV_PAGE + p]), acc);
+        return acc;
+    }
+    const int8_t *kq = (const int8_t *)(const void *)(k + dk / Q8_BLOCK * KV_PAGE);
+    for (int b = 0; b < dk / Q8_BLOCK; b++) {
+        float t = 0;
+        for (int d = b * Q8_BLOCK; d < (b + 1) * Q8_BLOCK; d++)
+            t = FMA(q[d], (float)kq[d * KV_PAGE + p], t);
+        acc = FMA(t, gpu_half(k[b * KV_PAGE + p]), acc);
+    }
+    return acc;
+}
+
+/* Value d of positions lo .. hi onto acc, e[p] of each. */
+DEV float values(int q8, int latent, int dk, int dv, const float *e, const char *page, int d, int lo,
+                 int hi, float acc)
+{
+    const uint16_t *k = (const uint16_t *)(const void *)page;
+    const int kb = dk / Q8_BLOCK, b = d / Q8_BLOCK, vb = dv / Q8_BLOCK;
+    const int8_t *kq = (const int8_t *)(const void *)(k + kb * KV_PAGE);
+    const uint16_t *vd = (const uint16_t *)(const void *)(kq + dk * KV_PAGE);
+    const int8_t *vq = (const int8_t *)(const void *)(vd + vb * KV_PAGE);
+    for (int p = lo; p <= hi; p++) {
+        if (q8) {
+            const float scale = gpu_half(latent ? k[b * KV_PAGE + p] : vd[p * vb + b]);
+            const int8_t v = latent ? kq[d * KV_PAGE + p] : vq[p * dv + d];
+            acc = FMA(MUL(e[p], scale), (float)v, acc);
+        } else {
+            acc = FMA(e[p], gpu_half(latent ? k[d * KV_PAGE + p] : k[dk * KV_PAGE + p * dv + d]), acc);
+        }
+    }
+    return acc;
+}
+
+/* Block (HEADS query heads, row, 0). */
+DEV void attention(int q8, int latent, const struct gpu_attention *a, int block, int row, int unused)
+{
+    enum { HEADS = GPU_THREADS / KV_PAGE };
+    SHARED float q[HEADS * GPU_HEAD], o[HEADS * GPU_HEAD];
+    SHARED float e[HEADS][KV_PAGE], part[HEADS][LANES], m[HEADS], top[HEADS], c[HEADS], l[HEADS];
+    const int h0 = block * HEADS, n = a->n_q - h0 < HEADS ? a->n_q - h0 : HEADS;
+    const int dk = a->dk, dv = a->dv, per = a->n_q / a->n_kv;
+    const struct gpu_place *at = &a->place[row];
+    const char *kv = at->kv + a->kv_at;
+    const float *in = floats(a->q, a->q_stride, row);
+    float *out = (float *)(void *)(a->out + a->out_stride * (uint64_t)row);
+    (void)unused;
+    EACH_THREAD(t) {
+        for (int i = t; i < n * dk; i += GPU_THREADS) {
+            const int h = i / dk, d = i % dk;
+            q[i] = d < a->dim ? in[(size_t)(h0 + h) * (size_t)a->dim + d] : 0;
+        }
+        for (int i = t; i < n * dv; i += GPU_THREADS) o[i] = 0;
+        if (t < n) m[t] = a->sink ? a->sink[h0 + t] : FLOAT(0xff800000u);
+        if (t < n) l[t] = a->sink ? 1.0f : 0.0f;
+    } SYNC
+    for (int number = at->first / KV_PAGE; number <= at->last / KV_PAGE; number++) {
+        const int base = number * KV_PAGE;
+        const int lo = at->first > base ? at->first - base : 0;
+        const int hi = at->last < base + KV_PAGE - 1 ? at->last - base : KV_PAGE - 1;
+        const char *page = kv + a->page_bytes * (uint64_t)number;
+        EACH_THREAD(t) {
+            const int h = t / KV_PAGE, p = t % KV_PAGE;
+            if (h < n)
+                e[h][p] = p < lo || p > hi
+                              ? FLOAT(0xff800000u)
+                              : MUL(score(q8, dk, q + h * dk,
+                                          page + a->head_bytes * (uint64_t)((h0 + h) / per), p),
+                                    a->scale);
+        } SYNC
+        EACH_THREAD(t) {
+            const int h = t / LANES, j = t % LANES;
+            float most = FLOAT(0xff800000u);
+            for (int i = j; h < n && i < KV_PAGE; i += LANES) most = max2(e[h][i], most);
+            if (h < n) part[h][j] = most;
+        } SYNC
+        EACH_THREAD(t) {
+            const int h = t / KV_PAGE, p = t % KV_PAGE;
+            if (h < n) {
+                const float now = max2(fold_max(part[h]), m[h]);
+                e[h][p] = p < lo || p > hi ? 0.0f : exp1(ADD(e[h][p], -now));
+                if (p == 0) {
+                    top[h] = now;
+                    c[h] = exp1(ADD(m[h], -now));
+                }
+            }
+        } SYNC
+        EACH_THREAD(t) {
+            const int h = t / LANES, j = t % LANES;
+            float sum = 0;
+            for (int i = j; h < n && i < KV_PAGE; i += LANES) sum = ADD(sum, e[h][i]);
+            if (h < n) part[h][j] = sum;
+            if (h < n && j == 0) m[h] = top[h];
+        } SYNC
+        EACH_THREAD(t) {
+            if (t < n) l[t] = FMA(l[t], c[t], fold_add(part[t]));
+            for (int i = t; i < n * dv; i += GPU_THREADS) {
+                const int h = i / dv;
+                o[i] = values(q8, latent, dk, dv, e[h],
+                              page + a->head_bytes * (uint64_t)((h0 + h) / per), i % dv, lo, hi,
+                              MUL(o[i], c[h]));
+            }
+        } SYNC
+    }
+    EACH_THREAD(t) {
+        for (int i = t; i < n * dv; i += GPU_THREADS) {
+            const int h = i / dv, d = i % dv;
+            if (d < a->dim_v) out[(size_t)(h0 + h) * (size_t)a->dim_v + d] = DIV(o[i], l[h]);
+        }
+    } SYNC
+}
+
+#define DEFINE_ATTENTION(NAME, Q8, LATENT)                                                         \
+    DEV void NAME(const struct gpu_attention *a, int x, int y, int z)                              \
+    {                                                                                              \
+        attention(Q8, LATENT, a, x, y, z);                                                         \
+    }                                                                                              \
+    KERNEL(NAME, struct gpu_attention, NAME)
+DEFINE_ATTENTION(attention_f16, 0, 0)
+DEFINE_ATTENTION(attention_q8, 1, 0)
+DEFINE_ATTENTION(latent_f16, 0, 1)
+DEFINE_ATTENTION(latent_q8, 1, 1)
 
 /* ---- launches ----------------------------------------------------------------------------- */
 
-static const void *product_entry(enum qtype type)
+static const void *product_entry(enum qtype type, int many)
 {
     switch ((int)type) {
 #define CASE(T)                                                                                    \
-    case QTYPE_##T: return KERNEL_ENTRY(T);
+    case QTYPE_##T: return many ? KERNEL_ENTRY(many_##T) : KERNEL_ENTRY(T);
         PRODUCT_TYPES(CASE)
     default: return 0;
     }
 }
 
-static const void *glu_entry(enum act_kind kind)
+static const void *prepare_entry(enum act_kind kind)
 {
-    if (kind == ACT_F32) return KERNEL_ENTRY(glu_F32);
-    return kind == ACT_Q8_32 ? KERNEL_ENTRY(glu_Q8_32) : KERNEL_ENTRY(glu_Q8_256);
+    if (kind == ACT_F32) return KERNEL_ENTRY(prepare_F32);
+    return kind == ACT_Q8_32 ? KERNEL_ENTRY(prepare_Q8_32) : KERNEL_ENTRY(prepare_Q8_256);
 }
 
-static dim3 grid(int x, int y, int z)
+static const void *attention_entry(int q8, int latent)
 {
-    dim3 g = {(unsigned)x, (unsigned)y, (unsigned)z};
-    return g;
+    if (latent) return q8 ? KERNEL_ENTRY(latent_q8) : KERNEL_ENTRY(latent_f16);
+    return q8 ? KERNEL_ENTRY(attention_q8) : KERNEL_ENTRY(attention_f16);
 }
 
-bool gpu_has_product(enum qtype type) { return product_entry(type) != 0; }
-
-cudaError_t gpu_product(cudaStream_t s, enum qtype type, const struct gpu_product *a)
+static struct gpu_launch launch(const void *kernel, int x, int y, int z)
 {
-    struct gpu_product copy = *a;
+    struct gpu_launch l;
+    l.kernel = kernel;
+    l.grid[0] = (unsigned)x;
+    l.grid[1] = (unsigned)y;
+    l.grid[2] = (unsigned)z;
+    return l;
+}
+
+static int chunks(int n) { return (n + CHUNK - 1) / CHUNK; }
+
+bool gpu_has_product(enum qtype type) { return product_entry(type, 0) != 0; }
+
+bool gpu_has_prepare(enum act_kind kind)
+{
+    return kind == ACT_F32 || kind == ACT_Q8_32 || kind == ACT_Q8_256;
+}
+
+struct gpu_launch gpu_product(enum qtype type, const struct gpu_product *a)
+{
+    int tiles = 0;
+    for (int i = 0; i < a->n_mats; i++) tiles += a->mat[i].n_tiles;
+    const int groups = a->group ? a->n_groups : a->many ? (a->n_rows + GPU_ROWS - 1) / GPU_ROWS : a->n_rows;
+    struct gpu_launch l = launch(product_entry(type, a->many), tiles, groups, a->n_heads);
+    l.a.product = *a;
+    return l;
+}
+
+struct gpu_launch gpu_prepare(enum act_kind kind, const struct gpu_prepare *a)
+{
+    struct gpu_launch l = launch(prepare_entry(kind), chunks(a->n), a->n_rows, a->n_heads);
+    l.a.prepare = *a;
+    return l;
+}
+
+struct gpu_launch gpu_norm(const struct gpu_norm *a)
+{
+    struct gpu_launch l = launch(KERNEL_ENTRY(norm), a->n_rows, a->n_heads, 1);
+    l.a.norm = *a;
+    return l;
+}
+
+struct gpu_launch gpu_map(const struct gpu_map *a)
+{
+    struct gpu_launch l = launch(KERNEL_ENTRY(map), chunks(a->n), a->n_rows, a->n_heads);
+    l.a.map = *a;
+    return l;
+}
+
+struct gpu_launch gpu_rope(const struct gpu_rope *a)
+{
+    struct gpu_launch l = launch(KERNEL_ENTRY(rope), chunks(a->n_heads * (a->n_rot / 2)), a->n_rows, 1);
+    l.a.rope = *a;
+    return l;
+}
+
+struct gpu_launch gpu_combine(const struct gpu_combine *a)
+{
+    struct gpu_launch l = launch(KERNEL_ENTRY(combine), chunks(a->n), a->n_rows, 1);
+    l.a.combine = *a;
+    return l;
+}
+
+struct gpu_launch gpu_kv_put(const struct gpu_kv_put *a)
+{
+    struct gpu_launch l = launch(KERNEL_ENTRY(kv_put), chunks(a->dk + a->dv), a->n_kv, a->n_rows);
+    l.a.kv_put = *a;
+    return l;
+}
+
+struct gpu_launch gpu_attention(const struct gpu_attention *a)
+{
+    const int heads = GPU_THREADS / KV_PAGE;
+    struct gpu_launch l = launch(attention_entry(a->q8, a->latent), (a->n_q + heads - 1) / heads,
+                                 a->n_rows, 1);
+    l.a.attention = *a;
+    return l;
+}
+
+cudaError_t gpu_start(cudaStream_t s, const struct gpu_launch *l)
+{
+    struct gpu_launch copy = *l;
     void *args[1];
-    args[0] = &copy;
-    return cudaLaunchKernel(product_entry(type), grid((a->n_rows + LANES - 1) / LANES, a->n_pairs,
-                                                      a->n_mats),
-                            grid(GPU_THREADS, 1, 1), args, 0, s);
-}
-
-cudaError_t gpu_glu(cudaStream_t s, enum act_kind kind, const struct gpu_glu *a)
-{
-    struct gpu_glu copy = *a;
-    void *args[1];
-    args[0] = &copy;
-    return cudaLaunchKernel(glu_entry(kind), grid((a->n + GPU_THREADS - 1) / GPU_THREADS, a->n_pairs, 1),
-                            grid(GPU_THREADS, 1, 1), args, 0, s);
+    dim3 grid = {copy.grid[0], copy.grid[1], copy.grid[2]}, block = {GPU_THREADS, 1, 1};
+    args[0] = &copy.a;
+    return cudaLaunchKernel(copy.kernel, grid, block, args, 0, s);
 }
 
 cudaError_t gpu_load_all(void)
 {
-    static const enum qtype all[] = {
-#define LIST(T) QTYPE_##T,
-        PRODUCT_TYPES(LIST)};
+    const void *all[64];
     struct cudaFuncAttributes f;
     cudaError_t e = cudaSuccess;
-    for (unsigned i = 0; e == cudaSuccess && i < sizeof all / sizeof all[0]; i++)
-        e = cudaFuncGetAttributes(&f, product_entry(all[i]));
-    for (int k = 0; e == cudaSuccess && k < 3; k++)
-        e = cudaFuncGetAttributes(&f, glu_entry((enum act_kind)k));
+    int n = 0;
+#define LIST(T) all[n++] = KERNEL_ENTRY(T), all[n++] = KERNEL_ENTRY(many_##T);
+    PRODUCT_TYPES(LIST)
+    for (int k = 0; k < 3; k++) all[n++] = prepare_entry((enum act_kind)k);
+    for (int k = 0; k < 4; k++) all[n++] = attention_entry(k & 1, k >> 1);
+    all[n++] = KERNEL_ENTRY(norm);
+    all[n++] = KERNEL_ENTRY(map);
+    all[n++] = KERNEL_ENTRY(rope);
+    all[n++] = KERNEL_ENTRY(combine);
+    all[n++] = KERNEL_ENTRY(kv_put);
+    for (int i = 0; e == cudaSuccess && i < n; i++) e = cudaFuncGetAttributes(&f, all[i]);
     return e;
 }
