@@ -540,19 +540,53 @@ static void check_op(struct check_opts *o, enum op_code code, int n, make_fn *ma
     }
 }
 
-/* More rows than one launch takes. */
+/* More rows than one launch takes, more lists than one copy, and more copies than go round. */
 static void check_many_rows(struct check_opts *o)
 {
+    static struct op op[500];
+    const int n = sizeof op / sizeof *op;
     struct rng r;
     if (!check_wanted(o, "cuda.many-rows")) return;
     rng_seed(&r, o->seed + 5);
     struct world *w = new_world(ROWS, &r);
-    struct op op[3];
-    op[0] = make_map(w, OP_ADD, 0, &r);
-    op[1] = make_select(w, OP_SELECT, 0, &r);
-    w->set[ROWS_FIRST].n = 0;
-    op[2] = make_select(w, OP_SELECT, 1, &r);
-    run(o, "cuda.many-rows", "", w, op, 3);
+    const int all = floats(w, ROWS_ALL, 5, false, 0, &r), some = floats(w, ROWS_FIRST, 5, false, 1, &r);
+    const int x = floats(w, ROWS_OUT, 5, true, 0, &r), sum = floats(w, ROWS_OUT, 5, true, 0, &r);
+    for (int i = 0; i < n; i += 2) {
+        const bool from_all = rng_below(&r, 2);
+        op[i] = an_op(OP_SELECT, from_all ? ROWS_OUT : ROWS_FIRST, from_all ? all : some, x);
+        op[i + 1] = an_op(OP_ADD, ROWS_OUT, x, sum);
+    }
+    run(o, "cuda.many-rows", "", w, op, n);
+}
+
+/* What is read is uploaded again and again, and nobody waits in between. */
+static void check_uploads(struct check_opts *o)
+{
+    enum { KINDS = 3 };
+    struct rng r;
+    if (!check_wanted(o, "cuda.uploads")) return;
+    rng_seed(&r, o->seed + 7);
+    struct world *w = new_world(40, &r);
+    const int x = floats(w, ROWS_ALL, 1000, false, 0, &r), sum = floats(w, ROWS_ALL, 1000, true, 0, &r);
+    const size_t bytes = (size_t)w->buf[x].stride * 40;
+    const struct op op = an_op(OP_ADD, ROWS_ALL, x, sum);
+    char *from[KINDS];
+    memcpy(arena.host, arena.here, arena.used);
+    for (int k = 0; k < KINDS; k++) {
+        from[k] = arena.host + arena.used + bytes * (size_t)k;
+        memcpy(from[k], arena.here, bytes);
+        for (int i = 0; i < 1000; i++) ((float *)(void *)from[k])[i * 9] = rng_range(&r, -9, 9);
+    }
+    over(arena.card, arena.host, arena.used);
+    for (int i = 0; i < 20; i++) {
+        const char *next = from[rng_below(&r, KINDS)];
+        (void)api->copy(gpu, there(w->buf[x].base), next, bytes);
+        (void)api->submit(gpu, &op, 1, &world_there(w)->bind);
+        memcpy(w->buf[x].base, next, bytes);
+        (void)submit(dev_cpu_api(), cpu, w, &op, 1, NULL);
+    }
+    over(arena.host, arena.card, arena.used);
+    compare_buf(o, "cuda.uploads", "", w, sum);
 }
 
 /* ---- products ---- */
@@ -688,6 +722,7 @@ static int make_layers(struct world *w, struct op *op, int n, enum kv_type kv, i
                 op[k].kv_slot = l % SLOTS;
                 op[k].p.attn.n_q_heads = N_Q;
                 op[k].p.attn.n_kv_heads = N_KV;
+                op[k].p.attn.window = l % 3 == 1 ? 20 : 0;
                 op[k].p.attn.dim = op[k].p.attn.dim_v = op[k].p.attn.dk = op[k].p.attn.dv = DIM;
                 op[k++].p.attn.scale = 0.125f;
             }
@@ -900,6 +935,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         check_op(&o, kinds[i].code, kinds[i].n, kinds[i].make);
     check_many_rows(&o);
+    check_uploads(&o);
     check_layers(&o);
     api->close(gpu);
     check_lost(&o);
