@@ -40,7 +40,7 @@ static const char *name_of(const char *before, const char *type, char *buf, size
 
 /* The CPU works on `here`, the GPU on `card`, which has the same at the same distance; copies go through
  * `host`.  What nobody has written is UNTOUCHED. */
-enum { ARENA = 16 << 20, UNTOUCHED = 0x5a };
+enum { ARENA = 20 << 20, UNTOUCHED = 0x5a };
 static struct {
     char *here, *card, *host;
     size_t used;
@@ -48,7 +48,7 @@ static struct {
 static struct dev *cpu, *gpu;
 static const struct dev_api *api;
 
-enum { BUFS = 40, WEIGHTS = 32, ROWS = 4200, SESSIONS = 3, SLOTS = 2, PAGES = 4, EXPERTS = 5, USED = 4,
+enum { BUFS = 40, WEIGHTS = 32, ROWS = 4200, SESSIONS = 3, SLOTS = 2, PAGES = 7, EXPERTS = 5, USED = 4,
        PARTS = 3 };
 
 struct world {
@@ -608,7 +608,7 @@ static void check_matmul(struct check_opts *o, enum qtype type, int n_cols, int 
 {
     static const int rows[] = {1, 3, 8, 9, 17};
     const enum qtype types[] = {type, trial % 2 ? type : partner(type, n_cols), type};
-    const int set = sets[trial % 4], n = 1 + trial % OP_IO;
+    const int set = sets[trial % 4], n = n_cols > 1000 ? 1 : 1 + trial % OP_IO;
     struct world *w = new_world(rows[trial % 5], r);
     char what[96];
     struct op op = an_op(OP_MATMUL, set, acts(w, set, qtype_info((uint32_t)type)->act, n_cols, 1, trial, r), -1);

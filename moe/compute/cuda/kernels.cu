@@ -11,9 +11,10 @@
  *
  * Weights of one value are pieces of their own: p is the weight, v the activation's bits.
  *
- * Attention.  A block makes HEADS query heads of one row.  The online softmax has an order from page to
- * page; inside a page all positions of a head are scored at once, a thread each, and then all values
- * of the output are summed at once.
+ * Attention.  A block makes one query head of one row, four pages a round.  The online softmax has an
+ * order from page to page, but scores have none among each other, and the greatest so far is exact: so a
+ * round scores all its positions at once, a thread each, and then sums all values of the output at once,
+ * a thread each from page to page.
  *
  * Nothing here has been measured on a GPU yet (moe/compute/cuda/README.md). */
 #include "moe/compute/cuda/gpu.h"
@@ -762,81 +763,85 @@ DEV float values(int q8, int latent, int dk, int dv, const float *e, const char 
     return acc;
 }
 
-/* Block (HEADS query heads, row, 0). */
-DEV void attention(int q8, int latent, const struct gpu_attention *a, int block, int row, int unused)
+/* Positions of a page that a row sees. */
+DEV int first_in(const struct gpu_place *at, int page)
 {
-    enum { HEADS = GPU_THREADS / KV_PAGE };
-    SHARED float q[HEADS * GPU_HEAD], o[HEADS * GPU_HEAD];
-    SHARED float e[HEADS][KV_PAGE], part[HEADS][LANES], m[HEADS], top[HEADS], c[HEADS], l[HEADS];
-    const int h0 = block * HEADS, n = a->n_q - h0 < HEADS ? a->n_q - h0 : HEADS;
-    const int dk = a->dk, dv = a->dv, per = a->n_q / a->n_kv;
+    const int lo = at->first - page * KV_PAGE;
+    return lo > 0 ? lo : 0;
+}
+DEV int last_in(const struct gpu_place *at, int page)
+{
+    const int hi = at->last - page * KV_PAGE;
+    return hi < KV_PAGE ? hi : KV_PAGE - 1;
+}
+
+/* Block (query head, row, 0). */
+DEV void attention(int q8, int latent, const struct gpu_attention *a, int h, int row, int unused)
+{
+    enum { ROUND = GPU_THREADS / KV_PAGE };
+    SHARED float q[GPU_HEAD], o[GPU_HEAD], e[ROUND][KV_PAGE], part[ROUND][LANES];
+    SHARED float most[ROUND], c[ROUND], far[2]; /* so far: the greatest, the sum */
+    const int dk = a->dk, dv = a->dv;
     const struct gpu_place *at = &a->place[row];
-    const char *kv = at->kv + a->kv_at;
-    const float *in = floats(a->q, a->q_stride, row);
-    float *out = (float *)(void *)(a->out + a->out_stride * (uint64_t)row);
+    const char *kv = at->kv + a->kv_at + a->head_bytes * (uint64_t)(h / (a->n_q / a->n_kv));
+    const float *in = floats(a->q, a->q_stride, row) + (size_t)h * (size_t)a->dim;
+    float *out = (float *)(void *)(a->out + a->out_stride * (uint64_t)row) + (size_t)h * (size_t)a->dim_v;
     (void)unused;
     EACH_THREAD(t) {
-        for (int i = t; i < n * dk; i += GPU_THREADS) {
-            const int h = i / dk, d = i % dk;
-            q[i] = d < a->dim ? in[(size_t)(h0 + h) * (size_t)a->dim + d] : 0;
-        }
-        for (int i = t; i < n * dv; i += GPU_THREADS) o[i] = 0;
-        if (t < n) m[t] = a->sink ? a->sink[h0 + t] : FLOAT(0xff800000u);
-        if (t < n) l[t] = a->sink ? 1.0f : 0.0f;
+        for (int d = t; d < dk; d += GPU_THREADS) q[d] = d < a->dim ? in[d] : 0;
+        for (int d = t; d < dv; d += GPU_THREADS) o[d] = 0;
+        if (t < 2) far[t] = t ? (a->sink ? 1.0f : 0.0f) : a->sink ? a->sink[h] : FLOAT(0xff800000u);
     } SYNC
-    for (int number = at->first / KV_PAGE; number <= at->last / KV_PAGE; number++) {
-        const int base = number * KV_PAGE;
-        const int lo = at->first > base ? at->first - base : 0;
-        const int hi = at->last < base + KV_PAGE - 1 ? at->last - base : KV_PAGE - 1;
-        const char *page = kv + a->page_bytes * (uint64_t)number;
+    for (int base = at->first / KV_PAGE; base <= at->last / KV_PAGE; base += ROUND) {
+        const int left = at->last / KV_PAGE - base + 1, n = left < ROUND ? left : ROUND;
         EACH_THREAD(t) {
-            const int h = t / KV_PAGE, p = t % KV_PAGE;
-            if (h < n)
-                e[h][p] = p < lo || p > hi
+            const int k = t / KV_PAGE, p = t % KV_PAGE, page = base + k;
+            if (k < n)
+                e[k][p] = p < first_in(at, page) || p > last_in(at, page)
                               ? FLOAT(0xff800000u)
-                              : MUL(score(q8, dk, q + h * dk,
-                                          page + a->head_bytes * (uint64_t)((h0 + h) / per), p),
-                                    a->scale);
+                              : MUL(score(q8, dk, q, kv + a->page_bytes * (uint64_t)page, p), a->scale);
         } SYNC
         EACH_THREAD(t) {
-            const int h = t / LANES, j = t % LANES;
-            float most = FLOAT(0xff800000u);
-            for (int i = j; h < n && i < KV_PAGE; i += LANES) most = max2(e[h][i], most);
-            if (h < n) part[h][j] = most;
+            const int k = t / LANES, j = t % LANES;
+            float top = FLOAT(0xff800000u);
+            for (int i = j; k < n && i < KV_PAGE; i += LANES) top = max2(e[k][i], top);
+            if (k < n) part[k][j] = top;
         } SYNC
         EACH_THREAD(t) {
-            const int h = t / KV_PAGE, p = t % KV_PAGE;
-            if (h < n) {
-                const float now = max2(fold_max(part[h]), m[h]);
-                e[h][p] = p < lo || p > hi ? 0.0f : exp1(ADD(e[h][p], -now));
-                if (p == 0) {
-                    top[h] = now;
-                    c[h] = exp1(ADD(m[h], -now));
-                }
+            if (t < n) most[t] = fold_max(part[t]);
+        } SYNC
+        EACH_THREAD(t) {
+            const int k = t / KV_PAGE, p = t % KV_PAGE, page = base + k;
+            float before = far[0], top = far[0];
+            for (int i = 0; i <= k && k < n; i++) {
+                before = top;
+                top = max2(most[i], top);
+            }
+            if (k < n) {
+                e[k][p] = p < first_in(at, page) || p > last_in(at, page) ? 0.0f : exp1(ADD(e[k][p], -top));
+                if (p == 0) c[k] = exp1(ADD(before, -top));
             }
         } SYNC
         EACH_THREAD(t) {
-            const int h = t / LANES, j = t % LANES;
+            const int k = t / LANES, j = t % LANES;
             float sum = 0;
-            for (int i = j; h < n && i < KV_PAGE; i += LANES) sum = ADD(sum, e[h][i]);
-            if (h < n) part[h][j] = sum;
-            if (h < n && j == 0) m[h] = top[h];
+            for (int i = j; k < n && i < KV_PAGE; i += LANES) sum = ADD(sum, e[k][i]);
+            if (k < n) part[k][j] = sum;
+            for (int i = 0; t == 0 && i < n; i++) far[0] = max2(most[i], far[0]);
         } SYNC
         EACH_THREAD(t) {
-            if (t < n) l[t] = FMA(l[t], c[t], fold_add(part[t]));
-            for (int i = t; i < n * dv; i += GPU_THREADS) {
-                const int h = i / dv;
-                o[i] = values(q8, latent, dk, dv, e[h],
-                              page + a->head_bytes * (uint64_t)((h0 + h) / per), i % dv, lo, hi,
-                              MUL(o[i], c[h]));
+            for (int d = t; d < dv; d += GPU_THREADS) {
+                float acc = o[d];
+                for (int k = 0; k < n; k++)
+                    acc = values(q8, latent, dk, dv, e[k], kv + a->page_bytes * (uint64_t)(base + k), d,
+                                 first_in(at, base + k), last_in(at, base + k), MUL(acc, c[k]));
+                o[d] = acc;
             }
+            for (int k = 0; t == GPU_THREADS - 1 && k < n; k++) far[1] = FMA(far[1], c[k], fold_add(part[k]));
         } SYNC
     }
     EACH_THREAD(t) {
-        for (int i = t; i < n * dv; i += GPU_THREADS) {
-            const int h = i / dv, d = i % dv;
-            if (d < a->dim_v) out[(size_t)(h0 + h) * (size_t)a->dim_v + d] = DIV(o[i], l[h]);
-        }
+        for (int d = t; d < dv && d < a->dim_v; d += GPU_THREADS) out[d] = DIV(o[d], far[1]);
     } SYNC
 }
 
@@ -948,9 +953,7 @@ struct gpu_launch gpu_kv_put(const struct gpu_kv_put *a)
 
 struct gpu_launch gpu_attention(const struct gpu_attention *a)
 {
-    const int heads = GPU_THREADS / KV_PAGE;
-    struct gpu_launch l = launch(attention_entry(a->q8, a->latent), (a->n_q + heads - 1) / heads,
-                                 a->n_rows, 1);
+    struct gpu_launch l = launch(attention_entry(a->q8, a->latent), a->n_q, a->n_rows, 1);
     l.a.attention = *a;
     return l;
 }
