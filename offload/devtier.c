@@ -456,6 +456,13 @@ enum status devtier_preload(struct devtier *t, struct err *e)
     return OK;
 }
 
+bool devtier_settled(struct devtier *t)
+{
+    bool all = true;
+    for (int i = 0; i < DEVTIER_RING; i++) all = all && devtier_passed(t, t->ring_fence[i]);
+    return all;
+}
+
 void devtier_addresses(const struct devtier *t, int bank, const void **to)
 {
     const struct resid *r = t->o.resid;

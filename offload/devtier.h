@@ -121,6 +121,8 @@ static inline bool devtier_complete(const struct devtier *t)
 {
     return t->o.resid && t->n_there == t->o.resid->n_banks * t->o.resid->n_experts;
 }
+/* Whether all that was sent has come; if not in time, the device is given up. */
+bool devtier_settled(struct devtier *t);
 void devtier_addresses(const struct devtier *t, int bank, const void **to);
 /* Brings over what lies in RAM, as long as there is room.  ERR_DEVICE. */
 enum status devtier_preload(struct devtier *t, struct err *e);

@@ -463,6 +463,7 @@ static bool bring_pages(struct devstep *d, struct tessera_engine *e)
 static bool list_experts(struct devstep *d, struct tessera_engine *e)
 {
     const uint64_t bytes = table_bytes(e);
+    if (!d->listed && !devtier_settled(d->tier)) return false;
     for (int b = 0; b < e->resid.n_banks && !d->listed; b++) {
         char *at = stage(d, e, bytes);
         if (!at) return false;

@@ -317,7 +317,8 @@ static void run_attention(const struct rows *r, struct batch *q)
 
 struct layer {
     struct rows r;
-    const struct dev_route *rt;
+    const struct dev_route *rt; /* NULL: the card has chosen */
+    uint64_t n_pairs;           /* that scratch is laid out for */
     const struct dev_weight *w[OP_IO];
     const float *bias[OP_IO]; /* NULL = none */
     enum act_kind kind;
@@ -327,9 +328,11 @@ struct layer {
 
 static struct layer layer_of(struct dev *d, const struct op *op, const struct dev_bind *b)
 {
-    struct layer l = {.r = {d, op, b, 0, b->route->n_rows}, .rt = b->route};
+    const int n_rows = b->route ? b->route->n_rows : b->set[op->rows].n;
+    struct layer l = {.r = {d, op, b, 0, n_rows}, .rt = b->route};
     for (int k = 0; k < OP_IO; k++) l.w[k] = weight_of(&l.r, k);
-    const uint64_t n = (uint64_t)b->route->n_pairs;
+    const uint64_t n = (uint64_t)(b->route ? b->route->n_pairs : n_rows * op->p.moe.route.n_used);
+    l.n_pairs = n;
     l.kind = qtype_info((uint32_t)l.w[2]->type)->act;
     l.ff_stride = dev_experts_hidden_stride(l.w[0]->n_rows);
     l.prep_stride = act_bytes(l.kind, l.w[0]->n_rows);
@@ -337,14 +340,14 @@ static struct layer layer_of(struct dev *d, const struct op *op, const struct de
     l.gate = b->scratch;
     l.up = l.gate + n * l.ff_stride;
     l.prep = l.up + n * l.ff_stride;
-    l.out = b->route->pair_out ? b->route->pair_out : l.prep + n * l.prep_stride;
+    l.out = b->route && b->route->pair_out ? b->route->pair_out : l.prep + n * l.prep_stride;
     return l;
 }
 
 /* What lies in device memory, for the batch that is being filled. */
 static void touch_layer(struct layer *l)
 {
-    const uint64_t n = (uint64_t)l->rt->n_pairs;
+    const uint64_t n = l->n_pairs;
     batch_touches(l->r.d, l->gate, (uint64_t)(l->prep - l->gate) + n * l->prep_stride);
     batch_touches(l->r.d, l->out, n * l->out_stride);
     for (int k = 0; k < OP_IO; k++) l->bias[k] = vector(&l->r, OP_IO + k);
@@ -386,6 +389,7 @@ static void multiply(const struct layer *l, struct batch *q, struct gpu_product 
     a.tile_bytes = tile_bytes(w->type, w->n_cols);
     if (k == 2) {
         a.row = NULL;
+        a.n_used = 0;
         a.x = l->prep + l->prep_stride * (uint64_t)c0;
         a.x_stride = l->prep_stride;
     }
@@ -393,6 +397,22 @@ static void multiply(const struct layer *l, struct batch *q, struct gpu_product 
         a.mat[m] = (struct gpu_mat){.bias = l->bias[k + m], .out = to[k + m] + stride * (uint64_t)c0,
                                     .out_stride = stride, .n_rows = w->n_rows, .n_tiles = n_tiles(w)};
     start(q, gpu_product(w->type, &a));
+}
+
+/* Gate and up, the activation, down, of n pairs from c0 on. */
+static void feed_forward(const struct layer *l, struct batch *q, const struct gpu_product *p, int c0, int n)
+{
+    const bool same = l->w[0]->type == l->w[1]->type;
+    const uint64_t at = (uint64_t)c0;
+    multiply(l, q, *p, 0, same ? 2 : 1, c0);
+    if (!same) multiply(l, q, *p, 1, 1, c0);
+    start(q, gpu_prepare(l->kind, &(struct gpu_prepare){
+        .x = l->gate + l->ff_stride * at, .up = l->up + l->ff_stride * at,
+        .x_stride = l->ff_stride, .up_stride = l->ff_stride,
+        .out = l->prep + l->prep_stride * at, .out_stride = l->prep_stride, .n_rows = n,
+        .n_heads = 1, .n = l->w[0]->n_rows, .act = (int)l->r.op->p.moe.act,
+    }));
+    multiply(l, q, *p, 2, 1, c0);
 }
 
 /* LIST_PAIRS pairs at a time. */
@@ -413,16 +433,7 @@ static void run_pairs(struct layer *l)
         const struct gpu_product p = {.group = group, .row = row, .x = row_at(&l->r, in),
                                       .x_stride = stride_of(&l->r, in), .n_groups = n_groups, .n_heads = 1,
                                       .many = n_groups < n};
-        const bool same = l->w[0]->type == l->w[1]->type;
-        multiply(l, q, p, 0, same ? 2 : 1, at);
-        if (!same) multiply(l, q, p, 1, 1, at);
-        start(q, gpu_prepare(l->kind, &(struct gpu_prepare){
-            .x = l->gate + l->ff_stride * (uint64_t)at, .up = l->up + l->ff_stride * (uint64_t)at,
-            .x_stride = l->ff_stride, .up_stride = l->ff_stride,
-            .out = l->prep + l->prep_stride * (uint64_t)at, .out_stride = l->prep_stride, .n_rows = n,
-            .n_heads = 1, .n = l->w[0]->n_rows, .act = (int)l->r.op->p.moe.act,
-        }));
-        multiply(l, q, p, 2, 1, at);
+        feed_forward(l, q, &p, at, n);
     }
 }
 
@@ -449,6 +460,50 @@ static void sum_rows(struct layer *l, int first, int n)
     }));
 }
 
+/* What OP_ROUTE has left. */
+static struct dev_choice choice_of(const struct rows *r, int control)
+{
+    const struct dev_buf *b = &r->b->buf[control];
+    const int k = r->op->p.moe.route.n_used, n = r->b->set[r->op->rows].n;
+    const struct dev_choice c = dev_choice(b->base, n, k);
+    batch_touches(r->d, b->base, (uint64_t)((char *)(c.id + (size_t)n * (size_t)k) - b->base));
+    return c;
+}
+
+static void run_route(const struct rows *r, struct batch *q)
+{
+    const struct op *op = r->op;
+    const struct route_params *p = &op->p.moe.route;
+    const struct dev_choice c = choice_of(r, op->out[0]);
+    const size_t first = (size_t)r->first * (size_t)p->n_used;
+    start(q, gpu_route(&(struct gpu_route){
+        .x = row_at(r, op->in[0]), .x_stride = stride_of(r, op->in[0]), .bias = vector(r, 0),
+        .scale = vector(r, 1), .w = c.w + first, .id = c.id + first, .n_rows = r->n,
+        .n_expert = p->n_expert, .n_used = p->n_used, .score = (int)p->score, .normalise = p->normalise,
+        .n_group = p->n_group, .n_group_used = p->n_group_used, .by = p->scale,
+    }));
+}
+
+/* Every pair by itself: only the card knows which experts they meet. */
+static void run_chosen(struct dev *d, const struct op *op, const struct dev_bind *b)
+{
+    struct layer l = layer_of(d, op, b);
+    const int k = op->p.moe.route.n_used, n = l.r.n * k, in = op->in[0], out = op->out[0];
+    struct batch *q = batch_room(d, 5, 0, 0);
+    if (!q) return;
+    touch_layer(&l);
+    const struct dev_choice c = choice_of(&l.r, op->in[1]);
+    const void *const *table = touched(&l.r, b->table[op->weight[0]], sizeof(void *) * OP_IO *
+                                                       (uint64_t)op->p.moe.route.n_expert);
+    feed_forward(&l, q, &(struct gpu_product){
+        .id = c.id, .table = table, .x = row_at(&l.r, in), .x_stride = stride_of(&l.r, in),
+        .n_rows = n, .n_heads = 1, .n_used = k}, 0, n);
+    start(q, gpu_combine(&(struct gpu_combine){
+        .w = c.w, .x = l.out, .x_stride = l.out_stride, .out = row_at(&l.r, out),
+        .out_stride = stride_of(&l.r, out), .n_rows = l.r.n, .n_used = k, .n = l.w[0]->n_cols,
+    }));
+}
+
 static void run_experts(struct dev *d, const struct op *op, const struct dev_bind *b)
 {
     struct layer l = layer_of(d, op, b);
@@ -466,7 +521,8 @@ void cuda_run(struct dev *d, const struct op *op, const struct dev_bind *b)
 {
     const int n = b->set[op->rows].n;
     if (op->code == OP_EXPERTS) {
-        if (b->route->n_rows) run_experts(d, op, b);
+        if (!b->route && n) run_chosen(d, op, b);
+        else if (b->route && b->route->n_rows) run_experts(d, op, b);
         return;
     }
     for (int at = 0; at < n; at += ROWS_MOST) {
@@ -482,6 +538,7 @@ void cuda_run(struct dev *d, const struct op *op, const struct dev_bind *b)
         case OP_MATMUL: run_matmul(&r, q); break;
         case OP_HEAD_MATMUL: run_head_matmul(&r, q); break;
         case OP_ROPE: run_rope(&r, q); break;
+        case OP_ROUTE: run_route(&r, q); break;
         case OP_KV_PUT: run_kv_put(&r, q); break;
         case OP_ATTENTION: run_attention(&r, q); break;
         default: run_map(&r, q); break;
@@ -507,6 +564,11 @@ bool cuda_can(const struct op *op, const struct dev_weight *weight)
             if (!has_product(w[k])) return false;
         return w[0] != NULL;
     case OP_HEAD_MATMUL: return has_product(w[0]);
+    case OP_ROUTE: {
+        const struct route_params *p = &op->p.moe.route;
+        return p->n_expert <= GPU_EXPERTS && p->n_used <= GPU_USED && p->n_group <= GPU_GROUPS &&
+               !p->choice.k_max && (!w[0] || is_vector(w[0])) && (!w[1] || is_vector(w[1]));
+    }
     case OP_PREPARE:
     case OP_HEAD_PREPARE: return gpu_has_prepare(op->p.prepare.kind);
     case OP_KV_PUT: return true;

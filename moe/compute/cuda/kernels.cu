@@ -384,14 +384,20 @@ DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, 
     int mat = 0, tile = x;
     while (tile >= a->mat[mat].n_tiles) tile -= a->mat[mat++].n_tiles;
     const struct gpu_mat *m = &a->mat[mat];
-    const uint8_t *w = (const uint8_t *)(e ? e->w[a->first + mat] : m->w) +
+    const int expert = e ? e->expert : a->id ? a->id[first] : 0;
+    const void *tiles = e       ? e->w[a->first + mat]
+                        : a->id ? a->table[expert * GPU_MATS + a->first + mat]
+                                : m->w;
+    const uint8_t *w = (const uint8_t *)tiles +
                        ((size_t)head * (size_t)m->n_tiles + (size_t)tile) * a->tile_bytes;
     EACH_THREAD(t) {
         const int r = t / LANES;
         if (r < n_rows) acc[r][t % LANES] = 0;
         if (t < n_rows)
             in[t] = a->x + a->x_head * (uint64_t)head +
-                    a->x_stride * (uint64_t)(a->row ? a->row[first + t] : first + t);
+                    a->x_stride * (uint64_t)(a->row      ? a->row[first + t]
+                                             : a->n_used ? (first + t) / a->n_used
+                                                         : first + t);
     } SYNC
     for (int at = 0; at < n_pieces; at += round) {
         const int n = n_pieces - at < round ? n_pieces - at : round;
@@ -419,7 +425,7 @@ DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, 
         if (r < n_rows && i < m->n_rows) {
             float *out = (float *)(void *)(m->out + m->out_stride * (uint64_t)(first + r) +
                                            a->out_head * (uint64_t)head);
-            out[i] = m->bias ? ADD(acc[r][lane], m->bias[(size_t)e->expert * (size_t)m->n_rows + i])
+            out[i] = m->bias ? ADD(acc[r][lane], m->bias[(size_t)expert * (size_t)m->n_rows + i])
                              : acc[r][lane];
         }
     } SYNC
@@ -661,18 +667,141 @@ KERNEL(rope, struct gpu_rope, rope)
 /* Block (256 values, row, 0). */
 DEV void combine(const struct gpu_combine *a, int chunk, int row, int unused)
 {
-    const struct gpu_slot *slot = a->slot + (size_t)row * (size_t)a->n_used;
+    const int first = row * a->n_used;
     float *y = (float *)(void *)(a->out + a->out_stride * (uint64_t)row);
     (void)unused;
     EACH_THREAD(t) {
         const int i = chunk * CHUNK + t;
         float acc = 0;
-        for (int s = 0; i < a->n && s < a->n_used && slot[s].pair >= 0; s++)
-            acc = FMA(slot[s].w, floats(a->x, a->x_stride, slot[s].pair)[i], acc);
+        for (int s = first; i < a->n && s < first + a->n_used; s++) {
+            const int pair = a->slot ? a->slot[s].pair : s;
+            if (pair < 0) break;
+            acc = FMA(a->slot ? a->slot[s].w : a->w[s], floats(a->x, a->x_stride, pair)[i], acc);
+        }
         if (i < a->n) y[i] = acc;
     } SYNC
 }
 KERNEL(combine, struct gpu_combine, combine)
+
+/* ---- routing -------------------------------------------------------------------------------- */
+
+/* A strict order, so that the lower number stays before on ties; a NaN comes after every number. */
+DEV int beats(float a, float b) { return a > b || (b != b && a == a); }
+
+/* How many of x[n] come before number i. */
+DEV int rank_of(const float *x, int n, int i)
+{
+    int rank = 0;
+    for (int j = 0; j < n; j++) rank += beats(x[j], x[i]) || (j < i && !beats(x[i], x[j]));
+    return rank;
+}
+
+/* Of n values by one thread; lanes as everywhere. */
+DEV void softmax_few(float *x, int n)
+{
+    float lane[LANES], top, sum;
+    for (int j = 0; j < LANES; j++) lane[j] = FLOAT(0xff800000u);
+    for (int i = 0; i < n; i++) lane[i % LANES] = max2(x[i], lane[i % LANES]);
+    top = fold_max(lane);
+    for (int j = 0; j < LANES; j++) lane[j] = 0;
+    for (int i = 0; i < n; i++) {
+        x[i] = exp1(ADD(x[i], -top));
+        lane[i % LANES] = ADD(lane[i % LANES], x[i]);
+    }
+    sum = fold_add(lane);
+    for (int i = 0; i < n; i++) x[i] = DIV(x[i], sum);
+}
+
+/* The sum of the two best of x[n]. */
+DEV float best_two(const float *x, int n)
+{
+    int a = 0, b = -1;
+    for (int i = 1; i < n; i++) {
+        if (beats(x[i], x[a])) b = a, a = i;
+        else if (b < 0 || beats(x[i], x[b])) b = i;
+    }
+    return ADD(x[a], b < 0 ? 0.0f : x[b]);
+}
+
+/* Block (row, 0, 0). */
+DEV void route(const struct gpu_route *a, int row, int unused, int neither)
+{
+    SHARED float v[GPU_EXPERTS], pick[GPU_EXPERTS], lane[LANES], group[GPU_GROUPS], w[GPU_USED];
+    SHARED int32_t id[GPU_USED], in[GPU_GROUPS];
+    const int n = a->n_expert, k = a->n_used, groups = a->n_group > 1 && a->n_group_used < a->n_group;
+    const int per = groups ? n / a->n_group : 1;
+    const float *x = floats(a->x, a->x_stride, row);
+    (void)unused;
+    (void)neither;
+    EACH_THREAD(t) {
+        for (int i = t; i < n; i += GPU_THREADS)
+            v[i] = a->score == ROUTE_SIGMOID ? sigmoid(x[i]) : x[i];
+    } SYNC
+    if (a->score == ROUTE_SOFTMAX) {
+        EACH_THREAD(t) {
+            float top = FLOAT(0xff800000u);
+            for (int i = t; t < LANES && i < n; i += LANES) top = max2(v[i], top);
+            if (t < LANES) lane[t] = top;
+        } SYNC
+        EACH_THREAD(t) {
+            const float top = fold_max(lane);
+            for (int i = t; i < n; i += GPU_THREADS) v[i] = exp1(ADD(v[i], -top));
+        } SYNC
+        EACH_THREAD(t) {
+            float sum = 0;
+            for (int i = t; t < LANES && i < n; i += LANES) sum = ADD(sum, v[i]);
+            if (t < LANES) lane[t] = sum;
+        } SYNC
+        EACH_THREAD(t) {
+            const float sum = fold_add(lane);
+            for (int i = t; i < n; i += GPU_THREADS) v[i] = DIV(v[i], sum);
+        } SYNC
+    }
+    EACH_THREAD(t) {
+        for (int i = t; i < n; i += GPU_THREADS) pick[i] = a->bias ? ADD(v[i], a->bias[i]) : v[i];
+    } SYNC
+    if (groups) {
+        EACH_THREAD(t) {
+            if (t < a->n_group) group[t] = best_two(pick + t * per, per);
+        } SYNC
+        EACH_THREAD(t) {
+            if (t < a->n_group) in[t] = rank_of(group, a->n_group, t) < a->n_group_used;
+        } SYNC
+        EACH_THREAD(t) {
+            for (int i = t; i < per * a->n_group; i += GPU_THREADS)
+                if (!in[i / per]) pick[i] = FLOAT(0xff800000u);
+        } SYNC
+    }
+    EACH_THREAD(t) {
+        for (int i = t; i < n; i += GPU_THREADS) {
+            const int at = rank_of(pick, n, i);
+            if (at < k) id[at] = i;
+        }
+    } SYNC
+    EACH_THREAD(t) {
+        if (t < k) w[t] = v[id[t]];
+    } SYNC
+    EACH_THREAD(t) {
+        if (t == 0) {
+            float sum = 0;
+            if (a->score == ROUTE_SOFTMAX_CHOSEN) softmax_few(w, k);
+            for (int s = 0; s < k; s++) sum = ADD(sum, w[s]);
+            if (sum < FLOAT(0x38800000u)) sum = FLOAT(0x38800000u); /* 2^-14 */
+            for (int s = 0; s < k; s++) {
+                if (a->normalise) w[s] = DIV(w[s], sum);
+                if (a->by != 1.0f) w[s] = MUL(w[s], a->by);
+                if (a->scale) w[s] = MUL(w[s], a->scale[id[s]]);
+            }
+        }
+    } SYNC
+    EACH_THREAD(t) {
+        if (t < k) {
+            a->w[(size_t)row * (size_t)k + t] = w[t];
+            a->id[(size_t)row * (size_t)k + t] = id[t];
+        }
+    } SYNC
+}
+KERNEL(route, struct gpu_route, route)
 
 /* ---- keys and values ------------------------------------------------------------------------ */
 
@@ -944,6 +1073,13 @@ struct gpu_launch gpu_combine(const struct gpu_combine *a)
     return l;
 }
 
+struct gpu_launch gpu_route(const struct gpu_route *a)
+{
+    struct gpu_launch l = launch(KERNEL_ENTRY(route), a->n_rows, 1, 1);
+    l.a.route = *a;
+    return l;
+}
+
 struct gpu_launch gpu_kv_put(const struct gpu_kv_put *a)
 {
     struct gpu_launch l = launch(KERNEL_ENTRY(kv_put), chunks(a->dk + a->dv), a->n_kv, a->n_rows);
@@ -981,6 +1117,7 @@ cudaError_t gpu_load_all(void)
     all[n++] = KERNEL_ENTRY(map);
     all[n++] = KERNEL_ENTRY(rope);
     all[n++] = KERNEL_ENTRY(combine);
+    all[n++] = KERNEL_ENTRY(route);
     all[n++] = KERNEL_ENTRY(kv_put);
     for (int i = 0; e == cudaSuccess && i < n; i++) e = cudaFuncGetAttributes(&f, all[i]);
     return e;

@@ -22,6 +22,7 @@ enum {
     GPU_ROWS = 8,   /* rows that share a block of a product */
     GPU_MATS = 3,
     GPU_HEAD = 576, /* values of a head in attention at most */
+    GPU_EXPERTS = 1024, GPU_USED = 32, GPU_GROUPS = 64, /* of a router at most */
 };
 
 /* Rows that meet one expert: `first` counts them in their list. */
@@ -42,10 +43,13 @@ struct gpu_mat {
 struct gpu_product {
     const struct gpu_group *group; /* NULL: all rows meet mat[].w */
     const int32_t *row;   /* NULL: row i is i */
+    const int32_t *id;    /* or, what gpu_route() has chosen: pair i meets table[id[i]][first + m], */
+    const void *const *table; /* [n_expert][GPU_MATS] */
     const char *x;        /* prepared rows */
     uint64_t x_stride, tile_bytes;
     uint64_t x_head, out_head;     /* head h: n_tiles on in w, so far on in a row of x and of out */
-    int32_t n_rows, n_groups, n_heads; /* n_rows without groups only */
+    int32_t n_rows, n_groups, n_heads; /* n_rows: without groups; of id: pairs */
+    int32_t n_used;       /* of id: pair i is of row i / n_used; 0: of row i */
     int32_t first;        /* mat[m] is matrix first + m of a group */
     int32_t n_mats, n_cols;
     int32_t many;         /* GPU_ROWS rows share a block, as many as a group may have; 0: one */
@@ -99,11 +103,23 @@ struct gpu_slot {
     float w;
 };
 struct gpu_combine {
-    const struct gpu_slot *slot; /* [n_rows][n_used] */
+    const struct gpu_slot *slot; /* [n_rows][n_used]; NULL: slot s of row r is pair r * n_used + s, */
+    const float *w;       /* [n_rows][n_used] */
     const char *x;
     char *out;
     uint64_t x_stride, out_stride;
     int32_t n_rows, n_used, n;
+};
+
+/* Token choice as in routing/route.h; struct route_params has what the numbers are. */
+struct gpu_route {
+    const char *x;        /* rows of [n_expert] logits */
+    uint64_t x_stride;
+    const float *bias, *scale; /* [n_expert], NULL = none */
+    float *w;             /* [n_rows][n_used] */
+    int32_t *id;          /* ditto */
+    int32_t n_rows, n_expert, n_used, score, normalise, n_group, n_group_used;
+    float by;
 };
 
 /* A row and the KV pages of its session: it is at `last`, or sees positions first .. last. */
@@ -142,6 +158,7 @@ struct gpu_launch {
         struct gpu_map map;
         struct gpu_rope rope;
         struct gpu_combine combine;
+        struct gpu_route route;
         struct gpu_kv_put kv_put;
         struct gpu_attention attention;
     } a;
@@ -155,6 +172,7 @@ struct gpu_launch gpu_norm(const struct gpu_norm *a);
 struct gpu_launch gpu_map(const struct gpu_map *a);
 struct gpu_launch gpu_rope(const struct gpu_rope *a);
 struct gpu_launch gpu_combine(const struct gpu_combine *a);
+struct gpu_launch gpu_route(const struct gpu_route *a);
 struct gpu_launch gpu_kv_put(const struct gpu_kv_put *a);
 struct gpu_launch gpu_attention(const struct gpu_attention *a);
 cudaError_t gpu_start(cudaStream_t s, const struct gpu_launch *l);
