@@ -665,7 +665,7 @@ static void check_type(struct check_opts *o, enum qtype type)
             if (unit == 1) n = n * 11 + 1;
             check_matmul(o, type, n, outs[i], trial, name, &r);
         }
-    for (int trial = 0; trial < 10; trial++)
+    for (int trial = 1; trial <= 10; trial++)
         if ((trial + (int)type) % CHECK_ONE_IN == 0)
             check_experts(o, type, trial % 3 ? 11 : 1 + trial % 2, trial, name, &r);
     if (type == QTYPE_F16) check_experts(o, type, 300, 0, name, &r); /* more pairs than a list has */
@@ -781,7 +781,7 @@ static void check_lost(struct check_opts *o)
     rng_seed(&r, o->seed + 11);
     struct world *w = new_world(3, &r);
     const int n = make_layers(w, op, LAYERS, KV_F16, 3, 0, &r);
-    for (int at = 1; !passed; at += 1 + at / 40) {
+    for (int at = 1; !passed; at += 1 + at / 20) {
         char mode[32];
         struct err e;
         err_clear(&e);

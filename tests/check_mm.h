@@ -91,7 +91,7 @@ static inline void fill_weights(enum qtype type, enum weight_regime g, int trial
     if (g == W_ENCODED || (t->block == 1 && g != W_ANY)) {
         float *x = need(malloc(4 * n));
         check_fill((enum check_regime)(trial % CHECK_REGIME_N), x, n, r);
-        codec_encode(CPU_REF, type, x, NULL, rows, (int64_t)n);
+        codec_encode(cpu_tier_best(), type, x, NULL, rows, (int64_t)n);
         free(x);
         return;
     }
