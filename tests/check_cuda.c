@@ -870,12 +870,92 @@ static void bench_product(enum qtype type, int n_cols, int n_out, int n_mats, co
     free(zeros);
 }
 
+/* A launch B_RUNS times: step() moves it on, so that it does not find what it read in a cache. */
+static void bench_launch(struct gpu_launch l, void (*step)(struct gpu_launch *l, int run), const char *what,
+                         size_t bytes, cudaEvent_t from, cudaEvent_t to)
+{
+    for (int i = -3; i < B_RUNS; i++) {
+        step(&l, i < 0 ? 0 : i);
+        if (i == 0) must(cudaEventRecord(from, stream), "an event");
+        must(gpu_start(stream, &l), what);
+    }
+    must(cudaEventRecord(to, stream), "an event");
+    const double s = seconds_of(from, to) / B_RUNS;
+    printf("bench cuda.%s: %.1f us, %.0f GB/s\n", what, 1e6 * s, 1e-9 * (double)bytes / s);
+}
+
+static const char *bench_at; /* B_BYTES of anything */
+static size_t bench_step;    /* of it a launch reads */
+
+static const char *bench_piece(int run)
+{
+    return bench_at + bench_step * ((size_t)run % (B_BYTES / bench_step));
+}
+
+static void step_product(struct gpu_launch *l, int run) { l->a.product.mat[0].w = bench_piece(run); }
+static void step_attention(struct gpu_launch *l, int run) { l->a.attention.kv_at = (uint64_t)(bench_piece(run) - bench_at); }
+static void step_nothing(struct gpu_launch *l, int run) { (void)l, (void)run; }
+
+/* A dense matrix of B_COLS squared; GB/s of its bytes, read once for each GPU_ROWS rows. */
+static void bench_dense(enum qtype type, int n_rows, cudaEvent_t from, cudaEvent_t to)
+{
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    const size_t tile = tile_bytes(type, B_COLS), xbytes = act_bytes(t->act, B_COLS) * (size_t)n_rows;
+    const size_t groups = ((size_t)n_rows + GPU_ROWS - 1) / GPU_ROWS;
+    char *zeros = need(calloc(1, xbytes)), *x = sent(zeros, xbytes), what[64];
+    char *out = device_alloc(sizeof(float) * B_COLS * (size_t)n_rows);
+    bench_step = tile * (B_COLS / TILE_ROWS);
+    const struct gpu_product a = {
+        .x = x, .x_stride = act_bytes(t->act, B_COLS), .tile_bytes = tile, .n_rows = n_rows, .n_heads = 1,
+        .n_mats = 1, .n_cols = B_COLS, .many = n_rows > 1,
+        .mat = {{.out = out, .out_stride = sizeof(float) * B_COLS, .n_rows = B_COLS,
+                 .n_tiles = B_COLS / TILE_ROWS}},
+    };
+    snprintf(what, sizeof what, "%s.dense%d %d rows", t->name, n_rows, n_rows);
+    bench_launch(gpu_product(type, &a), step_product, what, bench_step * groups, from, to);
+    must(cudaFree(x), "cudaFree");
+    must(cudaFree(out), "cudaFree");
+    free(zeros);
+}
+
+/* One row of 32 query heads on 4 KV heads, in the middle of a text. */
+static void bench_attention(int q8, cudaEvent_t from, cudaEvent_t to)
+{
+    enum { N_Q = 32, N_KV = 4, DIM = 128, POS = 4096 };
+    const size_t head = attn_head_bytes(q8 ? KV_Q8_0 : KV_F16, DIM, DIM);
+    static const float zeros[N_Q * DIM];
+    const struct gpu_place place = {(char *)(uintptr_t)bench_at, 0, POS - 1};
+    char *q = sent(zeros, sizeof zeros), *out = device_alloc(sizeof zeros), what[64];
+    struct gpu_place *dev_place = sent(&place, sizeof place);
+    bench_step = head * N_KV * (POS / KV_PAGE);
+    const struct gpu_attention a = {
+        .place = dev_place, .q = q, .out = out, .q_stride = sizeof zeros, .out_stride = sizeof zeros,
+        .page_bytes = head * N_KV, .head_bytes = head, .n_rows = 1, .n_q = N_Q, .n_kv = N_KV, .dim = DIM,
+        .dim_v = DIM, .dk = DIM, .dv = DIM, .q8 = q8, .scale = 0.1f,
+    };
+    snprintf(what, sizeof what, "attention.%s %d positions", q8 ? "q8_0" : "f16", POS);
+    bench_launch(gpu_attention(&a), step_attention, what, bench_step, from, to);
+    must(cudaFree(q), "cudaFree");
+    must(cudaFree(out), "cudaFree");
+    must(cudaFree(dev_place), "cudaFree");
+}
+
+/* What an op takes that has next to nothing to do. */
+static void bench_norm(cudaEvent_t from, cudaEvent_t to)
+{
+    char *x = device_alloc(sizeof(float) * B_COLS);
+    const struct gpu_norm a = {.x = x, .y = x, .n_rows = 1, .n_heads = 1, .n = B_COLS, .eps = 1e-6f};
+    bench_launch(gpu_norm(&a), step_nothing, "norm 1 row", 2 * sizeof(float) * B_COLS, from, to);
+    must(cudaFree(x), "cudaFree");
+}
+
 static void bench(const struct check_opts *o)
 {
     cudaEvent_t from, to;
     must(cudaEventCreateWithFlags(&from, cudaEventDefault), "an event");
     must(cudaEventCreateWithFlags(&to, cudaEventDefault), "an event");
     char *weights = device_alloc(B_BYTES);
+    bench_at = weights;
     for (int i = -1; i < 8; i++) {
         if (i == 0) must(cudaEventRecord(from, stream), "an event");
         must(cudaMemcpyAsync(weights, weights + B_BYTES / 2, B_BYTES / 2, cudaMemcpyDefault, stream),
@@ -891,7 +971,12 @@ static void bench(const struct check_opts *o)
             continue;
         bench_product(type, B_COLS, B_FF, 2, "up", weights, from, to);
         bench_product(type, B_FF, B_COLS, 1, "down", weights, from, to);
+        bench_dense(type, 1, from, to);
+        bench_dense(type, 512, from, to);
     }
+    for (int q8 = 0; q8 < 2; q8++)
+        if (check_wanted(o, "cuda.attention")) bench_attention(q8, from, to);
+    if (check_wanted(o, "cuda.norm")) bench_norm(from, to);
     must(cudaFree(weights), "cudaFree");
 }
 
