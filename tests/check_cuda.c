@@ -749,7 +749,7 @@ static void check_layers(struct check_opts *o)
     char what[64];
     if (!check_wanted(o, "cuda.layers")) return;
     rng_seed(&r, o->seed + 9);
-    for (int trial = 0; trial < 4; trial++) {
+    for (int trial = 0; trial < 4; trial += CHECK_ONE_IN) {
         struct world *w = new_world(rows[trial % 4], &r);
         const int n = make_layers(w, op, LAYERS, (enum kv_type)(trial / 2 % 2), rows[trial % 4], trial, &r);
         snprintf(what, sizeof what, "%d ops, trial %d", n, trial);
@@ -757,6 +757,36 @@ static void check_layers(struct check_opts *o)
         if (isnan(dev_buf_floats(&w->buf[0], 0)[0]))
             check_fail(o, "cuda.layers", what, "nothing but NaN was compared");
     }
+}
+
+/* What it has no kernels for it says so of: the host's ops, types, rows where tiles are wanted, heads. */
+static void check_supports(struct check_opts *o)
+{
+    static const enum op_code hosts[] = {OP_EMBED, OP_ROPE_TABLE, OP_ROUTE, OP_CHOOSE, OP_DEPTH, OP_SPAN,
+                                         OP_SMOOTH, OP_FORESEE, OP_SCATTER, OP_KV_CARRY, OP_L2_NORM,
+                                         OP_CONV, OP_DELTA_GATES, OP_DELTA};
+    struct dev_weight w[] = {{NULL, QTYPE_IQ2_XS, true, 256, 256}, {NULL, QTYPE_Q8_0, false, 256, 256},
+                             {NULL, QTYPE_NEST2, true, 256, 256}, {NULL, QTYPE_Q8_0, true, 256, 256}};
+    if (!check_wanted(o, "cuda.supports")) return;
+    struct op op[64];
+    bool want[64];
+    int n = 0;
+    for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) want[n] = false, op[n++] = an_op(hosts[i], 0, 0, 0);
+    for (int i = 0; i < 4; i++) {
+        want[n] = i == 3, op[n] = an_op(OP_MATMUL, 0, 0, 0), op[n++].weight[0] = i;
+        want[n] = i == 3, op[n] = an_op(OP_EXPERTS, 0, 0, 0);
+        for (int k = 0; k < OP_IO; k++) op[n].weight[k] = k == i ? i : 3;
+        n++;
+    }
+    want[n] = false, op[n] = an_op(OP_PREPARE, 0, 0, 0), op[n++].p.prepare.kind = ACT_Q8_64;
+    for (int i = 0; i < 2; i++) {
+        want[n] = !i, op[n] = an_op(OP_ATTENTION, 0, 0, 0);
+        op[n].p.attn.dk = op[n].p.attn.dv = GPU_HEAD + 16 * i;
+        n++;
+    }
+    for (int i = 0; i < n; i++, o->n_run++)
+        if (api->supports(gpu, &op[i], w) != want[i])
+            check_fail(o, "cuda.supports", op_name(op[i].code), want[i] ? "no" : "yes");
 }
 
 /* ---- failures ---- */
@@ -1022,6 +1052,7 @@ int main(int argc, char **argv)
     check_many_rows(&o);
     check_uploads(&o);
     check_layers(&o);
+    check_supports(&o);
     api->close(gpu);
     check_lost(&o);
     dev_cpu_api()->close(cpu);
