@@ -700,6 +700,32 @@ static void test_cuda_same_bits(void **state)
     check_placements("qwen3moe", QTYPE_F16, plugin(""), (uint64_t)CUDA_OWN * MIB);
 }
 
+/* From its third time on a token's step is a graph: no launch of its own.  Where there are none, it goes
+ * without; where one fails to start, the device is lost. */
+static void test_cuda_graphs(void **state)
+{
+    static const struct { const char *mode; bool lost; } m[] = {
+        {"launches=400", false}, {"graph=1", false}, {"graph=2", false}, {"graph=3", false},
+        {"graph=4", true}, {"graph=9", true},
+    };
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    reference(&o);
+    o.device = plugin("");
+    for (size_t i = 0; i < sizeof m / sizeof m[0]; i++) {
+        (void)setenv("TEST_CUDA", m[i].mode, 1);
+        tessera_engine *e = must_open(&o);
+        check(e, 1);
+        const char *line = tessera_warning(e, 0);
+        assert_true(m[i].lost == !!line);
+        if (m[i].lost) assert_non_null(strstr(line, "starting a step failed"));
+        else assert_true(e->devstep.whole);
+        assert_null(line ? tessera_warning(e, 1) : NULL);
+        tessera_close(e);
+    }
+    (void)setenv("TEST_CUDA", "", 1);
+}
+
 /* Every type that it has kernels for, a step's pairs at once and in pieces. */
 static void test_cuda_types(void **state)
 {
@@ -973,7 +999,7 @@ int main(void)
         cmocka_unit_test(test_no_plugin),   cmocka_unit_test(test_cuda_order),
         cmocka_unit_test(test_cuda_late),   cmocka_unit_test(test_cuda_same_bits),
         cmocka_unit_test(test_cuda_types),  cmocka_unit_test(test_cuda_reference),
-        cmocka_unit_test(test_cuda_misbehaves),
+        cmocka_unit_test(test_cuda_misbehaves), cmocka_unit_test(test_cuda_graphs),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -11,6 +11,8 @@
  *   malloc=N, host=N           the Nth allocation there fails
  *   lost=N                     everything from the Nth command on fails
  *   late=N                     the Nth command never runs
+ *   launches=N                 the launches behind the Nth fail, but for those of graphs
+ *   graph=N                    the Nth call that has to do with graphs fails
  * Owns what it gives out; one thread. */
 #include <cuda_runtime_api.h>
 
@@ -35,9 +37,15 @@ struct command {
     uint64_t turn;
 };
 
+struct emu_graph {
+    struct command *launch;
+    int n, cap;
+};
+
 struct emu_stream {
     struct command *queue[QUEUE]; /* [n_done % QUEUE ..] */
     uint64_t n_put, n_done;
+    struct emu_graph *graph;      /* launches are recorded there */
 };
 
 int emu_backwards;
@@ -45,6 +53,7 @@ static struct kernel { emu_fn *fn; int args; } kernels[KERNELS];
 static struct emu_stream *streams[STREAMS];
 static size_t used, total = (size_t)1 << 30;
 static long n_malloc, n_host, n_run, fail_malloc, fail_host, lost_from, late_from;
+static long n_launch, n_graph, most_launches, fail_graph;
 static uint64_t turn = 88172645463325252u;
 static char mode[64];
 
@@ -169,7 +178,9 @@ cudaError_t cudaSetDeviceFlags(unsigned flags)
 cudaError_t cudaSetDevice(int device)
 {
     (void)device;
-    n_malloc = n_host = n_run = 0;
+    n_malloc = n_host = n_run = n_launch = n_graph = 0;
+    most_launches = number("launches");
+    fail_graph = number("graph");
     fail_malloc = number("malloc");
     fail_host = number("host");
     lost_from = number("lost");
@@ -318,7 +329,68 @@ cudaError_t cudaLaunchKernel(const void *f, dim3 grid, dim3 threads, void **args
     struct command c = {.fn = k->fn, .grid = grid};
     if (threads.x != 256 || shared || !grid.x || !grid.y || !grid.z) return cudaErrorInvalidValue;
     memcpy(c.args, args[0], (size_t)k->args);
-    return put(s, &c);
+    if (!s->graph) return most_launches && ++n_launch > most_launches ? cudaErrorLaunchFailure : put(s, &c);
+    if (s->graph->n == s->graph->cap) {
+        const int cap = 2 * s->graph->cap + 64;
+        struct command *more = realloc(s->graph->launch, sizeof *more * (size_t)cap);
+        if (!more) return cudaErrorMemoryAllocation;
+        s->graph->launch = more;
+        s->graph->cap = cap;
+    }
+    s->graph->launch[s->graph->n++] = c;
+    return cudaSuccess;
+}
+
+/* ---- graphs ---- */
+
+static int graph_fails(void) { return ++n_graph == fail_graph; }
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode capture)
+{
+    (void)capture;
+    if (graph_fails() || s->graph) return cudaErrorInvalidValue;
+    s->graph = calloc(1, sizeof *s->graph);
+    return s->graph ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t g)
+{
+    if (g) free(g->launch);
+    free(g);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) { return cudaGraphDestroy(x); }
+
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
+{
+    *g = s->graph;
+    s->graph = NULL;
+    if (!graph_fails()) return cudaSuccess;
+    (void)cudaGraphDestroy(*g);
+    *g = NULL;
+    return cudaErrorInvalidValue;
+}
+
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long flags)
+{
+    (void)flags;
+    *x = NULL;
+    if (graph_fails() || !g->n) return cudaErrorInvalidValue;
+    *x = calloc(1, sizeof **x);
+    if (!*x) return cudaErrorMemoryAllocation;
+    (*x)->launch = malloc(sizeof *g->launch * (size_t)g->n);
+    if (!(*x)->launch) return cudaErrorMemoryAllocation;
+    memcpy((*x)->launch, g->launch, sizeof *g->launch * (size_t)g->n);
+    (*x)->n = g->n;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
+{
+    cudaError_t e = graph_fails() ? cudaErrorLaunchFailure : cudaSuccess;
+    for (int i = 0; i < x->n && e == cudaSuccess; i++) e = put(s, &x->launch[i]);
+    return e;
 }
 
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *f)

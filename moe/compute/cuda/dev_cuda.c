@@ -27,7 +27,8 @@
 
 #include "moe/compute/cuda/cuda_int.h"
 
-enum { FENCES = 256, PENDING = 16, BLOCKS = 64, BATCHES = 4 };
+/* The last batch is for a whole step, which begins it: so its launches are the same every time. */
+enum { FENCES = 256, PENDING = 16, BLOCKS = 64, BATCHES = 5, WHOLE = BATCHES - 1, WHOLE_OPS = 32 };
 enum { MIB = 1 << 20, GRAIN = 2 * MIB, UPLOAD = 64 << 10 };
 static const uint64_t CONTEXT = 640u << 20; /* where nobody can tell: more than any seen */
 static const uint64_t AUTO_LEAVE = 512u << 20; /* of an automatic budget, for what else the card does */
@@ -65,7 +66,8 @@ struct dev {
     struct batch batch[BATCHES]; /* their lists are one block here, and one there, the same for all:
                                     stream order guards it */
     dev_fence sent[BATCHES];
-    int now;                    /* the batch that is being filled */
+    int now, next;              /* the batch that is being filled; of the others the one after it */
+    struct graphs graphs;
     struct block block[BLOCKS];
     int n_blocks;
     double seconds;
@@ -216,6 +218,17 @@ static void note_upload(struct dev *d, void *to, uint64_t bytes, dev_fence f)
 
 /* ---- batches ---- */
 
+/* Makes a batch the one that is filled, when what it held has been read. */
+static void fill(struct dev *d, int i)
+{
+    struct batch *q = &d->batch[i];
+    if (d->sent[i] && wait_for(d, d->sent[i], RING_SECONDS) == DEV_PENDING)
+        (void)err_set(&d->lost, ERR_DEVICE, "it does not finish what it was given");
+    q->n_launches = q->n_reads = q->n_places = 0;
+    q->used = 0;
+    d->now = i;
+}
+
 static void send(struct dev *d)
 {
     struct batch *q = &d->batch[d->now];
@@ -223,22 +236,20 @@ static void send(struct dev *d)
     struct fence *f = begin(d, d->work);
     if (f && q->used)
         (void)ok(d, cudaMemcpyAsync(q->own, q->host, q->used, cudaMemcpyDefault, d->work), "sending a list");
-    for (int i = 0; i < q->n_launches && !is_lost(d); i++)
+    if (d->now == WHOLE && !is_lost(d))
+        (void)ok(d, graphs_start(&d->graphs, d->work, q->launch, q->n_launches), "starting a step");
+    for (int i = 0; d->now != WHOLE && i < q->n_launches && !is_lost(d); i++)
         (void)ok(d, gpu_start(d->work, &q->launch[i]), "starting a kernel");
     d->sent[d->now] = end(d, f, d->work);
-    d->now = (d->now + 1) % BATCHES;
-    q = &d->batch[d->now];
-    if (d->sent[d->now] && wait_for(d, d->sent[d->now], RING_SECONDS) == DEV_PENDING)
-        (void)err_set(&d->lost, ERR_DEVICE, "it does not finish what it was given");
-    q->n_launches = q->n_reads = q->n_places = 0;
-    q->used = 0;
+    if (d->now != WHOLE) d->next = (d->now + 1) % WHOLE;
+    fill(d, d->now == WHOLE ? WHOLE : d->next);
 }
 
 struct batch *batch_room(struct dev *d, int launches, int reads, uint64_t bytes)
 {
     const struct batch *q = &d->batch[d->now];
     const uint64_t rounding = 128;
-    if (q->n_launches + launches > BATCH_LAUNCHES || q->n_reads + reads > BATCH_READS ||
+    if (q->n_launches + launches > q->most_launches || q->n_reads + reads > BATCH_READS ||
         q->used + bytes + rounding > LIST_BYTES)
         send(d);
     return is_lost(d) ? NULL : &d->batch[d->now];
@@ -266,8 +277,11 @@ static bool cuda_supports(const struct dev *d, const struct op *op, const struct
 
 static dev_fence cuda_submit(struct dev *d, const struct op *ops, int n, const struct dev_bind *b)
 {
+    const bool whole = !b->route && n > WHOLE_OPS;
+    if (whole) fill(d, WHOLE);
     for (int i = 0; i < n && !is_lost(d); i++) cuda_run(d, &ops[i], b);
     send(d);
+    if (whole) d->now = d->next;
     return d->n_put;
 }
 
@@ -343,6 +357,8 @@ static void cuda_close(struct dev *d)
 {
     if (!drained(d)) return;
     for (int i = 0; i < d->n_blocks; i++) give_back(&d->block[i]);
+    graphs_close(&d->graphs);
+    for (int i = 0; i < BATCHES; i++) free(d->batch[i].launch);
     for (int i = 0; i < FENCES; i++) {
         if (d->fence[i].begin) (void)cudaEventDestroy(d->fence[i].begin);
         if (d->fence[i].end) (void)cudaEventDestroy(d->fence[i].end);
@@ -515,13 +531,17 @@ static enum status open_all(struct dev *d, uint64_t memory, struct err *e)
     char *own = cuda_alloc(d, DEV_OWN, LIST_BYTES), *host = cuda_alloc(d, DEV_HOST, LIST_BYTES * BATCHES);
     if (!own || !host) return err_set(e, ERR_DEVICE, "there is no memory left on it");
     for (int i = 0; i < BATCHES; i++) {
-        d->batch[i].own = own;
-        d->batch[i].host = host + LIST_BYTES * i;
+        struct batch *q = &d->batch[i];
+        q->own = own;
+        q->host = host + LIST_BYTES * i;
+        q->most_launches = i == WHOLE ? WHOLE_LAUNCHES : BATCH_LAUNCHES;
+        q->launch = calloc((size_t)q->most_launches, sizeof *q->launch);
+        if (!q->launch) return err_set(e, ERR_MEMORY, "no memory for its launches");
     }
     /* What alloc() rounds up is not the caller's to plan for. */
     const uint64_t slack = 16 * (uint64_t)GRAIN, left = d->budget - d->used;
     d->caps.memory = left > slack ? left - slack : 0;
-    d->caps.host = host_taken(was);
+    d->caps.host = host_taken(was) + (GRAPHS + 1) * WHOLE_LAUNCHES * sizeof(struct gpu_launch);
     return OK;
 }
 
