@@ -41,7 +41,7 @@ static const struct cli_flag model_flags[] = {
     {"-ctv --cache-type-v", "TYPE", "type of its values; equals -ctk", CLI_KVTYPE, AT(kv_v), 0, 0},
     {"--mem", "SIZE", "memory for the whole process: 8G, 8GiB, 8192M, 50%, auto (default auto)",
      CLI_SIZE, AT(mem), 0, 0},
-    {"-dev --device", "NAME", "a second device that runs experts: cuda, a GPU, by a plugin that "
+    {"-dev --device", "NAME", "a second device beside the CPU: cuda, a GPU, by a plugin that "
      "`make cuda` builds; auto, the same where there is one; sim, which stands in for a GPU (for tests; its "
      "memory is RAM beside --mem); none (default none)", CLI_STR, AT(device), 0, 0},
     {"--vram", "SIZE", "memory on the device for the whole process: 4G, auto (default auto)", CLI_SIZE,

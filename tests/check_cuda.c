@@ -6,10 +6,12 @@
  * The same source runs on a GPU (`make cuda`: build/cuda/check_cuda) and, where CUDA's runtime and the
  * threads of the kernels are emulated, on any machine (tests/cuda_emu).  The first line says which.
  * Names look like "cuda.q4_k" and "cuda.attention".  Exit code 1 when anything differs. */
+#include <math.h>
 #include <ctype.h>
 
 #include "moe/compute/cuda/kernels.h"
 #include "moe/compute/dev.h"
+#include "routing/route.h"
 #include "tests/check_mm.h"
 
 const struct dev_api *tessera_device(void);
@@ -759,10 +761,79 @@ static void check_layers(struct check_opts *o)
     }
 }
 
+/* ---- routing ---- */
+
+/* Logits as they come, with ties, and damaged ones. */
+static void fill_logits(float *x, int n, int regime, struct rng *r)
+{
+    for (int i = 0; i < n; i++) {
+        x[i] = rng_range(r, -8.0f, 8.0f);
+        if (regime == 1) x[i] = (float)(int)(x[i] / 3);
+        if (regime == 2 && !rng_below(r, 5)) x[i] = NAN;
+        if (regime == 3 && !rng_below(r, 7)) x[i] = rng_below(r, 2) ? INFINITY : -INFINITY;
+        if (regime == 4) x[i] *= 40;
+    }
+}
+
+static void route_one(struct check_opts *o, int trial, struct rng *r)
+{
+    static const int experts[] = {8, 64, 128, 256, 60, 512, 17, 1024}, used[] = {2, 8, 6, 8, 4, 10, 1, 32};
+    const int i = trial % 8, n_rows = trial % 3 ? 1 : 7, set = sets[trial % 4];
+    const struct route_params p = {
+        .n_expert = experts[i], .n_used = used[i], .score = (enum route_score)(trial % 3),
+        .normalise = trial / 2 % 2, .scale = trial % 5 ? 1.0f : 2.5f,
+        .n_group = i < 4 && trial % 4 == 1 ? 8 : trial % 7 == 1 ? 1 : 0, .n_group_used = 4,
+    };
+    struct world *w = new_world(n_rows, r);
+    const int n = w->set[set].n, slots = n * p.n_used, in = floats(w, set, p.n_expert, false, 0, r);
+    const size_t bytes = (4 * (size_t)(slots + 16) + 63) / 64 * 64;
+    struct op op = an_op(OP_ROUTE, set, in, new_buf(w, ROWS_ALL, 1, 0, 2 * bytes));
+    struct err e;
+    char what[96];
+    op.p.moe.route = p;
+    if (trial % 3 == 1) op.weight[0] = vector(w, p.n_expert, trial, r);
+    if (trial % 4 == 3) op.weight[1] = vector(w, p.n_expert, trial + 1, r);
+    for (int k = 0; k < n; k++) fill_logits(dev_buf_floats(&w->buf[in], k), p.n_expert, trial / 8 % 5, r);
+    err_clear(&e);
+    memcpy(arena.host, arena.here, arena.used);
+    over(arena.card, arena.host, arena.used);
+    if (submit(api, gpu, world_there(w), &op, 1, &e) != DEV_PASSED) {
+        fprintf(stderr, "check_cuda: route: %s\n", e.msg);
+        exit(1);
+    }
+    over(arena.host, arena.card, arena.used);
+    const struct dev_choice c =
+        dev_choice(arena.host + (w->buf[op.out[0]].base - arena.here), n, p.n_used);
+    snprintf(what, sizeof what, "%d of %d, trial %d", p.n_used, p.n_expert, trial);
+    for (int k = 0; k < n; k++) {
+        float logits[GPU_EXPERTS], pick[GPU_EXPERTS], weight[GPU_USED];
+        int32_t id[GPU_USED];
+        memcpy(logits, dev_buf_row(&w->buf[in], k), 4 * (size_t)p.n_expert);
+        route_token_choice(&p, elem_kernels(CPU_REF), op.weight[0] < 0 ? NULL : w->weight[op.weight[0]].data,
+                           op.weight[1] < 0 ? NULL : w->weight[op.weight[1]].data, logits, pick, id, weight);
+        for (int s = 0; s < p.n_used; s++, o->n_run++) {
+            const float got = c.w[k * p.n_used + s];
+            if (c.id[k * p.n_used + s] != id[s])
+                check_fail(o, "cuda.route", what, "another expert");
+            else if (memcmp(&got, &weight[s], 4) && !(isnan(got) && isnan(weight[s])))
+                check_fail(o, "cuda.route", what, "another weight");
+        }
+    }
+}
+
+static void check_route(struct check_opts *o)
+{
+    struct rng r;
+    if (!check_wanted(o, "cuda.route")) return;
+    rng_seed(&r, o->seed ^ 77);
+    for (int trial = 0; trial < 240; trial++)
+        if (trial % CHECK_ONE_IN == 0) route_one(o, trial, &r);
+}
+
 /* What it has no kernels for it says so of: the host's ops, types, rows where tiles are wanted, heads. */
 static void check_supports(struct check_opts *o)
 {
-    static const enum op_code hosts[] = {OP_EMBED, OP_ROPE_TABLE, OP_ROUTE, OP_CHOOSE, OP_DEPTH, OP_SPAN,
+    static const enum op_code hosts[] = {OP_EMBED, OP_ROPE_TABLE, OP_CHOOSE, OP_DEPTH, OP_SPAN,
                                          OP_SMOOTH, OP_FORESEE, OP_SCATTER, OP_KV_CARRY, OP_L2_NORM,
                                          OP_CONV, OP_DELTA_GATES, OP_DELTA};
     struct dev_weight w[] = {{NULL, QTYPE_IQ2_XS, true, 256, 256}, {NULL, QTYPE_Q8_0, false, 256, 256},
@@ -1052,6 +1123,7 @@ int main(int argc, char **argv)
     check_many_rows(&o);
     check_uploads(&o);
     check_layers(&o);
+    check_route(&o);
     check_supports(&o);
     api->close(gpu);
     check_lost(&o);

@@ -540,6 +540,52 @@ static void test_bad_devices(void **state)
         }
 }
 
+/* Routes are written down once, whoever ran the experts, and whether or not the device was lost. */
+struct seen_routes {
+    uint64_t sum, n;
+};
+
+static void see(void *arg, const struct obs *o)
+{
+    struct seen_routes *s = arg;
+    uint64_t h = (uint64_t)o->layer << 40 ^ (uint64_t)o->pos << 20 ^ (uint64_t)(uint32_t)o->token;
+    for (int k = 0; k < o->n_used; k++) {
+        uint32_t w;
+        memcpy(&w, &o->weight[k], sizeof w);
+        h = (h ^ (uint32_t)o->expert[k] ^ (uint64_t)w << 16) * 0x9e3779b97f4a7c15u;
+    }
+    s->sum += h * h; /* of all records, in any order */
+    s->n++;
+}
+
+static void test_observed(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    struct dev_api lossy = *dev_sim_api();
+    const struct dev_api routes = router();
+    reference(&o);
+    lossy.submit = bad_submit;
+    lossy.copy = bad_copy;
+    lossy.wait = bad_wait;
+    struct seen_routes want_seen = {0};
+    for (int i = 0; i < 12; i++) {
+        struct seen_routes got_seen = {0};
+        o.device = i == 0 ? NULL : i == 1 ? dev_sim_api() : i == 2 ? &routes : &lossy;
+        o.vram_budget = (i % 2 ? 10 : 40) * MIB;
+        bad = BAD_LOST;
+        bad_after = 1200 + 150 * i;
+        held = 0;
+        atomic_store(&calls, 0);
+        tessera_engine *e = must_open(&o);
+        tessera_observe(e, see, &got_seen);
+        check(e, i % 3 == 2 ? 1 : 9);
+        if (!i) want_seen = got_seen;
+        assert_true(got_seen.n == 3 * N && got_seen.sum == want_seen.sum);
+        tessera_close(e);
+    }
+}
+
 /* Late for real: what it writes after it was given up goes where nobody looks. */
 static dev_fence slow_copy(struct dev *d, void *to, const void *from, uint64_t bytes)
 {
@@ -994,7 +1040,8 @@ int main(void)
         cmocka_unit_test(test_same_bits),   cmocka_unit_test(test_beside),
         cmocka_unit_test(test_sessions),    cmocka_unit_test(test_sim_reference),
         cmocka_unit_test(test_resident),    cmocka_unit_test(test_router_reference),
-        cmocka_unit_test(test_bad_devices), cmocka_unit_test(test_late),
+        cmocka_unit_test(test_bad_devices), cmocka_unit_test(test_observed),
+        cmocka_unit_test(test_late),
         cmocka_unit_test(test_unfit),       cmocka_unit_test(test_sim_clock),
         cmocka_unit_test(test_no_plugin),   cmocka_unit_test(test_cuda_order),
         cmocka_unit_test(test_cuda_late),   cmocka_unit_test(test_cuda_same_bits),

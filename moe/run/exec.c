@@ -38,6 +38,7 @@ struct exec {
     int row0, out0;               /* where the piece begins in the step */
     bool in_pieces;
     const struct exec_part *part; /* NULL: a whole pass */
+    int observed, again;          /* layers; of them those that were before the device was lost */
     const struct op *put;         /* of a part: K and V that attention puts row by row */
 };
 
@@ -240,6 +241,7 @@ static void observe(struct exec *x, double waited)
                    sizeof *x->ctl.id * (size_t)(x->route.n_rows * p->n_used));
         return;
     }
+    if (x->observed++ < x->again) return;
     uint8_t *in_ram = x->e->in_ram + p->n_expert;
     for (int r = 0; r < x->route.n_rows; r++) {
         const int at = dev_row_at(&x->e->set[x->route_op->rows], r);
@@ -511,11 +513,13 @@ static enum status run_two_sides(struct exec *x, const struct op *op, struct err
     struct plan_route *c = &x->ctl;
     const int n = x->route.n_active;
     int n_cpu = n;
+    const double waited = x->e->resid.count.waited;
     if (x->there) {
         const struct dev_buf *in = devstep_there(x->there, x->e, op->in[0]);
         const bool all = !t->n_rest && !x->route.n_of;
         devtier_run_there(t, &x->whole, in, all ? devstep_writes(x->there, op->out[0]) : NULL);
         if (all) {
+            observe(x, 0);
             devtier_done(t);
             return OK;
         }
@@ -542,6 +546,7 @@ static enum status run_two_sides(struct exec *x, const struct op *op, struct err
     }
     submit_experts(x, op, n, n, true);
     if (x->there) devstep_ran_here(x->there, x->e, (int)(op - x->e->model.op));
+    observe(x, x->e->resid.count.waited - waited);
     devtier_done(t);
     return OK;
 }
@@ -990,10 +995,12 @@ static void expect_here(struct exec *x)
                 resid_expect_piece(&x->e->resid, e->op_piece[i * OP_IO + k], !x->there);
 }
 
+/* *observed: layers whose routes have been written down already, and that are now. */
 static enum status run_step(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
-                            struct err *err)
+                            int *observed, struct err *err)
 {
-    struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows};
+    struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows,
+                     .again = *observed};
     bind_step(&x, n_out);
     devstep_begin(&e->devstep, e, &x.bind, !e->watch.fn); /* watchers look into the host's buffers */
     if (e->devstep.on) x.there = &e->devstep;
@@ -1013,6 +1020,7 @@ static enum status run_step(struct tessera_engine *e, const struct plan *p, int 
         if (!s && x.there && !pieces && !devstep_end(x.there, e)) s = lost(&x, err);
         s = resid_step_end(&e->resid, s, err);
     }
+    *observed = x.observed;
     if (s) return s;
     devstep_done(&e->devstep, e);
     forecast_done(&e->forecast, e);
@@ -1024,10 +1032,11 @@ static enum status run_step(struct tessera_engine *e, const struct plan *p, int 
 enum status exec_run(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
                      struct err *err)
 {
-    enum status s = run_step(e, p, n_rows, n_out, err);
+    int observed = 0;
+    enum status s = run_step(e, p, n_rows, n_out, &observed, err);
     if (s != ERR_DEVICE || !e->devstep.lost) return s;
     err_clear(err);
-    return run_step(e, p, n_rows, n_out, err);
+    return run_step(e, p, n_rows, n_out, &observed, err);
 }
 
 /* The row table of a part: n times the same token. */
