@@ -9,11 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { HUGE_PAGE = 2 << 20 };
-
-/* Below this budget a huge page whose slots are given back one by one, charged as a whole until the
- * system has split it, weighs more than the page walks that it saves. */
-static const uint64_t HUGE_MATTERS = 32u << 20;
+enum { HUGE_PAGE = MEM_HUGE_PAGE };
 
 size_t mem_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
@@ -92,7 +88,7 @@ static enum status open_pages(struct region *r, size_t at, size_t n, struct err 
                        mem_owner_name(r->owner));
     }
     if (r->owner == MEM_WEIGHTS && r->reserved >= HUGE_PAGE &&
-        atomic_load(&r->ledger->budget) >= HUGE_MATTERS)
+        atomic_load(&r->ledger->budget) >= MEM_HUGE_FROM)
         (void)madvise(from, n, MADV_HUGEPAGE);
     r->committed += n;
     return OK;

@@ -122,7 +122,8 @@ static uint64_t need(const struct tessera_engine *e, const struct placement *p, 
     const bool all = place_resident(&e->resid.sizes, p);
     /* A stack reads levels at any resize: then what fits must not depend on what came before. */
     const uint64_t st = e->resid.all_ram && all && !e->stack.present ? 0 : fit_staging(e, p);
-    const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE + kv_all(e, n_ctx) + st;
+    uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE + kv_all(e, n_ctx) + st;
+    if (sum + MEM_HUGE_PAGE > MEM_HUGE_FROM && !all) sum += MEM_HUGE_PAGE;
     return sum > e->start ? sum : e->start;
 }
 
@@ -142,7 +143,7 @@ static bool place_within(const struct tessera_engine *e, uint64_t budget, uint64
                          struct placement *p)
 {
     p->depth = depth;
-    rest += fit_staging(e, p);
+    rest += fit_staging(e, p) + (budget >= MEM_HUGE_FROM ? MEM_HUGE_PAGE : 0);
     const uint64_t left = rest < budget ? budget - rest : 0;
     const bool fits = place_solve(&e->resid.sizes, left - left / (PAGE_TABLE + 1), p);
     p->depth = depth;
@@ -156,7 +157,8 @@ static bool solve(const struct tessera_engine *e, uint64_t budget, int n_ctx, st
         if (need(e, p, n_ctx) <= budget) return true;
     for (int depth = FETCH_DEPTH; depth && budget >= e->start; depth /= 2) {
         const uint64_t rest = beside(e) + kv_all(e, n_ctx);
-        if (place_within(e, budget, rest, depth, p) && !place_resident(&e->resid.sizes, p)) return true;
+        if (place_within(e, budget, rest, depth, p) &&
+            (!place_resident(&e->resid.sizes, p) || need(e, p, n_ctx) <= budget)) return true;
     }
     return false;
 }
