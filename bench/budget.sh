@@ -6,11 +6,13 @@
 #
 # COMBINATIONS (default 100) on small models, BIG (default 0) more of them on a file of at least 1 GiB
 # (FILE, or one that is made in DIR) with less than half of it as budget.  For every one:
-#   - the smallest budget is what the refusal says, and one MiB less is refused with exit code 3;
+#   - the smallest budget is what the refusal says, and a tenth of a MiB less is refused with exit code 3;
 #   - in an unlimited control group the peak charge stays under the budget, or, every second time,
-#     in a group limited to the budget nothing is killed; the peak resident set stays under it;
+#     in a group limited to the budget nothing is killed; the peak resident set stays under it, and so does
+#     what would be charged if no file of the program had been in memory before (confined.c);
 #   - logits (or the text of a conversation) are those of a run without a limit, byte for byte.
-# Prints what failed, then (or when it is interrupted) a summary with the largest shares of the budget that were used.
+# Prints what failed, then (or when it is interrupted) a summary with the largest shares of the budget that
+# were used, and the least ones of the smallest budgets where the context was full.
 # Exit code: 0 all held, 1 something did not, 77 no control group can be made here.
 set -u
 cd "$(dirname "$0")/.."
@@ -23,11 +25,15 @@ T=$(mktemp -d ${DIR:+-p "$DIR"})
 trap 'rm -rf "$T"' EXIT
 "$CONFINED" 0 true 2>/dev/null || { echo "skipped: no control group for memory can be made here"; exit 77; }
 RANDOM=$SEED
-MIB=1048576 bad=0 done=0 best=0 least=999 floors=0 full=0
+MIB=1048576 bad=0 done=0 best=0 floors=0 full=0
 
 summary() {
     echo "$done combinations ($((done > N ? done - N : 0)) of them on a file of 1 GiB or more), seed $SEED: $bad failed"
-    echo "largest share of a budget that was resident: $best %; of a smallest budget ($floors runs, the context full in $full) at least $least % then"
+    echo "largest share of a budget that was used: $best %"
+    [ $full = 0 ] || sort -n "$T/shares" | awk -v n="$floors" '
+        { used[NR] = $1; res[NR] = $2; if (NR == 1 || $2 < least) least = $2 }
+        END { printf "of a smallest budget (%d runs, the context full in %d): %d %% at least, %d %% in the median; resident %d %% at least\n",
+                     n, NR, used[1], used[int((NR + 1) / 2)], least }'
 }
 trap 'summary; exit 1' INT TERM
 
@@ -47,20 +53,24 @@ make_model() {
         "${a[@]}" 2>/dev/null || { echo "gen_model failed"; exit 1; }
 }
 
-# smallest ARGS...: the number in MiB that a refusal names, in FLOOR
+# mem TENTHS: tenths of a MiB as --mem takes them, in SIZE
+mem() { SIZE=$(($1 / 10)).$(($1 % 10))M; }
+
+# smallest ARGS...: the number that a refusal names, in tenths of a MiB, in FLOOR
 smallest() {
     "$BIN" "$@" --mem 1M >/dev/null 2>"$T/err"
     local rc=$?
-    FLOOR=$(grep -o -- '--mem [0-9]*M' "$T/err" | tr -dc 0-9)
+    FLOOR=$(sed -n 's/.*--mem \([0-9]*\)\.*\([0-9]*\)M or more.*/\1 \2/p' "$T/err" | awk '{ print $1 * 10 + $2 }')
     [ $rc = 3 ] && [ -n "$FLOOR" ] || { fail "$*: --mem 1M: exit code $rc"; FLOOR=; return 1; }
-    "$BIN" "$@" --mem $((FLOOR - 1))M >/dev/null 2>"$T/err" </dev/null
+    mem $((FLOOR - (FLOOR < 640 ? 1 : 10)))
+    "$BIN" "$@" --mem $SIZE >/dev/null 2>"$T/err" </dev/null
     rc=$?
-    [ $rc = 3 ] || { fail "$* --mem $((FLOOR - 1))M, one less than the smallest: exit code $rc"; return 1; }
+    [ $rc = 3 ] || { fail "$* --mem $SIZE, less than the smallest: exit code $rc"; return 1; }
 }
 
-# confined_run BUDGET_MIB ARGS...: stdout to $T/out; checks what was measured
+# confined_run TENTHS ARGS...: stdout to $T/out; checks what was measured
 confined_run() {
-    local n=$(($1 * MIB)) limit=0 rc line
+    local n=$(($1 * MIB / 10)) limit=0 rc line
     shift
     [ $((done % 2)) = 1 ] && limit=$n
     "$CONFINED" $limit "$BIN" "$@" >"$T/out" 2>"$T/err" <"$T/in"
@@ -72,15 +82,18 @@ confined_run() {
     [ "$killed" = 0 ] || { fail "$*: killed, $line"; return 1; }
     [ "$rss" -le $n ] || { fail "$*: $((rss / 1024)) KiB resident of $((n / 1024))"; return 1; }
     [ "$peak" -le $n ] || { fail "$*: $((peak / 1024)) KiB charged of $((n / 1024))"; return 1; }
-    USED=$((rss * 100 / n))
+    # In a limited group files make room, so only what is resident is known.
+    [ $limit = 0 ] || used=$((used < n ? used : n))
+    [ "$used" -le $n ] || { fail "$*: $((used / 1024)) KiB used of $((n / 1024))"; return 1; }
+    USED=$((used * 100 / n)) RESIDENT=$((rss * 100 / n))
     [ $USED -gt $best ] && best=$USED
     return 0
 }
 
-# The budget in MiB between the smallest and what everything takes, in MEM; often the smallest itself.
+# The budget between the smallest and what everything takes, in MEM; often the smallest itself.
 choose_budget() {
-    local top=$(($(stat -c %s "$M") / MIB + FLOOR))
-    [ "$1" = half ] && top=$(($(stat -c %s "$M") / MIB / 2))
+    local top=$(($(stat -c %s "$M") * 10 / MIB + FLOOR))
+    [ "$1" = half ] && top=$(($(stat -c %s "$M") * 5 / MIB))
     below 4
     if [ "$R" = 0 ]; then MEM=$FLOOR; else below $((top - FLOOR + 1)); MEM=$((FLOOR + R)); fi
 }
@@ -97,31 +110,34 @@ logits_case() { # $1: half or all
     smallest "${a[@]}" -o "$T/x" || return
     choose_budget "$1"
     "$BIN" "${a[@]}" -o "$T/want" 2>"$T/err" || { fail "${a[*]}: without a limit"; return; }
-    confined_run $MEM "${a[@]}" -o "$T/got" --mem ${MEM}M || return
-    cmp -s "$T/want" "$T/got" || fail "${a[*]} --mem ${MEM}M: other logits"
+    mem $MEM
+    confined_run $MEM "${a[@]}" -o "$T/got" --mem $SIZE || return
+    cmp -s "$T/want" "$T/got" || fail "${a[*]} --mem $SIZE: other logits"
     if [ $MEM = "$FLOOR" ]; then
         floors=$((floors + 1))
-        [ $c = $n ] && { full=$((full + 1)); [ $USED -lt $least ] && least=$USED; }
+        [ $c = $n ] && { full=$((full + 1)); echo "$USED $RESIDENT" >>"$T/shares"; }
     fi
     return 0
 }
 
 chat_case() { # resizes between the answers
-    below 600; local c=$((R + 300)) k line mem a b
+    below 600; local c=$((R + 300)) k to a
     below 3; a=(chat -m "$M" -c $c -n 12 --temp 0 -t $((R + 1)))
     smallest "${a[@]}" || return
     choose_budget "$1"; local first=$MEM most=$MEM
     printf 'hello\n' >"$T/in"; printf 'hello\n' >"$T/plain"
     for k in 1 2 3; do
         # A resize keeps context and micro-batch, so its least may be more than the smallest budget.
-        choose_budget "$1"; mem=$((MEM > first ? MEM : first + k)); [ $mem -gt $most ] && most=$mem
-        below 3; [ "$R" = 0 ] && mem=$first
-        printf '/mem %dM\nabc %d\n' $mem $k >>"$T/in"; printf 'abc %d\n' $k >>"$T/plain"
+        choose_budget "$1"; to=$((MEM > first ? MEM : first + 10 * k)); [ $to -gt $most ] && most=$to
+        below 3; [ "$R" = 0 ] && to=$first
+        mem $to; printf '/mem %s\nabc %d\n' $SIZE $k >>"$T/in"; printf 'abc %d\n' $k >>"$T/plain"
     done
     "$BIN" "${a[@]}" <"$T/plain" >"$T/want" 2>"$T/err" || { fail "${a[*]}: without a limit"; return; }
-    confined_run $most "${a[@]}" --mem ${first}M || return
-    cmp -s "$T/want" "$T/out" || fail "${a[*]} --mem ${first}M, then $(grep -o '/mem.*' "$T/in" | tr '\n' ' '): another text"
-    grep -q 'tessera:' "$T/err" && fail "${a[*]} --mem ${first}M: a resize was refused"
+    mem $first
+    confined_run $most "${a[@]}" --mem $SIZE || return
+    mem $first
+    cmp -s "$T/want" "$T/out" || fail "${a[*]} --mem $SIZE, then $(grep -o '/mem.*' "$T/in" | tr '\n' ' '): another text"
+    grep -q 'tessera:' "$T/err" && fail "${a[*]} --mem $SIZE: a resize was refused"
 }
 
 for ((done = 0; done < N; done++)); do

@@ -50,10 +50,10 @@ for M in "$@"; do
     throttle 0
     "$BIN" trace -m "$M" -f "$A" --one-by-one --decode 128 --temp 0.8 -o "$T/routes" 2>/dev/null || { echo "cannot record $M"; exit 1; }
     FILE=$(($(stat -c %s "$M") / 1048576))
-    LEAST=$("$BIN" run -m "$M" -f "$A" -c 512 -n 1 --mem 1M 2>&1 | grep -o -- '--mem [0-9]*M' | tr -dc 0-9)
+    LEAST=$("$BIN" run -m "$M" -f "$A" -c 512 -n 1 --mem 1M 2>&1 | sed -n 's/.*--mem \([0-9]*\)[0-9.]*M or more.*/\1/p')
     while read -r cpus disk share; do
         [ -n "$cpus" ] || continue
-        mem=$((LEAST + FILE * share / 100))
+        mem=$((LEAST + 1 + FILE * share / 100))
         set_cpus=(taskset -c "0-$((cpus - 1))")
         throttle "$disk" 2>/dev/null || { echo "skipped: the drive $DEV cannot be throttled"; exit 77; }
         B=${PROMPTS[i++ % ${#PROMPTS[@]}]}

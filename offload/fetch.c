@@ -1,8 +1,8 @@
 /* See fetch.h.
  *
- * DESIGN.  Every loader has a queue of reads of its own (aio.h) with FETCH_DEPTH buffers: it fills
- * them while there are pieces, waits for one to arrive, packs it, and goes on.  A drive sees
- * n_loaders * FETCH_DEPTH requests, and packing runs on as many threads as read.  Where reads
+ * DESIGN.  Every loader has a queue of reads of its own (aio.h) with up to FETCH_DEPTH buffers: it
+ * fills them while there are pieces, waits for one to arrive, packs it, and goes on.  A drive sees
+ * n_loaders * depth requests, and packing runs on as many threads as read.  Where reads
  * cannot be asynchronous the same buffers are spread over more threads with one each.
  *
  * Direct reads begin and end on 4096-byte blocks, so a piece is read with what shares its first and
@@ -53,9 +53,9 @@ static uint64_t buf_bytes(const struct part_table *t)
     return up(max) + 2 * OSFILE_ALIGN;
 }
 
-uint64_t fetch_staging(const struct part_table *t, int n_threads)
+uint64_t fetch_staging(const struct part_table *t, int n_threads, int depth)
 {
-    return buf_bytes(t) * FETCH_DEPTH * (uint64_t)n_threads_of(n_threads);
+    return buf_bytes(t) * (uint64_t)depth * (uint64_t)n_threads_of(n_threads);
 }
 
 /* ---- a loader ---- */
@@ -193,21 +193,22 @@ static enum status open_files(struct fetch *f, struct err *e)
 
 static enum status open_loaders(struct fetch *f, struct err *e)
 {
-    const int n = n_threads_of(f->how.n_threads);
-    const bool want = !f->how.no_uring && (!f->how.ops || f->how.ops == &osfile_system);
+    const int n = n_threads_of(f->how.n_threads), depth = f->how.depth;
+    bool want = !f->how.no_uring && (!f->how.ops || f->how.ops == &osfile_system);
     f->n_loaders = n;
-    f->depth = FETCH_DEPTH;
-    f->loader = calloc((size_t)n * FETCH_DEPTH, sizeof *f->loader);
+    f->depth = depth;
+    f->n_started = 0;
+    f->loader = calloc((size_t)(n * depth), sizeof *f->loader);
     if (!f->loader) return err_set(e, ERR_MEMORY, "no memory for the loading threads");
     for (int i = 0; i < f->n_loaders; i++) {
         struct loader *l = &f->loader[i];
         const char *why;
         l->fetch = f;
-        if (aio_open(FETCH_DEPTH, want && f->depth > 1, &l->aio, &why, e)) return e->code;
+        if (aio_open(f->how.depth, want, &l->aio, &why, e)) return e->code;
         if (i == 0 && (*why || !want)) {
+            want = false;
             f->depth = 1;
-            f->n_loaders = n * FETCH_DEPTH > FETCH_THREADS_MAX ? FETCH_THREADS_MAX
-                                                               : n * FETCH_DEPTH;
+            f->n_loaders = n * depth > FETCH_THREADS_MAX ? FETCH_THREADS_MAX : n * depth;
             if (*why) (void)snprintf(f->note, sizeof f->note, "io_uring cannot be used (%s): %d "
                                      "threads read instead", why, f->n_loaders);
         }
@@ -227,6 +228,14 @@ static enum status open_loaders(struct fetch *f, struct err *e)
     return OK;
 }
 
+/* The buffers that the loaders are to have, no more and no less. */
+static enum status open_staging(struct fetch *f, struct err *e)
+{
+    const uint64_t bytes = fetch_staging(f->parts, f->how.n_threads, f->how.depth);
+    region_trim(&f->staging, bytes);
+    return region_commit(&f->staging, bytes, e);
+}
+
 enum status fetch_start(struct fetch *f, const struct part_table *parts, const struct fetch_how *how,
                         struct err *e)
 {
@@ -240,10 +249,34 @@ enum status fetch_start(struct fetch *f, const struct part_table *parts, const s
     pthread_mutex_init(&f->lock, NULL);
     pthread_cond_init(&f->work, NULL);
     pthread_cond_init(&f->ready, NULL);
-    const uint64_t staging = fetch_staging(parts, how->n_threads);
-    enum status s = region_reserve(&f->staging, how->ledger, MEM_STAGING, staging, e);
-    if (!s) s = region_commit(&f->staging, staging, e);
+    enum status s = region_reserve(&f->staging, how->ledger, MEM_STAGING,
+                                   fetch_staging(parts, how->n_threads, FETCH_DEPTH), e);
+    if (!s) s = open_staging(f, e);
     if (!s) s = open_files(f, e);
+    if (!s) s = open_loaders(f, e);
+    if (s) fetch_stop(f);
+    return s;
+}
+
+static void stop_loaders(struct fetch *f)
+{
+    pthread_mutex_lock(&f->lock);
+    f->stop = true;
+    pthread_cond_broadcast(&f->work);
+    pthread_mutex_unlock(&f->lock);
+    for (int i = 0; i < f->n_started; i++) pthread_join(f->loader[i].thread, NULL);
+    for (int i = 0; i < f->n_loaders && f->loader; i++) aio_close(f->loader[i].aio);
+    free(f->loader);
+    f->loader = NULL;
+    f->n_loaders = f->n_started = 0;
+    f->stop = false;
+}
+
+enum status fetch_deepen(struct fetch *f, int depth, struct err *e)
+{
+    stop_loaders(f);
+    f->how.depth = depth;
+    enum status s = open_staging(f, e);
     if (!s) s = open_loaders(f, e);
     if (s) fetch_stop(f);
     return s;
@@ -252,13 +285,7 @@ enum status fetch_start(struct fetch *f, const struct part_table *parts, const s
 void fetch_stop(struct fetch *f)
 {
     if (!f->parts) return;
-    pthread_mutex_lock(&f->lock);
-    f->stop = true;
-    pthread_cond_broadcast(&f->work);
-    pthread_mutex_unlock(&f->lock);
-    for (int i = 0; i < f->n_started; i++) pthread_join(f->loader[i].thread, NULL);
-    for (int i = 0; i < f->n_loaders && f->loader; i++) aio_close(f->loader[i].aio);
-    free(f->loader);
+    stop_loaders(f);
     for (int i = 0; i < f->n_files; i++) {
         osfile_close(&f->file[i]);
         osfile_close(&f->cache[i]);

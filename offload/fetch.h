@@ -32,6 +32,7 @@ struct fetch_piece {
 struct fetch_how {
     struct ledger *ledger;
     int n_threads;
+    int depth;                    /* buffers of a loader, 1 to FETCH_DEPTH */
     const struct osfile_ops *ops; /* NULL = the system's */
     bool no_uring;                /* plain reads */
     void *arg;
@@ -58,13 +59,15 @@ struct fetch {
     char note[160];             /* "" or what had to be done without, one line */
 };
 
-/* Bytes of staging that fetch_start() takes for that many threads. */
-uint64_t fetch_staging(const struct part_table *parts, int n_threads);
+/* Bytes of staging that so many threads with so many buffers each take. */
+uint64_t fetch_staging(const struct part_table *parts, int n_threads, int depth);
 
 /* Opens files and ring, starts the threads.  ERR_IO, ERR_BUDGET, ERR_MEMORY.  On failure f is
  * closed. */
 enum status fetch_start(struct fetch *f, const struct part_table *parts, const struct fetch_how *how,
                         struct err *e);
+/* Other numbers of buffers, while nothing is to be read.  On failure f is closed. */
+enum status fetch_deepen(struct fetch *f, int depth, struct err *e);
 /* Waits for what has been submitted.  f may be all zeros. */
 void fetch_stop(struct fetch *f);
 

@@ -40,7 +40,8 @@ struct placement {
     int n_ring;                           /* slots; 0 when dense is at home */
     int n_slots[PLACE_CLASSES];
     int n_units;                          /* levels */
-    uint64_t bytes;
+    uint64_t bytes;                       /* of all these */
+    int depth;                            /* reads that each loader has under way (fetch.h); the caller's */
 };
 
 /* Everything in RAM; the least that works. */

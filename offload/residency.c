@@ -523,14 +523,20 @@ void resid_prepare(struct resid *r, const struct resid_start *how)
     r->warn = how->warn;
     r->warn_arg = how->warn_arg;
     r->how = (struct fetch_how){
-        .ledger = how->ledger, .n_threads = how->n_threads, .ops = how->ops,
+        .ledger = how->ledger, .n_threads = how->n_threads, .depth = FETCH_DEPTH, .ops = how->ops,
         .no_uring = how->no_uring, .arg = r, .next = load_next, .done = load_done,
     };
 }
 
-static enum status start_fetching(struct resid *r, struct err *e)
+static enum status start_fetching(struct resid *r, int depth, struct err *e)
 {
-    if (r->fetching) return OK;
+    if (r->fetching && r->how.depth == depth) return OK;
+    r->how.depth = depth;
+    if (r->fetching) {
+        enum status s = fetch_deepen(&r->fetch, depth, e);
+        r->fetching = !s;
+        return s;
+    }
     enum status s = fetch_start(&r->fetch, &r->parts, &r->how, e);
     if (s) return s;
     r->fetching = true;
@@ -638,7 +644,7 @@ static enum status begin(struct resid *r, const struct placement *p, struct err 
     load_drop(r);
     resid_block(r, 0);
     if (!first) give_back(r, p);
-    enum status s = start_fetching(r, e);
+    enum status s = start_fetching(r, p->depth, e);
     r->load_total = r->load_done = 0;
     if (!s) s = take(r, p, first, e);
     if (s) return fall_short(r, first, e);

@@ -162,11 +162,11 @@ refuse 2 'which model'
 "$GEN" "$DIR/wide.gguf" --tiny --embd 512 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab 2>/dev/null
 t oracle -m "$DIR/wide.gguf" -p 'a hat' -c 64 --mem 1M
 expect 3 '--mem'
-least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
+least=$(sed -n 's/.*--mem \([0-9]*\)[0-9.]*M.*/\1/p' "$DIR/err")
 t oracle -m "$DIR/wide.gguf" -p 'a hat' -c 64 --mem $((least + 10))M
 refuse 3 'whole model in memory'
 t $O -p 'a hat' -c 64 --mem 60M --all 1
 expect 0
 t $O -p 'a hat' -c 64 --mem 60M --all 1 --random 60000
-refuse 3 'it needs [0-9]*M or more'
+refuse 3 'it needs [0-9.]*M or more'
 finish

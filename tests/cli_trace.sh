@@ -120,7 +120,7 @@ ok "something was left behind" ! -e "$DIR/x.html"
 "$GEN" "$DIR/wide.gguf" --tiny --embd 512 --ff 512 --layers 3 --experts 24 --used 3 --byte-vocab 2>/dev/null
 t trace -m "$DIR/wide.gguf" -p 'a hat' --decode 12 -c 64 --mem 1M -o "$DIR/x"
 expect 3 '--mem'
-least=$(sed -n 's/.*--mem \([0-9]*\)M.*/\1/p' "$DIR/err")
+least=$(sed -n 's/.*--mem \([0-9]*\)[0-9.]*M.*/\1/p' "$DIR/err")
 t trace -m "$DIR/wide.gguf" -p 'a hat' --decode 12 -c 64 --mem $((least + 10))M -o "$DIR/wide-trace.gguf"
 expect 0
 # Other weights under the same header are another model.

@@ -45,7 +45,7 @@ static inline uint64_t smallest(const struct tessera_options *like)
     assert_null(e);
     const char *at = strstr(err.msg, "--mem ");
     assert_non_null(at);
-    return strtoull(at + 6, NULL, 10) << 20;
+    return (uint64_t)(strtod(at + 6, NULL) * (1 << 20));
 }
 
 /* A test's own folder with all that is in it; not 0 when that fails. */

@@ -902,7 +902,8 @@ static void test_shrunk_before(void **state)
         assert_int_equal(gone ? unlink(path) : truncate(path, 5000), 0);
         ledger_init(&ledger, UINT64_MAX);
         resid_prepare(&resid, &(struct resid_start){.ledger = &ledger, .n_threads = 3});
-        const struct placement all = place_all(&resid.sizes);
+        struct placement all = place_all(&resid.sizes);
+        all.depth = FETCH_DEPTH;
         assert_int_equal(resid_apply(&resid, &all, NULL, NULL, &e), ERR_IO);
         assert_non_null(strstr(e.msg, "bad.gguf"));
         resid_close(&resid);

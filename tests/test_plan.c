@@ -319,7 +319,7 @@ static void test_smallest_budget(void **state)
         assert_int_equal(tessera_open(&o, &e, &err), ERR_BUDGET);
         const char *at = strstr(err.msg, "--mem ");
         assert_non_null(at);
-        o.mem_budget = strtoull(at + 6, NULL, 10) << 20;
+        o.mem_budget = (uint64_t)(strtod(at + 6, NULL) * (1 << 20));
         assert_int_equal(tessera_open(&o, &e, &err), OK);
         assert_true(tessera_memory(e).peak <= o.mem_budget);
         tessera_close(e);

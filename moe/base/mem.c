@@ -6,9 +6,10 @@
 #include <link.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-enum { HUGE_PAGE = 2 << 20 };
+enum { HUGE_PAGE = MEM_HUGE_PAGE };
 
 size_t mem_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
@@ -86,7 +87,9 @@ static enum status open_pages(struct region *r, size_t at, size_t n, struct err 
         return err_set(e, ERR_MEMORY, "the system gave no memory: %zu bytes for %s", n,
                        mem_owner_name(r->owner));
     }
-    if (r->owner == MEM_WEIGHTS && r->reserved >= HUGE_PAGE) (void)madvise(from, n, MADV_HUGEPAGE);
+    if (r->owner == MEM_WEIGHTS && r->reserved >= HUGE_PAGE &&
+        atomic_load(&r->ledger->budget) >= MEM_HUGE_FROM)
+        (void)madvise(from, n, MADV_HUGEPAGE);
     r->committed += n;
     return OK;
 }
@@ -141,6 +144,12 @@ void region_release(struct region *r)
     memset(r, 0, sizeof *r);
 }
 
+/* The program itself has no name. */
+static const char *file_of(const struct dl_phdr_info *info)
+{
+    return info->dlpi_name[0] ? info->dlpi_name : "/proc/self/exe";
+}
+
 static int drop_file(struct dl_phdr_info *info, size_t size, void *arg)
 {
     (void)size;
@@ -151,8 +160,8 @@ static int drop_file(struct dl_phdr_info *info, size_t size, void *arg)
         if (info->dlpi_phdr[i].p_type == PT_LOAD && !(info->dlpi_phdr[i].p_flags & PF_W))
             (void)madvise((void *)from, to - from, MADV_RANDOM);
     }
-    /* The program itself has no name; pages that are mapped stay. */
-    int fd = open(info->dlpi_name[0] ? info->dlpi_name : "/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    /* Pages that are mapped stay. */
+    int fd = open(file_of(info), O_RDONLY | O_CLOEXEC);
     if (fd < 0) return 0;
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     (void)close(fd);
@@ -160,3 +169,18 @@ static int drop_file(struct dl_phdr_info *info, size_t size, void *arg)
 }
 
 void mem_drop_code(void) { (void)dl_iterate_phdr(drop_file, NULL); }
+
+static int add_file(struct dl_phdr_info *info, size_t size, void *sum)
+{
+    struct stat st;
+    (void)size;
+    if (!stat(file_of(info), &st)) *(uint64_t *)sum += (uint64_t)st.st_size;
+    return 0;
+}
+
+uint64_t mem_code_bytes(void)
+{
+    uint64_t sum = 0;
+    (void)dl_iterate_phdr(add_file, &sum);
+    return sum;
+}

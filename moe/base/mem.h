@@ -24,6 +24,10 @@ enum mem_owner {
     MEM_OWNER_N,
 };
 
+/* Weights are in huge pages from this budget on.  One whose slots are given back piece by piece is
+ * charged as a whole until the system has split it: that much is to be left free. */
+enum { MEM_HUGE_PAGE = 2 << 20, MEM_HUGE_FROM = 256 << 20 };
+
 struct ledger {
     _Atomic uint64_t budget;               /* bytes; UINT64_MAX = no limit */
     _Atomic uint64_t used[MEM_OWNER_N];    /* committed bytes, whole pages */
@@ -75,5 +79,8 @@ size_t mem_page_size(void);
  * reads far around, and a control group is charged for it), and has it read single pages of them
  * from now on. */
 void mem_drop_code(void);
+
+/* Bytes of the files of the program and its libraries. */
+uint64_t mem_code_bytes(void);
 
 #endif

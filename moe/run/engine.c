@@ -497,6 +497,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         e->logits_stride = (uint32_t)(((uint64_t)e->model.n_vocab * sizeof(float) + 63) & ~63u);
         ledger_init(&e->ledger, e->opt.mem_budget);
         e->process = fit_process_bytes(e);
+        e->start = fit_start_bytes();
         rates_of(&e->rates, o->machine);
         e->opt.machine = NULL; /* the caller's */
         s = prior_open(e, err);
@@ -699,7 +700,7 @@ enum status tessera_explain(const tessera_engine *e, FILE *to, bool json, struct
         .state = (uint64_t)e->opt.n_sessions * (uint64_t)(e->n_snapshots + 2) * e->state_bytes,
         .n_snapshots = e->n_snapshots,
         .activations = fit_arena_bytes(e) + gates_bytes(&e->gates), .logits = fit_logits_bytes(e),
-        .staging = fetch_staging(&e->resid.parts, e->opt.n_threads),
+        .staging = fit_staging(e, &e->placement),
         .budget = e->opt.mem_budget, .n_parts = e->resid.parts.n_parts, .process = e->process,
     };
     promise((struct tessera_engine *)(uintptr_t)e, &e->placement, &s.tiers);
@@ -726,8 +727,6 @@ bool tessera_profile_at(const tessera_engine *e, int i, struct tessera_step_kind
 
 /* ---- resizing ---- */
 
-static unsigned long long mib_up(uint64_t n) { return (n + (1u << 20) - 1) >> 20; }
-
 enum status engine_resize(struct tessera_engine *e, uint64_t budget, struct err *err)
 {
     struct placement p;
@@ -735,7 +734,7 @@ enum status engine_resize(struct tessera_engine *e, uint64_t budget, struct err 
     region_trim(&e->across, 0);
     if (!fit_weights(e, budget, &p))
         return err_set(err, ERR_BUDGET, "%llu MiB are too little for what is open now: it needs "
-                       "%lluM or more", (unsigned long long)(budget >> 20), mib_up(fit_least(e)));
+                       "%.10gM or more", (unsigned long long)(budget >> 20), fit_mib(fit_least(e)));
     const bool grow = budget > e->opt.mem_budget;
     if (grow) ledger_set_budget(&e->ledger, budget);
     enum status s = resid_apply(&e->resid, &p, NULL, NULL, err);

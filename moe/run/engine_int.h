@@ -51,6 +51,7 @@ struct tessera_engine {
     int *op_bank;                    /* [n_op] ROUTE: number of its layer among those with experts */
     int *op_piece;                   /* [n_op][OP_IO] place of a matmul's weights in the ring */
     uint64_t process;                /* bytes of the process beside weights, KV and buffers */
+    uint64_t start;                  /* what starting it may be charged, before the model is opened */
     struct placement placement;      /* of the weights, as planned */
     struct rates rates;
     struct prior *prior;             /* what promises rest on */
@@ -220,6 +221,11 @@ int fit_batch(const struct tessera_engine *e);
 /* What the process takes beside regions: code, libraries, heap, stacks; an estimate from above that
  * depends on the model and the options only. */
 uint64_t fit_process_bytes(const struct tessera_engine *e);
+uint64_t fit_start_bytes(void);
+/* Of the buffers that a placement's reads go through. */
+uint64_t fit_staging(const struct tessera_engine *e, const struct placement *p);
+/* A number for --mem, never less: in tenths of a MiB below 64 MiB, in whole ones from there on. */
+double fit_mib(uint64_t bytes);
 uint64_t fit_logits_bytes(const struct tessera_engine *e);
 /* Bytes that the whole process needs with a placement, and at the least, as opened. */
 uint64_t fit_need(const struct tessera_engine *e, const struct placement *p);

@@ -7,8 +7,8 @@
  * whose buffers stay within BESIDE_BYTES with the process and the staging and take an eighth of the
  * budget at most, a default context whose KV cache takes a quarter at most.  What of it is not filled
  * yet is lent to the weights, and taken back page by page (engine_commit).  If not even the least
- * placement fits, all of these shrink to their least; if that is too much the model is refused, with
- * the number that works.
+ * placement fits, all of these shrink to their least, the buffers of reads too; if that is too much the
+ * model is refused, with the number that works.
  *
  * Pure functions of the engine's description; no memory is taken here. */
 #include "moe/run/engine_int.h"
@@ -18,8 +18,9 @@ enum { CTX_DEFAULT = 8192, CTX_MIN = 256, CTX_ALL_RAM = 1024, ROWS_MIN = 32 };
 static const uint64_t BESIDE_BYTES = 64u << 20;
 static const uint64_t SNAPSHOT_BYTES = 512u << 20; /* of recurrent states per session, at most */
 /* Measured: code and libraries in use, and the heap of a model without a vocabulary; stack, arena
- * and ring of a thread; what starting charges when no file of the program is cached. */
-static const uint64_t CODE_BYTES = 7u << 20, THREAD_BYTES = 96u << 10, START_BYTES = 14u << 20;
+ * and ring of a thread; what starting takes beside the program's files. */
+static const uint64_t CODE_BYTES = 7350u << 10, THREAD_BYTES = 96u << 10, START_BYTES = 5u << 18;
+static const uint64_t START_MOST = 14u << 20;
 static const uint64_t PAGE_TABLE = 512;            /* 8 bytes for each page of 4096 */
 
 uint64_t fit_arena_bytes(const struct tessera_engine *e)
@@ -50,9 +51,17 @@ static uint64_t kv_all(const struct tessera_engine *e, int n_ctx)
     return (uint64_t)e->opt.n_sessions * fit_kv_bytes(e, n_ctx);
 }
 
-static uint64_t staging(const struct tessera_engine *e)
+uint64_t fit_staging(const struct tessera_engine *e, const struct placement *p)
 {
-    return fetch_staging(&e->resid.parts, e->opt.n_threads);
+    return fetch_staging(&e->resid.parts, e->opt.n_threads, p->depth);
+}
+
+uint64_t fit_start_bytes(void)
+{
+    /* Where no file of the program is cached, the system may read each of them whole, and charges us; of
+     * what a debugger needs, which lies at the end, ordinary drives read nothing. */
+    const uint64_t sum = mem_code_bytes() + START_BYTES;
+    return sum < START_MOST ? sum : START_MOST;
 }
 
 /* Bytes of a header: what comes before the first tensor's data, of all shards. */
@@ -91,10 +100,8 @@ uint64_t fit_process_bytes(const struct tessera_engine *e)
     const uint64_t rows = (uint64_t)e->opt.n_batch * (uint64_t)(64 + 12 * e->model.n_sets);
     const uint64_t vocab = (uint64_t)e->model.n_vocab * 16;
     /* The header is kept, and a tokenizer's tables and index are about as large again. */
-    const uint64_t sum = CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables +
-                         rows + vocab + stack_bytes(e) + forecast_bytes(&e->forecast) +
-                         (e->approx ? e->approx->bytes : 0);
-    return (sum + (1u << 20) - 1) >> 20 << 20;
+    return CODE_BYTES + threads * THREAD_BYTES + header_bytes(e) * 9 / 4 + tables + rows + vocab +
+           stack_bytes(e) + forecast_bytes(&e->forecast) + (e->approx ? e->approx->bytes : 0);
 }
 
 static uint64_t whole_pages(uint64_t n)
@@ -114,9 +121,16 @@ static uint64_t need(const struct tessera_engine *e, const struct placement *p, 
 {
     const bool all = place_resident(&e->resid.sizes, p);
     /* A stack reads levels at any resize: then what fits must not depend on what came before. */
-    const uint64_t st = e->resid.all_ram && all && !e->stack.present ? 0 : staging(e);
-    const uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE + kv_all(e, n_ctx) + st;
-    return sum > START_BYTES ? sum : START_BYTES;
+    const uint64_t st = e->resid.all_ram && all && !e->stack.present ? 0 : fit_staging(e, p);
+    uint64_t sum = beside(e) + p->bytes + p->bytes / PAGE_TABLE + kv_all(e, n_ctx) + st;
+    if (sum + MEM_HUGE_PAGE > MEM_HUGE_FROM && !all) sum += MEM_HUGE_PAGE;
+    return sum > e->start ? sum : e->start;
+}
+
+double fit_mib(uint64_t bytes)
+{
+    const uint64_t mib = 1u << 20, parts = bytes < 64 * mib ? 10 : 1;
+    return (double)((bytes * parts + mib) / mib) / (double)parts;
 }
 
 uint64_t fit_need(const struct tessera_engine *e, const struct placement *p)
@@ -124,15 +138,29 @@ uint64_t fit_need(const struct tessera_engine *e, const struct placement *p)
     return need(e, p, e->opt.n_ctx);
 }
 
+/* The best placement, with so many reads per loader, beside `rest` bytes of a budget. */
+static bool place_within(const struct tessera_engine *e, uint64_t budget, uint64_t rest, int depth,
+                         struct placement *p)
+{
+    p->depth = depth;
+    rest += fit_staging(e, p) + (budget >= MEM_HUGE_FROM ? MEM_HUGE_PAGE : 0);
+    const uint64_t left = rest < budget ? budget - rest : 0;
+    const bool fits = place_solve(&e->resid.sizes, left - left / (PAGE_TABLE + 1), p);
+    p->depth = depth;
+    return fits;
+}
+
 static bool solve(const struct tessera_engine *e, uint64_t budget, int n_ctx, struct placement *p)
 {
     *p = place_all(&e->resid.sizes);
-    if (need(e, p, n_ctx) <= budget) return true;
-    const uint64_t rest = beside(e) + kv_all(e, n_ctx) + staging(e);
-    if (rest > budget || budget < START_BYTES) return false;
-    const uint64_t left = budget - rest;
-    if (!place_solve(&e->resid.sizes, left - left / (PAGE_TABLE + 1), p)) return false;
-    return !place_resident(&e->resid.sizes, p) || need(e, p, n_ctx) <= budget;
+    for (p->depth = FETCH_DEPTH; p->depth; p->depth /= 2)
+        if (need(e, p, n_ctx) <= budget) return true;
+    for (int depth = FETCH_DEPTH; depth && budget >= e->start; depth /= 2) {
+        const uint64_t rest = beside(e) + kv_all(e, n_ctx);
+        if (place_within(e, budget, rest, depth, p) &&
+            (!place_resident(&e->resid.sizes, p) || need(e, p, n_ctx) <= budget)) return true;
+    }
+    return false;
 }
 
 /* KV bytes that are there whatever the contexts hold: recurrent states, and pages that are filled. */
@@ -150,18 +178,23 @@ bool fit_weights(const struct tessera_engine *e, uint64_t budget, struct placeme
     if (p->bytes == place_all(&e->resid.sizes).bytes) return true;
     if (e->stack.present) return true; /* its depths must not follow from what a cache holds */
     /* What the KV caches have not filled yet works for the weights until they do. */
-    const uint64_t rest = beside(e) + kv_now(e) + staging(e);
     struct placement more;
-    if (rest >= budget) return true;
-    const uint64_t left = budget - rest;
-    if (place_solve(&e->resid.sizes, left - left / (PAGE_TABLE + 1), &more) && more.bytes > p->bytes)
+    if (place_within(e, budget, beside(e) + kv_now(e), p->depth, &more) && more.bytes > p->bytes)
         *p = more;
     return true;
 }
 
+/* All that can be on disk is, and one read at a time is under way. */
+static struct placement least_of(const struct tessera_engine *e)
+{
+    struct placement p = place_least(&e->resid.sizes);
+    p.depth = 1;
+    return p;
+}
+
 uint64_t fit_least(const struct tessera_engine *e)
 {
-    const struct placement p = place_least(&e->resid.sizes);
+    const struct placement p = least_of(e);
     return need(e, &p, e->opt.n_ctx);
 }
 
@@ -171,10 +204,17 @@ bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *
     const uint64_t taken = l->total + e->resid.now.bytes / PAGE_TABLE;
     /* What nobody has is room, too: slots are coarse, and weights that gave way earlier gave more than
      * was asked for. */
-    const uint64_t have = e->resid.now.bytes + (e->resid.all_ram ? 0 : staging(e)) +
+    const struct placement *now = &e->resid.now;
+    const uint64_t have = now->bytes + (e->resid.all_ram ? 0 : fit_staging(e, now)) +
                           (l->budget > taken ? l->budget - taken : 0);
-    bytes += staging(e);
-    return have > bytes && place_solve(&e->resid.sizes, have - bytes, p);
+    for (int depth = now->depth; depth; depth /= 2) {
+        p->depth = depth;
+        const uint64_t rest = bytes + fit_staging(e, p);
+        if (have <= rest || !place_solve(&e->resid.sizes, have - rest, p)) continue;
+        p->depth = depth;
+        return true;
+    }
+    return false;
 }
 
 /* Whether a layer's end lies between the first and the last step that touch a buffer. */
@@ -212,7 +252,7 @@ int fit_batch(const struct tessera_engine *e)
     for (; n > e->opt.n_ubatch; n /= 2) {
         const uint64_t carry = fit_carry(e, n, NULL);
         if (carry <= e->opt.mem_budget / 32 &&
-            r->now.bytes - least.bytes + e->across.committed >= 2 * (carry + staging(e))) break;
+            r->now.bytes - least.bytes + e->across.committed >= 2 * (carry + fit_staging(e, &r->now))) break;
     }
     return n > e->opt.n_ubatch ? n : e->opt.n_ubatch;
 }
@@ -243,6 +283,7 @@ static int less_context(int n_ctx, int least)
 static bool fit_all(struct tessera_engine *e, int want, int least, struct placement *p)
 {
     *p = place_all(&e->resid.sizes);
+    p->depth = FETCH_DEPTH;
     e->n_snapshots = most_snapshots(e);
     while (e->n_snapshots > 1 && need(e, p, want) > e->opt.mem_budget) e->n_snapshots--;
     while (want > least && need(e, p, want) > e->opt.mem_budget) want = less_context(want, least);
@@ -268,7 +309,7 @@ enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err
         return OK;
     e->n_snapshots = e->state_bytes ? 1 : 0;
     while (want > least && kv_all(e, want) > budget / 4) want = less_context(want, least);
-    while ((beside(e) + staging(e) > BESIDE_BYTES || fit_arena_bytes(e) > budget / 8) &&
+    while ((beside(e) + fit_staging(e, p) > BESIDE_BYTES || fit_arena_bytes(e) > budget / 8) &&
            smaller_batch(e, whole ? least : ROWS_MIN)) {}
     while (!solve(e, budget, want, p)) {
         if (smaller_batch(e, whole ? least : e->opt.n_sessions)) continue;
@@ -277,12 +318,11 @@ enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err
         } else if (e->n_snapshots) {
             e->n_snapshots = 0;
         } else {
-            const struct placement none = place_least(&e->resid.sizes);
-            const uint64_t n = need(e, &none, want);
+            const struct placement least_there = least_of(e);
             return err_set(err, ERR_BUDGET, "the model does not fit %llu MiB: with a context of %d "
                            "tokens and all weights but the largest step's on disk it needs --mem "
-                           "%lluM or more", (unsigned long long)(budget >> 20), want,
-                           (unsigned long long)((n + (1u << 20) - 1) >> 20));
+                           "%.10gM or more", (unsigned long long)(budget >> 20), want,
+                           fit_mib(need(e, &least_there, want)));
         }
     }
     e->opt.n_ctx = whole && want > e->opt.n_ubatch ? e->opt.n_ubatch : want;
