@@ -61,10 +61,11 @@ $(BUILD)/libtessera.a: $(LIB_OBJ)
 	$(Q)ar rcs $@ $(LIB_OBJ)
 
 # A budget is charged for what starting reads of files: so jemalloc is part of the program, without the
-# C++ library that its shared object brings along, and what a debugger needs stays in the build.
-# Plugins and their libraries must find all of its functions.
+# C++ library that its shared object brings along (where the system has it so), and what a debugger needs
+# stays in the build.  Plugins and their libraries must find all of its functions.
 HEAP_FN := malloc calloc realloc free aligned_alloc posix_memalign memalign valloc malloc_usable_size
-HEAP    := -l:libjemalloc_pic.a $(HEAP_FN:%=-Wl$(comma)--export-dynamic-symbol=%)
+HEAP    := $(if $(filter /%,$(shell $(CC) -print-file-name=libjemalloc_pic.a)),-l:libjemalloc_pic.a \
+             $(HEAP_FN:%=-Wl$(comma)--export-dynamic-symbol=%),-ljemalloc)
 
 $(BUILD)/tessera: $(CLI_OBJ) $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")

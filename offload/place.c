@@ -27,7 +27,7 @@ struct placement place_all(const struct place_sizes *s)
 
 struct placement place_least(const struct place_sizes *s)
 {
-    struct placement p = {.n_units = s->n_floor};
+    struct placement p = {.n_units = s->n_floor, .depth = 1};
     if (s->n_pieces) p.n_ring = s->n_pieces < PLACE_RING_MIN ? s->n_pieces : PLACE_RING_MIN;
     p.dense_home = p.n_ring == 0;
     for (int c = 0; c < s->n_classes; c++) p.n_slots[c] = 1;
