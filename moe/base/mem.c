@@ -6,7 +6,6 @@
 #include <link.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { HUGE_PAGE = MEM_HUGE_PAGE };
@@ -144,12 +143,6 @@ void region_release(struct region *r)
     memset(r, 0, sizeof *r);
 }
 
-/* The program itself has no name. */
-static const char *file_of(const struct dl_phdr_info *info)
-{
-    return info->dlpi_name[0] ? info->dlpi_name : "/proc/self/exe";
-}
-
 static int drop_file(struct dl_phdr_info *info, size_t size, void *arg)
 {
     (void)size;
@@ -160,8 +153,8 @@ static int drop_file(struct dl_phdr_info *info, size_t size, void *arg)
         if (info->dlpi_phdr[i].p_type == PT_LOAD && !(info->dlpi_phdr[i].p_flags & PF_W))
             (void)madvise((void *)from, to - from, MADV_RANDOM);
     }
-    /* Pages that are mapped stay. */
-    int fd = open(file_of(info), O_RDONLY | O_CLOEXEC);
+    /* The program itself has no name; pages that are mapped stay. */
+    int fd = open(info->dlpi_name[0] ? info->dlpi_name : "/proc/self/exe", O_RDONLY | O_CLOEXEC);
     if (fd < 0) return 0;
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     (void)close(fd);
@@ -172,9 +165,9 @@ void mem_drop_code(void) { (void)dl_iterate_phdr(drop_file, NULL); }
 
 static int add_file(struct dl_phdr_info *info, size_t size, void *sum)
 {
-    struct stat st;
     (void)size;
-    if (!stat(file_of(info), &st)) *(uint64_t *)sum += (uint64_t)st.st_size;
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_LOAD) *(uint64_t *)sum += info->dlpi_phdr[i].p_filesz;
     return 0;
 }
 

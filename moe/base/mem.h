@@ -80,7 +80,7 @@ size_t mem_page_size(void);
  * from now on. */
 void mem_drop_code(void);
 
-/* Bytes of the files of the program and its libraries. */
+/* Bytes of the files of the program and its libraries that are loaded when they are needed. */
 uint64_t mem_code_bytes(void);
 
 #endif
