@@ -21,6 +21,7 @@ static const uint64_t SNAPSHOT_BYTES = 512u << 20; /* of recurrent states per se
  * and ring of a thread; what starting takes beside the program's files. */
 static const uint64_t CODE_BYTES = 7600u << 10, THREAD_BYTES = 96u << 10, START_BYTES = 6u << 18;
 static const uint64_t START_MOST = 14u << 20;
+enum { REGION_PAGES = 16 };                         /* of weights and KV caches, which end on whole pages */
 static const uint64_t PAGE_TABLE = 512;            /* 8 bytes for each page of 4096 */
 
 uint64_t fit_arena_bytes(const struct tessera_engine *e)
@@ -114,7 +115,7 @@ static uint64_t whole_pages(uint64_t n)
 static uint64_t beside(const struct tessera_engine *e)
 {
     return e->process + whole_pages(fit_arena_bytes(e)) + whole_pages(fit_logits_bytes(e)) +
-           gates_bytes(&e->gates) + e->device_plan.host;
+           gates_bytes(&e->gates) + e->device_plan.host + REGION_PAGES * mem_page_size();
 }
 
 static uint64_t need(const struct tessera_engine *e, const struct placement *p, int n_ctx)
@@ -155,7 +156,8 @@ static bool solve(const struct tessera_engine *e, uint64_t budget, int n_ctx, st
     *p = place_all(&e->resid.sizes);
     for (p->depth = FETCH_DEPTH; p->depth; p->depth /= 2)
         if (need(e, p, n_ctx) <= budget) return true;
-    for (int depth = FETCH_DEPTH; depth && budget >= e->start; depth /= 2) {
+    /* Levels rise with the budget; they are not given away for more reads at a time. */
+    for (int depth = e->stack.present ? 1 : FETCH_DEPTH; depth && budget >= e->start; depth /= 2) {
         const uint64_t rest = beside(e) + kv_all(e, n_ctx);
         if (place_within(e, budget, rest, depth, p) &&
             (!place_resident(&e->resid.sizes, p) || need(e, p, n_ctx) <= budget)) return true;
@@ -193,19 +195,13 @@ uint64_t fit_least(const struct tessera_engine *e)
 bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *p)
 {
     const struct ledger *l = &e->ledger;
-    const uint64_t taken = l->total + e->resid.now.bytes / PAGE_TABLE;
+    const struct placement *now = &e->resid.now;
     /* What nobody has is room, too: slots are coarse, and weights that gave way earlier gave more than
      * was asked for. */
-    const struct placement *now = &e->resid.now;
-    const uint64_t have = now->bytes + (e->resid.all_ram ? 0 : fit_staging(e, now)) +
-                          (l->budget > taken ? l->budget - taken : 0);
-    for (int depth = now->depth; depth; depth /= 2) {
-        p->depth = depth;
-        const uint64_t rest = bytes + fit_staging(e, p);
-        if (have <= rest || !place_solve(&e->resid.sizes, have - rest, p)) continue;
-        p->depth = depth;
-        return true;
-    }
+    const uint64_t mine = now->bytes + (e->resid.all_ram ? 0 : fit_staging(e, now)), total = l->total;
+    const uint64_t other = total > mine ? total - mine : 0;
+    for (int depth = now->depth; depth; depth /= 2)
+        if (place_within(e, l->budget, other + bytes, depth, p)) return true;
     return false;
 }
 
