@@ -119,6 +119,10 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
         fprintf(stderr, "%11s", "-");
     fprintf(stderr, " %8.1f ms, %.1f of them waiting for reads\n", 1e3 * seconds / steps,
             1e3 * (t.waited - before->waited) / steps);
+    const double reading = t.reading - before->reading;
+    if (reading > 0)
+        fprintf(stderr, "  the drive busy    %11s %8.1f ms, at %.2f GB/s meanwhile\n", "-", 1e3 * reading / steps,
+                1e-9 * (double)(t.bytes_read - before->bytes_read) / reading);
     if (t.seconds_expected[1] > 0)
         fprintf(stderr, "  (between %.1f, if reads cost nothing beside the products, and %.1f ms)\n",
                 1e3 * t.seconds_expected[0], 1e3 * t.seconds_expected[1]);

@@ -145,6 +145,7 @@ struct tessera_traffic {
     double device_seconds;         /* of its work; modelled when device_modelled says so */
     bool device_modelled;
     double waited;                 /* seconds in which nothing could be computed */
+    double reading;                /* seconds in which something was being read */
     const char *policy, *predictor; /* borrowed from the engine */
     bool ahead;                    /* guesses are being read ahead: the last verdict, or always */
     int trials, trials_won;        /* comparisons with and without, in this run */

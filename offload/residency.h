@@ -107,6 +107,7 @@ struct resid_counts {
     uint64_t guess_bytes, useful_bytes, wasted_bytes; /* read as guesses; of them used, or not */
     uint64_t evictions;
     double waited;                    /* seconds the executor had nothing to do */
+    _Atomic uint64_t reading;         /* nanoseconds in which something was being read */
 };
 
 struct index_queue {
@@ -147,6 +148,8 @@ struct resid {
         struct stacked *mat;     /* [n_parts] what kernels see */
     } stack;
     int n_loading;           /* groups in that state */
+    int n_flight;            /* pieces that loaders have, */
+    double flight_from;      /* and since when so many */
     struct err err;          /* the first failure of a read, until it is collected */
     struct err broken;       /* why no step can be run until a resize succeeds */
     struct resid_counts count;

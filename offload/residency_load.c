@@ -117,9 +117,8 @@ static void give_up_levels(struct resid *r)
     r->stack.rows_end = r->stack.row;
 }
 
-bool load_next(void *arg, struct fetch_piece *p)
+static bool next_piece(struct resid *r, struct fetch_piece *p)
 {
-    struct resid *r = arg;
     if (r->rows.next < r->rows.n) {
         const int i = r->rows.next++;
         const struct weight *w = &r->parts.weights->at[r->rows.weight];
@@ -145,6 +144,23 @@ bool load_next(void *arg, struct fetch_piece *p)
     p->guess = g->ahead == AHEAD_GUESS;
     r->guess_flight += p->guess;
     if (++g->next_piece == g->n_pieces) queue_pop(q);
+    return true;
+}
+
+/* So many pieces more, or fewer, are with the loaders. */
+static void count_flight(struct resid *r, int more)
+{
+    const double now = os_seconds();
+    if (r->n_flight) r->count.reading += (uint64_t)(1e9 * (now - r->flight_from));
+    r->flight_from = now;
+    r->n_flight += more;
+}
+
+bool load_next(void *arg, struct fetch_piece *p)
+{
+    struct resid *r = arg;
+    if (!next_piece(r, p)) return false;
+    count_flight(r, 1);
     return true;
 }
 
@@ -210,6 +226,7 @@ void load_done(void *arg, const struct fetch_piece *p, uint64_t bytes, bool nan,
                const struct err *e)
 {
     struct resid *r = arg;
+    count_flight(r, -1);
     r->guess_flight -= p->guess;
     /* A guess that cannot be read is a wrong one; whoever needs it will hear of it. */
     const bool idle_guess = p->guess && r->group[p->tag].ahead == AHEAD_GUESS;

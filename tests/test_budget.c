@@ -460,6 +460,7 @@ static void test_observed(void **state)
         struct seen seen = {0};
         struct err err;
         o.mem_budget = k ? UINT64_MAX : least + 5 * MIB;
+        const double from = os_seconds();
         tessera_engine *e = must_open(&o);
         const struct tessera_traffic a = tessera_traffic(e);
         tessera_observe(e, count_seen, &seen);
@@ -472,6 +473,8 @@ static void test_observed(void **state)
         /* Embedding rows and pieces are waited for outside of layers' experts. */
         assert_true(seen.waited <= b.waited - a.waited + 1e-9);
         assert_true(k ? seen.waited <= 0 : seen.waited > 0);
+        assert_true(b.reading > 0 && b.reading <= os_seconds() - from);
+        assert_true(k || b.reading > a.reading);
         tessera_close(e);
     }
     free(out);

@@ -651,7 +651,7 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
         .device_modelled = e->device_modelled,
         .steps = e->n_steps, .hits = c->hits, .misses = c->misses, .bytes_read = c->bytes_read,
         .shrunk = e->pressure.shrunk, .grown = e->pressure.grown, .spilled = e->pressure.spilled,
-        .evictions = c->evictions, .waited = c->waited,
+        .evictions = c->evictions, .waited = c->waited, .reading = 1e-9 * (double)c->reading,
         .policy = e->resid.policy ? e->opt.policy : "",
         .predictor = g->name, .ahead = g->kind != PREDICT_NONE && (g->always || g->on),
         .trials = g->n_trials, .trials_won = g->n_on,
