@@ -2,6 +2,7 @@
 # SAN=address|undefined|thread builds (and tests) under a sanitizer in a tree of its own.
 
 CC      ?= cc
+STRIP   ?= strip
 PREFIX  ?= /usr/local
 BUILD   := build/$(if $(SAN),$(SAN),release)
 BIN     := $(if $(SAN),$(BUILD)/tessera,tessera)
@@ -29,6 +30,7 @@ FUZZ    := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz_*.c))
 TOOLS   := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 JOBS    ?= $(shell nproc)
 Q       := $(if $(V),,@)
+comma   := ,
 
 all: $(BIN)
 
@@ -58,12 +60,21 @@ $(BUILD)/libtessera.a: $(LIB_OBJ)
 	@$(if $(V),,echo "  ar    $@")
 	$(Q)ar rcs $@ $(LIB_OBJ)
 
-$(BIN): $(CLI_OBJ) $(BUILD)/libtessera.a
+# A budget is charged for what starting reads of files: so jemalloc is part of the program, without the
+# C++ library that its shared object brings along (where the system has it so), and what a debugger needs
+# stays in the build.  Plugins and their libraries must find all of its functions.
+HEAP_FN := malloc calloc realloc free aligned_alloc posix_memalign memalign valloc malloc_usable_size
+HEAP    := $(if $(filter /%,$(shell $(CC) -print-file-name=libjemalloc_pic.a)),-l:libjemalloc_pic.a \
+             $(HEAP_FN:%=-Wl$(comma)--export-dynamic-symbol=%),-ljemalloc)
+
+$(BUILD)/tessera: $(CLI_OBJ) $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
-	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(if $(SAN),$(LIBS),$(LIBS:-ljemalloc=$(HEAP)))
+
+tessera: $(BUILD)/tessera
+	$(Q)$(STRIP) -o $@ $<
 
 # Tests that fail the Nth call (tests/fault.h) wrap the functions that they fail.
-comma := ,
 FAULTS := malloc calloc realloc free strdup aligned_alloc mmap mprotect open pread fopen fwrite \
           fflush fsync fclose rename pthread_create
 FAULT_LINK := $(FAULTS:%=-Wl$(comma)--wrap=%)

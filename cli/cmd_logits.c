@@ -90,7 +90,7 @@ static enum status check_job(tessera_engine *e, const struct job *j, struct err 
 }
 
 /* One step: the next piece of every prompt that has one; the first prompt's logits go out. */
-static enum status one_step(tessera_engine *e, struct job *j, FILE *out, struct err *err)
+static enum status one_step(tessera_engine *e, struct job *j, struct osfile_writer *out, struct err *err)
 {
     struct tessera_input in[PROMPTS];
     size_t n_vocab = (size_t)tessera_model(e).n_vocab;
@@ -107,14 +107,15 @@ static enum status one_step(tessera_engine *e, struct job *j, FILE *out, struct 
     enum status s = tessera_step(e, in, n_in, err);
     for (int r = 0; r < in[0].n && !s; r++) {
         const float *row = tessera_logits(e, 0, r);
-        if (fwrite(row, sizeof *row, n_vocab, out) != n_vocab)
+        if (fwrite(row, sizeof *row, n_vocab, out->fp) != n_vocab)
             s = err_set(err, ERR_IO, "cannot write the logits: %s", strerror(errno));
+        osfile_writer_settle(out);
     }
     return s;
 }
 
 static enum status run_job(tessera_engine *e, const struct cli_args *a, bool special,
-                           struct job *j, FILE *out, struct err *err)
+                           struct job *j, struct osfile_writer *out, struct err *err)
 {
     struct prompt *p = &j->at[0];
     int bos;
@@ -139,6 +140,7 @@ static int write_logits(struct cli_args *a, const struct logits_args *own, struc
         return rc;
     }
     cli_interrupt_target(e);
+    w.keep = tessera_memory(e).budget / 128;
     if (tessera_model(e).sees_both && own->decode) {
         fprintf(stderr, "tessera: --decode: a model of %s sees a text as a whole\n",
                 tessera_model(e).arch);
@@ -149,7 +151,7 @@ static int write_logits(struct cli_args *a, const struct logits_args *own, struc
     if (tessera_model(e).sees_both) j->piece = tessera_model(e).n_ubatch;
     else if (j->piece * j->n > tessera_model(e).n_ubatch) /* the budget has made steps smaller */
         j->piece = tessera_model(e).n_ubatch / j->n;
-    enum status s = run_job(e, a, own->special, j, w.fp, &err);
+    enum status s = run_job(e, a, own->special, j, &w, &err);
     cli_interrupt_target(NULL);
     if (s)
         osfile_writer_abort(&w);

@@ -86,7 +86,9 @@ enum status kl_put(struct kl_writer *k, const float *logits, struct err *e)
         float above = logits[i] - min;
         k->row[HEAD + i] = above > 0 && head[0] > 0 ? (uint16_t)lrintf(above / head[0]) : 0;
     }
-    return fwrite(k->row, k->row_bytes, 1, k->w.fp) == 1 ? OK : write_failed(k, e);
+    if (fwrite(k->row, k->row_bytes, 1, k->w.fp) != 1) return write_failed(k, e);
+    osfile_writer_settle(&k->w);
+    return OK;
 }
 
 enum status kl_commit(struct kl_writer *k, struct err *e)

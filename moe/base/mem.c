@@ -86,7 +86,9 @@ static enum status open_pages(struct region *r, size_t at, size_t n, struct err 
         return err_set(e, ERR_MEMORY, "the system gave no memory: %zu bytes for %s", n,
                        mem_owner_name(r->owner));
     }
-    if (r->owner == MEM_WEIGHTS && r->reserved >= HUGE_PAGE) (void)madvise(from, n, MADV_HUGEPAGE);
+    if (r->owner == MEM_WEIGHTS && r->reserved >= HUGE_PAGE &&
+        atomic_load(&r->ledger->budget) >= MEM_HUGE_FROM)
+        (void)madvise(from, n, MADV_HUGEPAGE);
     r->committed += n;
     return OK;
 }

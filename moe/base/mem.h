@@ -24,6 +24,10 @@ enum mem_owner {
     MEM_OWNER_N,
 };
 
+/* Weights are in huge pages from this budget on: below, one whose slots are given back piece by piece, and
+ * which is charged as a whole until the system has split it, weighs more than it saves. */
+enum { MEM_HUGE_FROM = 256 << 20 };
+
 struct ledger {
     _Atomic uint64_t budget;               /* bytes; UINT64_MAX = no limit */
     _Atomic uint64_t used[MEM_OWNER_N];    /* committed bytes, whole pages */

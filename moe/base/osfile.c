@@ -192,6 +192,15 @@ enum status osfile_writer_commit(struct osfile_writer *w, struct err *e)
     return s;
 }
 
+void osfile_writer_settle(struct osfile_writer *w)
+{
+    const off_t at = w->keep ? ftello(w->fp) : 0;
+    if (at < 0 || (uint64_t)at - w->settled < w->keep || fflush(w->fp)) return;
+    (void)fdatasync(fileno(w->fp));
+    (void)posix_fadvise(fileno(w->fp), 0, 0, POSIX_FADV_DONTNEED);
+    w->settled = (uint64_t)at;
+}
+
 void osfile_writer_abort(struct osfile_writer *w)
 {
     if (w->fp) (void)fclose(w->fp);

@@ -59,6 +59,8 @@ enum status osfile_unchanged(const struct osfile *f, struct err *e);
 struct osfile_writer {
     FILE *fp;
     char *path, *aside; /* owned */
+    uint64_t keep;      /* bytes that may wait in the page cache, see below; 0 = any number */
+    uint64_t settled;
 };
 
 /* Creates "<path>.part"; write through fp with stdio, then commit (flush, sync, rename) or abort
@@ -66,6 +68,10 @@ struct osfile_writer {
 enum status osfile_writer_open(struct osfile_writer *w, const char *path, struct err *e);
 enum status osfile_writer_commit(struct osfile_writer *w, struct err *e);
 void osfile_writer_abort(struct osfile_writer *w);
+
+/* A budget is charged for what has been written and is not on the disk yet: when that is more than
+ * w->keep bytes it is put there, and its pages are given back.  Errors are the commit's to tell. */
+void osfile_writer_settle(struct osfile_writer *w);
 
 /* Monotonic seconds. */
 double os_seconds(void);
