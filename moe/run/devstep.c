@@ -482,8 +482,8 @@ static bool list_experts(struct devstep *d, struct tessera_engine *e)
 static bool all_there(const struct devstep *d, const struct tessera_engine *e, int n_rows, int n_out)
 {
     return d->attends && d->ops[0] && devtier_complete(d->tier) && !e->obs.sink && !e->profile &&
-           n_rows <= WHOLE_ROWS && n_rows * e->hp.n_expert_used <= d->tier->n_pairs &&
-           n_out <= d->plan.n_logits;
+           n_rows <= WHOLE_ROWS && n_rows <= e->opt.n_ubatch &&
+           n_rows * e->hp.n_expert_used <= d->tier->n_pairs && n_out <= d->plan.n_logits;
 }
 
 /* What the host gives, and every layer's K and V, have places of their own. */
