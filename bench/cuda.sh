@@ -10,7 +10,7 @@
 #   decode     all, 75, 50 and 25 % of the experts on the card: ms per token, beside the two-sided bound of
 #              bytes and measured rates, and beside llama.cpp's best -ncmoe in the same memory (--peer)
 #   budget     --vram 2G while it decodes: what nvidia-smi sees beyond what was in use before
-#   models     architectures (DIR/*moe*.gguf; --models): logits with experts on the card, bit by bit
+#   models     architectures (DIR/*moe*.gguf; --models): logits with the card, bit by bit
 #   sanitize   compute-sanitizer's four tools over some of the kernels
 #
 # It builds for the card's architecture when it can.  A machine without our libraries and compilers gets
@@ -127,9 +127,12 @@ if enough decode 60; then
         head -c "$(wc -c <"$work/cpu.text")" "$work/text" | cmp -s - "$work/cpu.text" || bad decode "$pct % text differs" FAILED ''
         row decode "$pct % resident, --vram ${vram}M" "$ms" ms/token
         row decode "$pct %: ran on the card" "$share" %
+        plan "${vram}M" >"$work/p" # all but experts is on the card, or on the host
         row decode "$pct %: two-sided bound" "$(awk -v d=$((all / 128 * used)) -v a="$dense" -v s="$share" \
+            -v there="$(field device_dense_bytes <"$work/p")" \
             -v g="${copy:-0}" -v h="${host:-0}" 'BEGIN {if (g * h == 0) {print "?"; exit}
-             v = d * s / 100 / g / 1e6; r = (a + d * (1 - s / 100)) / h / 1e6
+             v = (d * s / 100 + (there > 0 ? a : 0)) / g / 1e6
+             r = (d * (1 - s / 100) + (there > 0 ? 0 : a)) / h / 1e6
              printf "%.3f", (v > r ? v : r)}')" ms/token
         grep -q 'given up\|not used' "$work/run.err" && bad decode "$(grep -m 1 'given up\|not used' "$work/run.err" | tr , ';')" FAILED ''
         [ -n "$peer" ] && [ -x "$peer" ] && for n in 0 1 2 3 4 5 6 7 8; do

@@ -134,14 +134,13 @@ void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t expe
                   struct devstep_plan *p)
 {
     const struct dev_api *api = e->opt.device;
-    const struct dev *dev = e->second ? e->second : e->devtier.dev;
-    const uint64_t half = (memory - experts) / 2, session = kv_session(e);
+    const uint64_t session = kv_session(e);
     struct dev_weight *weight = calloc((size_t)e->weights.n + 1, sizeof *weight);
     bool *runs = calloc((size_t)e->model.n_op + 1, sizeof *runs);
     bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
     memset(p, 0, sizeof *p);
     if (memory > experts && weight && runs && want && is_plain(e)) {
-        p->weights = wanted(e, api, dev, weight, runs, want);
+        p->weights = wanted(e, api, e->second, weight, runs, want);
         p->arena = up(fit_arena_bytes(e), 256);
         p->n_logits = e->opt.n_logits < LOGITS_ROWS ? e->opt.n_logits : LOGITS_ROWS;
         p->logits = up((uint64_t)e->logits_stride * (uint64_t)p->n_logits, 256);
@@ -152,7 +151,7 @@ void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t expe
         /* Pages are read once for each token, experts a few times in a hundred: but half of what is
          * left is theirs. */
         p->n_kv = e->opt.n_sessions < DEV_SESSIONS ? e->opt.n_sessions : DEV_SESSIONS;
-        while (p->n_kv && fixed + session * (uint64_t)p->n_kv > half) p->n_kv--;
+        while (p->n_kv && fixed + session * (uint64_t)p->n_kv > (memory - experts) / 2) p->n_kv--;
         p->kv = session * (uint64_t)p->n_kv;
         p->bytes = fixed + p->kv;
         p->host = stage_bytes(e);
@@ -481,7 +480,8 @@ static bool list_experts(struct devstep *d, struct tessera_engine *e)
  * on the host. */
 static bool all_there(const struct devstep *d, const struct tessera_engine *e, int n_rows, int n_out)
 {
-    return d->attends && d->ops[0] && devtier_complete(d->tier) && !e->obs.sink && n_rows <= WHOLE_ROWS &&
+    return d->attends && d->ops[0] && devtier_complete(d->tier) && !e->obs.sink && !e->profile &&
+           n_rows <= WHOLE_ROWS && n_rows <= e->opt.n_ubatch &&
            n_rows * e->hp.n_expert_used <= d->tier->n_pairs && n_out <= d->plan.n_logits;
 }
 

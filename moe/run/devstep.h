@@ -81,7 +81,7 @@ struct devstep {
     int n_landings;
 };
 
-/* For a device with that many bytes of which experts want `experts` at least: all zeros if there is no
+/* For e->second, with that many bytes, of which experts want `experts` at least: all zeros if there is no
  * room, nothing to run, or, where weights are loaded, if they are not all in memory. */
 void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t experts, bool loaded,
                   struct devstep_plan *p);
