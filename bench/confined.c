@@ -2,12 +2,8 @@
  * outside what it took: the group's peak charge (page cache and kernel memory included), the peak
  * resident set (sampled every 10 ms, and what the kernel noted), whether anything was killed.
  *
- * Pages of files that were in memory before are charged to whoever read them, most of a program that ran
- * a minute ago; used= adds those that are resident to the peak: what the group would be charged if no file
- * had been cached, but for what the system reads around.
- *
  * LIMIT is in bytes, 0 = none.  One line on stderr when the command has ended:
- *     confined rc=0 peak=123 rss=123 used=123 killed=0
+ *     confined rc=0 peak=123 rss=123 killed=0
  * Exit code: the command's (128 + signal when it was killed), 77 when no group can be made here.
  * Owns the group; removes it. */
 #define _GNU_SOURCE
@@ -39,24 +35,20 @@ static int run(struct group *g, char **argv)
     const int in = !group_put(g->path, "cgroup.procs", text);
     if (in && write(go[1], "x", 1) != 1) return 1;
     (void)close(go[1]);
-    uint64_t rss = 0, others = 0;
+    uint64_t rss = 0;
     struct rusage use;
     const struct timespec ms10 = {0, 10000000};
     while (!wait4(pid, &status, WNOHANG, &use)) {
-        uint64_t file = 0;
-        const uint64_t now = group_rss(pid, &file);
-        const uint64_t mine = group_get(g->path, "memory.stat", g->v2 ? "file_mapped" : "mapped_file");
+        const uint64_t now = group_rss(pid);
         if (now > rss) rss = now;
-        if (file > mine && file - mine > others) others = file - mine;
         (void)nanosleep(&ms10, NULL);
     }
     if ((uint64_t)use.ru_maxrss * 1024 > rss) rss = (uint64_t)use.ru_maxrss * 1024;
     const uint64_t peak = group_get(g->path, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes", NULL);
     const uint64_t killed = group_get(g->path, g->v2 ? "memory.events" : "memory.oom_control", "oom_kill");
     const int rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    (void)fprintf(stderr, "confined rc=%d peak=%llu rss=%llu used=%llu killed=%llu\n", rc,
-                  (unsigned long long)peak, (unsigned long long)rss, (unsigned long long)(peak + others),
-                  (unsigned long long)killed);
+    (void)fprintf(stderr, "confined rc=%d peak=%llu rss=%llu killed=%llu\n", rc,
+                  (unsigned long long)peak, (unsigned long long)rss, (unsigned long long)killed);
     return in ? rc : 77;
 }
 

@@ -78,17 +78,15 @@ static inline int group_make(struct group *g, uint64_t limit)
     return -1;
 }
 
-/* The resident set in bytes; *file, may be NULL: the pages of files in it. */
-static inline uint64_t group_rss(pid_t pid, uint64_t *file)
+static inline uint64_t group_rss(pid_t pid)
 {
     char path[64];
-    unsigned long long size = 0, rss = 0, shared = 0;
+    unsigned long long size = 0, rss = 0;
     (void)snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
     FILE *f = fopen(path, "r");
     if (!f) return 0;
-    if (fscanf(f, "%llu %llu %llu", &size, &rss, &shared) != 3) rss = shared = 0;
+    if (fscanf(f, "%llu %llu", &size, &rss) != 2) rss = 0;
     (void)fclose(f);
-    if (file) *file = shared * (uint64_t)sysconf(_SC_PAGESIZE);
     return rss * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 

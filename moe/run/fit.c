@@ -19,7 +19,7 @@ static const uint64_t BESIDE_BYTES = 64u << 20;
 static const uint64_t SNAPSHOT_BYTES = 512u << 20; /* of recurrent states per session, at most */
 /* Measured: code and libraries in use, and the heap of a model without a vocabulary; stack, arena
  * and ring of a thread; what starting takes beside the program's files. */
-static const uint64_t CODE_BYTES = 7600u << 10, THREAD_BYTES = 96u << 10, START_BYTES = 6u << 18;
+static const uint64_t CODE_BYTES = 7u << 20, THREAD_BYTES = 96u << 10, START_BYTES = 6u << 18;
 static const uint64_t START_MOST = 14u << 20;
 enum { REGION_PAGES = 16 };                         /* of weights and KV caches, which end on whole pages */
 static const uint64_t PAGE_TABLE = 512;            /* 8 bytes for each page of 4096 */
