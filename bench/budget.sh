@@ -132,12 +132,12 @@ logits_case() { # $1: half or all
     return 0
 }
 
-chat_case() { # resizes between the answers
+chat_case() { # resizes between the answers; saved and loaded on the way
     below 600; local c=$((R + 300)) k to a
     below 3; a=(chat -m "$M" -c $c -n 12 --temp 0 -t $((R + 1)))
     smallest "${a[@]}" || return
     choose_budget "$1"; local first=$MEM most=$MEM
-    printf 'hello\n' >"$T/in"; printf 'hello\n' >"$T/plain"
+    printf "%*s\n/save $T/s\n/load $T/s\n" $((c / 3)) hello | tee "$T/in" >"$T/plain"
     for k in 1 2 3; do
         # A resize keeps context and micro-batch, so its least may be more than the smallest budget.
         choose_budget "$1"; to=$((MEM > first ? MEM : first + 10 * k)); [ $to -gt $most ] && most=$to

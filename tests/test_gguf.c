@@ -1281,13 +1281,15 @@ static void test_full_disk(void **state)
     (void)state;
     if (!exists("/dev/full")) skip();
     struct err e;
-    for (int big = 0; big < 2; big++) { /* fails in data, or only at the end */
+    for (int k = 0; k < 3; k++) { /* fails in data, or only at the end */
         struct gguf_writer *w = gguf_writer_new();
-        uint64_t n = big ? 1 << 20 : 4;
+        const int big = k == 1;
+        const uint64_t n = big ? 1 << 20 : k ? 1000 : 4;
         char *data = calloc(1, (size_t)n);
         err_clear(&e);
         gguf_put_tensor(w, "t", 0, 1, (const uint64_t[]){n / 4}, n);
         assert_int_equal(gguf_writer_begin(w, "/dev/full", &e), OK);
+        gguf_writer_keep(w, k == 2 ? 1000 : 0);
         assert_int_equal(gguf_writer_data(w, data, n, &e), big ? ERR_IO : OK);
         assert_int_equal(gguf_writer_end(w, &e), ERR_IO);
         check_error(&e, ERR_IO, ERR_NO_POS, "cannot write /dev/full: No space left on device");

@@ -172,8 +172,8 @@ enum status osfile_writer_commit(struct osfile_writer *w, struct err *e)
 {
     int in_place = !strcmp(w->path, w->aside);
     errno = 0;
-    int bad = ferror(w->fp) || fflush(w->fp) || (!in_place && fsync(fileno(w->fp)));
-    int code = errno;
+    int bad = w->code || ferror(w->fp) || fflush(w->fp) || (!in_place && fsync(fileno(w->fp)));
+    int code = w->code ? w->code : errno;
     if (fclose(w->fp) && !bad) {
         bad = 1;
         code = errno;
@@ -194,9 +194,10 @@ enum status osfile_writer_commit(struct osfile_writer *w, struct err *e)
 
 void osfile_writer_settle(struct osfile_writer *w)
 {
-    const off_t at = w->keep ? ftello(w->fp) : 0;
-    if (at < 0 || (uint64_t)at - w->settled < w->keep || fflush(w->fp)) return;
-    (void)fdatasync(fileno(w->fp));
+    const off_t at = w->keep && !w->code ? ftello(w->fp) : 0;
+    if (at <= 0 || (uint64_t)at - w->settled < w->keep) return;
+    errno = 0;
+    if (fflush(w->fp) || (strcmp(w->path, w->aside) && fdatasync(fileno(w->fp)))) w->code = errno;
     (void)posix_fadvise(fileno(w->fp), 0, 0, POSIX_FADV_DONTNEED);
     w->settled = (uint64_t)at;
 }

@@ -61,6 +61,7 @@ struct osfile_writer {
     char *path, *aside; /* owned */
     uint64_t keep;      /* bytes that may wait in the page cache, see below; 0 = any number */
     uint64_t settled;
+    int code;           /* errno, if that failed */
 };
 
 /* Creates "<path>.part"; write through fp with stdio, then commit (flush, sync, rename) or abort

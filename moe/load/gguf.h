@@ -146,6 +146,8 @@ void gguf_put_kv(struct gguf_writer *w, const struct gguf_kv *kv);
 void gguf_put_tensor(struct gguf_writer *w, const char *name, uint32_t type, int n_dims,
                      const uint64_t *dim, uint64_t bytes);
 enum status gguf_writer_begin(struct gguf_writer *w, const char *path, struct err *e);
+/* From now on so many bytes of the file wait in the page cache at most (osfile_writer_settle). */
+void gguf_writer_keep(struct gguf_writer *w, uint64_t bytes);
 enum status gguf_writer_data(struct gguf_writer *w, const void *data, uint64_t bytes,
                              struct err *e);
 /* Every tensor must have had its bytes: ERR_RANGE otherwise. */

@@ -352,9 +352,14 @@ static enum status write_failed(struct gguf_writer *w, int code, struct err *e)
 
 static enum status write_raw(struct gguf_writer *w, const void *data, uint64_t n, struct err *e)
 {
-    errno = 0;
-    if (!n || fwrite(data, 1, (size_t)n, w->file.fp) == n) return OK;
-    return write_failed(w, errno, e);
+    const uint64_t most = w->file.keep ? w->file.keep : n;
+    for (uint64_t at = 0; at < n; at += most) {
+        const size_t piece = (size_t)(n - at < most ? n - at : most);
+        errno = 0;
+        if (fwrite((const char *)data + at, 1, piece, w->file.fp) != piece) return write_failed(w, errno, e);
+        osfile_writer_settle(&w->file);
+    }
+    return OK;
 }
 
 static enum status write_padding(struct gguf_writer *w, uint64_t n, struct err *e)
@@ -408,6 +413,8 @@ enum status gguf_writer_begin(struct gguf_writer *w, const char *path, struct er
     if (!s) s = write_header(w, e);
     return s ? s : next_tensor(w, e);
 }
+
+void gguf_writer_keep(struct gguf_writer *w, uint64_t bytes) { w->file.keep = bytes; }
 
 enum status gguf_writer_data(struct gguf_writer *w, const void *data, uint64_t bytes,
                              struct err *e)

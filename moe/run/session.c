@@ -84,6 +84,13 @@ static enum status open_lines(struct tessera_session *s, struct err *err)
 
 /* ---- a KV cache on disk ---- */
 
+/* The budget is charged for the file's pages in the page cache, too: no more of them than this, in bytes. */
+static uint64_t in_cache(const struct tessera_engine *e)
+{
+    const uint64_t n = e->opt.mem_budget / 128;
+    return n < 64 << 10 ? 64 << 10 : n > 64 << 20 ? 64 << 20 : n;
+}
+
 static void forget_spilled(struct tessera_session *s)
 {
     if (s->spill_fd >= 0) (void)close(s->spill_fd);
@@ -104,12 +111,15 @@ static int nameless_file(void)
 
 static int32_t line_n(const struct tessera_session *s, int l) { return l ? s->line[l].n : s->n; }
 
-static bool write_at(int fd, const char *p, uint64_t n, uint64_t to)
+static bool write_at(int fd, const char *p, uint64_t n, uint64_t to, uint64_t most)
 {
     for (uint64_t at = 0; at < n;) {
-        const int64_t got = pwrite(fd, p + at, n - at, (off_t)(to + at));
+        const int64_t got = pwrite(fd, p + at, n - at < most ? n - at : most, (off_t)(to + at));
         if (got <= 0 && errno != EINTR) return false;
-        if (got > 0) at += (uint64_t)got;
+        if (got <= 0) continue;
+        at += (uint64_t)got;
+        if (fdatasync(fd)) return false;
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     }
     return true;
 }
@@ -123,16 +133,15 @@ enum status session_spill(struct tessera_session *s, struct err *e)
     uint64_t n = 0;
     for (int l = 0; good && l < s->engine->n_lines; l++) {
         s->line[l].spilled = session_bytes(s, l, line_n(s, l));
-        good = write_at(fd, s->line[l].kv.base, s->line[l].spilled, n);
+        good = write_at(fd, s->line[l].kv.base, s->line[l].spilled, n, in_cache(s->engine));
         n += s->line[l].spilled;
     }
-    if (!good || fdatasync(fd)) {
+    if (!good) {
         const int why = errno;
         if (fd >= 0) (void)close(fd);
         return err_set(e, ERR_IO, "cannot put %llu MiB of KV cache into a file: %s: set TMPDIR to a "
                        "folder with room", (unsigned long long)(n >> 20), strerror(why));
     }
-    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* the pages were charged to us */
     for (int l = 0; l < s->engine->n_lines; l++) region_trim(&s->line[l].kv, 0);
     s->spill_fd = fd;
     return OK;
@@ -142,16 +151,17 @@ static enum status unspill_line(struct tessera_session *s, int l, uint64_t from,
 {
     /* What lies behind the end of the timeline is not needed any more. */
     const uint64_t have = session_bytes(s, l, line_n(s, l));
-    const uint64_t n = have < s->line[l].spilled ? have : s->line[l].spilled;
+    const uint64_t n = have < s->line[l].spilled ? have : s->line[l].spilled, most = in_cache(s->engine);
     char *p = s->line[l].kv.base;
     enum status st = engine_commit(s->engine, &s->line[l].kv, n, e);
     for (uint64_t at = 0; !st && at < n;) {
-        const int64_t got = pread(s->spill_fd, p + at, n - at, (off_t)(from + at));
+        const int64_t got = pread(s->spill_fd, p + at, n - at < most ? n - at : most, (off_t)(from + at));
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0)
             st = err_set(e, ERR_IO, "cannot read a session's KV cache back from its file: %s",
                          strerror(got ? errno : EIO));
         else at += (uint64_t)got;
+        (void)posix_fadvise(s->spill_fd, 0, 0, POSIX_FADV_DONTNEED);
     }
     return st;
 }
@@ -167,7 +177,6 @@ enum status session_unspill(struct tessera_session *s, struct err *e)
         for (int l = 0; l < s->engine->n_lines; l++) region_trim(&s->line[l].kv, 0);
         return st;
     }
-    (void)posix_fadvise(s->spill_fd, 0, 0, POSIX_FADV_DONTNEED);
     forget_spilled(s);
     return OK;
 }
@@ -315,6 +324,7 @@ enum status tessera_session_save(tessera_session *s, const char *path, struct er
     put_lines(s, w);
     if (state) gguf_put_tensor(w, "state", GGUF_TENSOR_I8, 1, &state, state);
     enum status st = gguf_writer_begin(w, path, err);
+    gguf_writer_keep(w, in_cache(e));
     if (!st) st = write_lines(s, w, err);
     if (!st && state) st = gguf_writer_data(w, state_at(s, s->state.current), state, err);
     if (!st) st = gguf_writer_end(w, err);
@@ -401,7 +411,13 @@ static enum status read_line(struct tessera_session *s, const struct gguf *g, st
         return err_set(err, ERR_FORMAT, "%s: the KV cache has the wrong size: the file is damaged",
                        gguf_path(g, 0));
     enum status st = engine_commit(s->engine, &s->line[l].kv, bytes, err);
-    return st ? st : osfile_read(f, s->line[l].kv.base, bytes, t->offset, err);
+    const uint64_t most = in_cache(s->engine);
+    for (uint64_t at = 0; at < bytes && !st; at += most) {
+        const uint64_t piece = bytes - at < most ? bytes - at : most;
+        st = osfile_read(f, (char *)s->line[l].kv.base + at, piece, t->offset + at, err);
+        f->ops->drop(f->fd, t->offset + at, piece);
+    }
+    return st;
 }
 
 static enum status read_depths(struct tessera_session *s, const struct gguf *g, struct osfile *f,
@@ -432,7 +448,7 @@ static enum status read_saved(struct tessera_session *s, const struct gguf *g,
                        "damaged", gguf_path(g, 0));
     char *at = NULL;
     struct osfile f;
-    enum status st = osfile_open(&f, gguf_path(g, 0), 0, NULL, err);
+    enum status st = osfile_open(&f, gguf_path(g, 0), OSFILE_RANDOM, NULL, err);
     if (st) return st;
     s->n = 0; /* what was there is about to be overwritten */
     devstep_cut(s, 0);
