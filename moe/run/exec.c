@@ -2,7 +2,8 @@
  *
  * It is the only place where routing, offload and devices meet: it resolves weights to pointers,
  * lets the routers fill the control buffers, hands ops to a device, and writes down what was
- * observed.  It decides nothing and allocates nothing.  Executor thread only.
+ * observed.  What a second device takes of a step is sides.c's.  It decides nothing and allocates
+ * nothing.  Executor thread only.
  *
  * DESIGN.  Where everything is in RAM a step is a few submissions.  What is not there is brought
  * step by step, and no result depends on it: experts run in the order in which they arrive, each
@@ -15,32 +16,13 @@
 #include "moe/base/osfile.h"
 #include "moe/run/chunk_run.h"
 #include "moe/run/depth_run.h"
-#include "moe/run/exec_part.h"
+#include "moe/run/exec_int.h"
 #include "moe/run/informed.h"
+#include "moe/run/sides.h"
 #include "quant/codec.h"
 #include "quant/stack.h"
 #include "routing/choice.h"
 #include "routing/route.h"
-
-struct exec {
-    struct tessera_engine *e;
-    const struct plan *plan;
-    struct dev_bind bind;
-    struct dev_route route;
-    struct dev_route whole;       /* the same as the router left it */
-    struct plan_route ctl;        /* the control buffer of the layer being run */
-    const struct op *route_op;
-    bool two_sides;               /* a device takes part in the layer being run */
-    struct devstep *there;        /* NULL: the host does all but experts */
-    const struct dev_row *row;    /* [n_rows] of the step, or of the piece of it that runs */
-    const int32_t *serial;        /* [n_rows] session serial of each row */
-    int n_rows;
-    int row0, out0;               /* where the piece begins in the step */
-    bool in_pieces;
-    const struct exec_part *part; /* NULL: a whole pass */
-    int observed, again;          /* layers; of them those that were before the device was lost */
-    const struct op *put;         /* of a part: K and V that attention puts row by row */
-};
 
 static int set_rows(const struct exec *x, const struct op *op) { return x->e->set[op->rows].n; }
 
@@ -231,8 +213,7 @@ static void choose(struct exec *x)
     pool_run(x->e->pool, gates_task, x, tasks);
 }
 
-/* Writes down what the layer's router chose, where that was, and how long it was waited for. */
-static void observe(struct exec *x, double waited)
+void exec_observe(struct exec *x, double waited)
 {
     const struct route_params *p = &x->route_op->p.moe.route;
     if (x->part) {
@@ -255,20 +236,6 @@ static void observe(struct exec *x, double waited)
             .in_ram = in_ram, .wait_us = (uint32_t)(1e6 * waited),
         });
     }
-}
-
-/* What a router and the host's experts need of what the device has. */
-static bool fetch_routed(struct exec *x, const struct op *op)
-{
-    const struct tessera_engine *e = x->e;
-    const int bank = e->op_bank[op - e->model.op];
-    const struct gates *g = &e->gates;
-    const bool foresees = e->forecast.kind != PREDICT_NONE && !e->resid.all_ram &&
-                          bank + 1 < g->n_banks && g->bank[bank + 1].n;
-    const bool all = e->devtier.plan.n_all == e->resid.first_piece - e->resid.first_expert;
-    const int bufs[3] = {op->in[0], all ? -1 : e->bank[bank].op->in[0],
-                         foresees ? g->bank[bank].hidden : -1};
-    return devstep_fetch(x->there, x->e, bufs, 3);
 }
 
 /* A layer's router on what lies in buffer `from`, rows of a set, while absent experts are on their
@@ -348,21 +315,20 @@ static void run_route(struct exec *x, const struct op *op)
     foresee_next(x, op, bank);
 }
 
-static bool cancelled(struct exec *x, const struct op *op, struct err *err)
+bool exec_cancelled(struct exec *x, const struct op *op, struct err *err)
 {
     if (!atomic_exchange(&x->e->cancel, 0)) return false;
     err_set(err, ERR_CANCELLED, "interrupted in layer %d", op->layer);
     return true;
 }
 
-static void submit(struct exec *x, const struct op *op, int n)
+void exec_submit(struct exec *x, const struct op *op, int n)
 {
     const struct dev_api *api = x->e->api;
     (void)api->wait(x->e->dev, api->submit(x->e->dev, op, n, &x->bind), 0, NULL);
 }
 
-/* Appends the n experts whose numbers are in ctl.ready to the lists of those that run. */
-static void append_ready(struct exec *x, int n, int *n_run)
+void exec_append(struct exec *x, int n, int *n_run)
 {
     struct plan_route *c = &x->ctl;
     for (int i = 0; i < n; i++) {
@@ -375,19 +341,19 @@ static void append_ready(struct exec *x, int n, int *n_run)
     }
 }
 
-static void run_lists(struct exec *x)
+void exec_run_lists(struct exec *x)
 {
     x->route.expert = x->ctl.run_expert;
     x->route.first = x->ctl.run_first;
     x->route.pair = x->ctl.run_pair;
 }
 
-static void submit_experts(struct exec *x, const struct op *op, int begin, int end, bool sum)
+void exec_submit_experts(struct exec *x, const struct op *op, int begin, int end, bool sum)
 {
     x->route.begin = begin;
     x->route.end = end;
     x->route.sum = sum;
-    submit(x, op, 1);
+    exec_submit(x, op, 1);
 }
 
 static enum status run_experts(struct exec *x, const struct op *op, struct err *err)
@@ -407,147 +373,14 @@ static enum status run_experts(struct exec *x, const struct op *op, struct err *
         if (n == x->route.n_active) {
             n_run = n;
         } else {
-            append_ready(x, n, &n_run);
-            run_lists(x);
+            exec_append(x, n, &n_run);
+            exec_run_lists(x);
         }
-        submit_experts(x, op, before, n_run, n_run == x->route.n_active);
+        exec_submit_experts(x, op, before, n_run, n_run == x->route.n_active);
         resid_ran(r);
-        if (cancelled(x, op, err)) return err->code;
+        if (exec_cancelled(x, op, err)) return err->code;
     }
-    observe(x, r->count.waited - waited);
-    return OK;
-}
-
-/* ---- experts on two sides ---- */
-
-/* The device took rows of the step with it. */
-static enum status lost(struct exec *x, struct err *err)
-{
-    x->there->lost = true;
-    return err_set(err, ERR_DEVICE, "the device was lost");
-}
-
-/* The device's experts from `from` on take the last places of the lists, so that the CPU's can come
- * in any order in front of them; n_cpu: how many the CPU has left to run. */
-static void place_device(struct exec *x, int from, int *n_cpu)
-{
-    const struct devtier *t = &x->e->devtier;
-    struct plan_route *c = &x->ctl;
-    for (int i = from; i < t->n; i++) {
-        const int a = t->number[i], n = c->first[a + 1] - c->first[a], at = --*n_cpu;
-        c->run_expert[at] = c->expert[a];
-        c->run_first[at] = c->run_first[at + 1] - n;
-        memcpy(c->run_pair + c->run_first[at], c->pair + c->first[a], sizeof *c->pair * (size_t)n);
-    }
-}
-
-/* Everything that the router chose, minus what the device takes, as it arrives in RAM. */
-static enum status run_cpu_side(struct exec *x, const struct op *op, int *n_cpu, struct err *err)
-{
-    struct tessera_engine *e = x->e;
-    struct devtier *t = &e->devtier;
-    struct plan_route *c = &x->ctl;
-    const void **table[OP_IO] = {c->gate, c->up, c->down};
-    for (int n_run = 0, tried = 0; n_run < *n_cpu; tried = 1) {
-        int n = resid_take(&e->resid, c->ready, err), sent = 0;
-        if (n < 0) return err->code;
-        ASSERT(n > 0);
-        for (int i = 0; i < n; i++) {
-            for (int k = 0; k < OP_IO; k++)
-                table[k][n_run + i] = resid_expert(&e->resid, c->ready[i], k);
-            c->ready[i] = t->rest[c->ready[i]];
-        }
-        const int had = t->n;
-        if (!tried) {
-            const void *const *const m[OP_IO] = {c->gate, c->up, c->down};
-            sent = devtier_send(t, &x->whole, c->ready, n, m);
-            place_device(x, had, n_cpu);
-        }
-        n -= sent;
-        for (int i = 0; i < n; i++) { /* the front of the list has left */
-            c->ready[i] = c->ready[i + sent];
-            for (int k = 0; k < OP_IO; k++) table[k][n_run + i] = table[k][n_run + i + sent];
-        }
-        const int before = n_run;
-        append_ready(x, n, &n_run);
-        if (n) submit_experts(x, op, before, n_run, false);
-        for (int i = 0; i < n; i++) {
-            const void *const m[OP_IO] = {c->gate[before + i], c->up[before + i],
-                                          c->down[before + i]};
-            devtier_offer(t, &x->whole, c->ready[i], m);
-        }
-        resid_ran(&e->resid);
-        if (cancelled(x, op, err)) return err->code;
-    }
-    return OK;
-}
-
-/* What a device that was given up has not delivered: one by one, in the order of arrival. */
-static enum status run_undelivered(struct exec *x, const struct op *op, int n_cpu, struct err *err)
-{
-    struct resid *r = &x->e->resid;
-    struct plan_route *c = &x->ctl;
-    const void **table[OP_IO] = {c->gate, c->up, c->down};
-    const int n = x->route.n_active - n_cpu;
-    for (int i = 0; i < n; i++) c->ready[i] = c->run_first[n_cpu + i + 1] - c->run_first[n_cpu + i];
-    resid_route(r, x->e->op_bank[op - x->e->model.op], c->run_expert + n_cpu, c->ready, n);
-    for (int n_run = 0; n_run < n;) {
-        const int got = resid_take(r, c->ready, err);
-        if (got < 0) return err->code;
-        ASSERT(got > 0);
-        for (int i = 0; i < got; i++) {
-            const int at = n_cpu + c->ready[i];
-            for (int k = 0; k < OP_IO; k++) table[k][at] = resid_expert(r, c->ready[i], k);
-            submit_experts(x, op, at, at + 1, false);
-        }
-        n_run += got;
-        resid_ran(r);
-        if (cancelled(x, op, err)) return err->code;
-    }
-    return OK;
-}
-
-static enum status run_two_sides(struct exec *x, const struct op *op, struct err *err)
-{
-    struct devtier *t = &x->e->devtier;
-    struct plan_route *c = &x->ctl;
-    const int n = x->route.n_active;
-    int n_cpu = n;
-    const double waited = x->e->resid.count.waited;
-    if (x->there) {
-        const struct dev_buf *in = devstep_there(x->there, x->e, op->in[0]);
-        const bool all = !t->n_rest && !x->route.n_of;
-        devtier_run_there(t, &x->whole, in, all ? devstep_writes(x->there, op->out[0]) : NULL);
-        if (all) {
-            observe(x, 0);
-            devtier_done(t);
-            return OK;
-        }
-        if (!devstep_fetch(x->there, x->e, &op->in[0], 1)) return lost(x, err);
-    }
-    x->bind.scratch = x->e->buf[op->in[2]].base;
-    run_lists(x);
-    c->run_first[n] = c->first[n];
-    if (!x->there) devtier_run(t, &x->whole, &x->e->buf[op->in[0]]);
-    place_device(x, 0, &n_cpu);
-    enum status s = run_cpu_side(x, op, &n_cpu, err);
-    if (s) return s;
-    const uint64_t stride = dev_experts_out_stride(x->e->buf[op->out[0]].width);
-    for (int i = 0, end; i < n - n_cpu; i = end) {
-        const char *rows = devtier_land(t, i, &end);
-        if (!rows) {
-            if (x->there) return lost(x, err);
-            if ((s = run_undelivered(x, op, n_cpu, err))) return s;
-            break;
-        }
-        for (int k = i; k < end; k++)
-            dev_experts_put(op, &x->bind, c->run_first[n - 1 - k], t->first[k + 1] - t->first[k],
-                            rows + stride * (uint64_t)(t->first[k] - t->first[i]));
-    }
-    submit_experts(x, op, n, n, true);
-    if (x->there) devstep_ran_here(x->there, x->e, (int)(op - x->e->model.op));
-    observe(x, x->e->resid.count.waited - waited);
-    devtier_done(t);
+    exec_observe(x, r->count.waited - waited);
     return OK;
 }
 
@@ -566,7 +399,7 @@ static void run_piece(struct exec *x, const struct op *op, int w, const struct r
         dw->data = qtype_is_stacked(whole.type) ? (const void *)&base : p->data;
         dw->n_rows = p->n_rows;
         out->base += sizeof(float) * (size_t)p->row0;
-        submit(x, &one, 1);
+        exec_submit(x, &one, 1);
     } else {
         /* Matrices of heads, one after another: the piece may begin and end inside of one. */
         const int per_head = whole.n_rows / op->p.heads.n_heads;
@@ -580,7 +413,7 @@ static void run_piece(struct exec *x, const struct op *op, int w, const struct r
             in->base = in_whole.base + (size_t)h * row;
             out->base = out_whole.base +
                         sizeof(float) * (size_t)(h * op->p.heads.stride + at - h * per_head);
-            submit(x, &one, 1);
+            exec_submit(x, &one, 1);
             at = to;
         }
     }
@@ -600,14 +433,14 @@ static enum status stream_matmul(struct exec *x, const struct op *op, struct err
         one.weight[0] = op->weight[k];
         one.out[0] = op->out[k];
         if (e->weight[op->weight[k]].data) {
-            submit(x, &one, 1);
+            exec_submit(x, &one, 1);
             continue;
         }
         struct resid_piece p = {.last = false};
         for (int at = piece[k]; !p.last; at++) {
             if (resid_piece(&e->resid, at, &p, err)) return err->code;
             run_piece(x, &one, op->weight[k], &p);
-            if (cancelled(x, op, err)) return err->code;
+            if (exec_cancelled(x, op, err)) return err->code;
         }
     }
     return OK;
@@ -684,10 +517,10 @@ static void run_branches(struct exec *x, const struct op *op)
     for (int r = 0; r < n; r++) {
         e->buf[at[0]].base = (char *)(x->part->keep + (size_t)r * dk);
         e->buf[at[1]].base = (char *)(x->part->keep + (size_t)n * dk + (size_t)r * dv);
-        submit(x, ops[0], 1);
+        exec_submit(x, ops[0], 1);
         for (int k = 2; k < 4; k++)
             e->buf[at[k]].base = dev_buf_row(&whole[k], r);
-        submit(x, ops[1], 1);
+        exec_submit(x, ops[1], 1);
         for (int k = 0; k < 4; k++) e->buf[at[k]] = whole[k];
     }
     e->set[ROWS_ALL].n = e->set[ROWS_OUT].n = n;
@@ -722,8 +555,7 @@ static bool is_missing(const struct exec *x, const struct op *op)
     return false;
 }
 
-/* Whether the op needs more than one submission. */
-static bool is_special(const struct exec *x, const struct op *op)
+bool exec_is_special(const struct exec *x, const struct op *op)
 {
     switch (op->code) {
     case OP_ROUTE:
@@ -752,7 +584,7 @@ static enum status bring(struct exec *x, const struct op *op, struct err *err)
     return OK;
 }
 
-static enum status run_special(struct exec *x, const struct op *op, struct err *err)
+enum status exec_special(struct exec *x, const struct op *op, struct err *err)
 {
     if (is_missing(x, op) && bring(x, op, err)) return err->code;
     switch (op->code) {
@@ -775,13 +607,13 @@ static enum status run_special(struct exec *x, const struct op *op, struct err *
         return OK;
     case OP_EXPERTS:
         if (!x->route.n_rows) return OK;
-        return x->two_sides ? run_two_sides(x, op, err) : run_experts(x, op, err);
+        return x->two_sides ? sides_experts(x, op, err) : run_experts(x, op, err);
     case OP_EMBED: if (is_missing(x, op)) return stream_embed(x, op, err); break;
     case OP_MATMUL:
     case OP_HEAD_MATMUL: if (is_missing(x, op)) return stream_matmul(x, op, err); break;
     default: break;
     }
-    submit(x, op, 1);
+    exec_submit(x, op, 1);
     return OK;
 }
 
@@ -838,47 +670,6 @@ static void profile_op(const struct exec *x, int i, double start)
     profile_add(x->e->profile, &x->e->model, i, &r);
 }
 
-/* The next op, or a route and what comes between it and its experts, where the device takes part. */
-static enum status run_beside(struct exec *x, int *i, int to, struct err *err)
-{
-    struct tessera_engine *e = x->e;
-    struct devstep *d = x->there;
-    const struct op *op = &e->model.op[*i];
-    enum status s = OK;
-    int next = *i + 1;
-    if (devstep_takes(d, e, *i)) {
-        devstep_run(d, e, *i);
-    } else if (op->code == OP_ROUTE) {
-        for (; next < to && devstep_takes(d, e, next); next++) devstep_run(d, e, next);
-        if (!fetch_routed(x, op)) return lost(x, err);
-        s = run_special(x, op, err);
-    } else if (op->code == OP_EXPERTS && x->two_sides) {
-        if (x->route.n_rows) s = run_two_sides(x, op, err);
-    } else {
-        if (!devstep_to_host(d, e, *i)) return lost(x, err);
-        if (is_special(x, op)) s = run_special(x, op, err);
-        else submit(x, op, 1);
-        devstep_ran_here(d, e, *i);
-    }
-    *i = next;
-    return s || !d->lost ? s : lost(x, err);
-}
-
-/* The host begins, the device does all the rest. */
-static enum status run_there(struct exec *x, struct err *err)
-{
-    const struct build *m = &x->e->model;
-    if (cancelled(x, &m->op[0], err)) return err->code;
-    for (int i = 0; i < m->n_op; i++) {
-        if (devstep_takes(x->there, x->e, i)) continue;
-        if (!is_special(x, &m->op[i])) submit(x, &m->op[i], 1);
-        else if (run_special(x, &m->op[i], err)) return err->code;
-        devstep_give(x->there, x->e, i);
-    }
-    devstep_whole(x->there, x->e);
-    return OK;
-}
-
 static enum status run_steps(struct exec *x, int from, int to, struct err *err)
 {
     struct tessera_engine *e = x->e;
@@ -893,25 +684,25 @@ static enum status run_steps(struct exec *x, int from, int to, struct err *err)
             continue;
         }
         const double start = e->profile ? os_seconds() : 0;
-        if (cancelled(x, op, err)) return err->code;
+        if (exec_cancelled(x, op, err)) return err->code;
         if (x->there) {
-            enum status s = run_beside(x, &i, to, err);
+            enum status s = sides_next(x, &i, to, err);
             if (s) return s;
             if (e->profile) profile_op(x, first, start);
             continue;
         }
         if (watched) watch_op(e, op, set_rows(x, op));
-        if (is_special(x, op)) {
-            if (run_special(x, op, err)) return err->code;
+        if (exec_is_special(x, op)) {
+            if (exec_special(x, op, err)) return err->code;
             if (watched && op->code == OP_EXPERTS && x->route.n_rows)
                 watch_experts(e, op, &x->route);
             i++;
         } else {
             /* Everything up to the next control point is one submission. */
             int n = 1;
-            while (!one_by_one && i + n < to && !is_special(x, &m->op[i + n]) &&
+            while (!one_by_one && i + n < to && !exec_is_special(x, &m->op[i + n]) &&
                    !(a && (a->begins[i + n] >= 0 || a->ends[i + n] >= 0))) n++;
-            submit(x, op, n);
+            exec_submit(x, op, n);
             i += n;
         }
         if (e->profile) profile_op(x, first, start);
@@ -956,7 +747,7 @@ static enum status run_layers(struct exec *x, int n_rows, int n_out, struct err 
             take_piece(x, r, n_rows - r < most ? n_rows - r : most, n_out);
             resid_more(&x->e->resid, r + x->n_rows < n_rows);
             if (run_steps(x, i, to, err)) return err->code;
-            if (x->there && !devstep_end(x->there, x->e)) return lost(x, err);
+            if (x->there && !devstep_end(x->there, x->e)) return sides_lost(x, err);
         }
     }
     depth_bind(x->e, n_rows, n_out); /* the sets are the step's again */
@@ -984,17 +775,6 @@ static void bind_weights(struct tessera_engine *e)
     for (int i = 0; i < e->weights.n; i++) e->weight[i].data = resid_home(&e->resid, i);
 }
 
-/* The matrices of ops that a device runs are not read ahead. */
-static void expect_here(struct exec *x)
-{
-    const struct tessera_engine *e = x->e;
-    if (!e->devstep.tier || e->resid.all_ram || e->resid.now.dense_home) return;
-    for (int i = 0; i < e->model.n_op; i++)
-        for (int k = 0; k < OP_IO && e->devstep.runs[i]; k++)
-            if (e->model.op[i].weight[k] >= 0 && e->op_piece[i * OP_IO + k] >= 0)
-                resid_expect_piece(&x->e->resid, e->op_piece[i * OP_IO + k], !x->there);
-}
-
 /* *observed: layers whose routes have been written down already, and that are now. */
 static enum status run_step(struct tessera_engine *e, const struct plan *p, int n_rows, int n_out,
                             int *observed, struct err *err)
@@ -1004,7 +784,7 @@ static enum status run_step(struct tessera_engine *e, const struct plan *p, int 
     bind_step(&x, n_out);
     devstep_begin(&e->devstep, e, &x.bind, !e->watch.fn); /* watchers look into the host's buffers */
     if (e->devstep.on) x.there = &e->devstep;
-    expect_here(&x);
+    sides_expect(&x);
     for (int i = ROWS_FIRST; i < e->model.n_sets; i++) expect_pieces(&x, i, false);
     devtier_step(&e->devtier, n_rows);
     resid_block(&e->resid, e->block);
@@ -1015,9 +795,9 @@ static enum status run_step(struct tessera_engine *e, const struct plan *p, int 
         const bool pieces = n_rows > e->opt.n_ubatch;
         if (x.there && !pieces) devstep_piece(x.there, e, p, false);
         s = pieces ? run_layers(&x, n_rows, n_out, err)
-                   : x.there && x.there->whole ? run_there(&x, err)
+                   : x.there && x.there->whole ? sides_whole(&x, err)
                                                : run_steps(&x, 0, e->model.n_op, err);
-        if (!s && x.there && !pieces && !devstep_end(x.there, e)) s = lost(&x, err);
+        if (!s && x.there && !pieces && !devstep_end(x.there, e)) s = sides_lost(&x, err);
         s = resid_step_end(&e->resid, s, err);
     }
     *observed = x.observed;
