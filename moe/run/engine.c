@@ -92,13 +92,7 @@ static enum status open_residency(struct tessera_engine *e, struct err *err)
     }
     o.bank = bank;
     o.lookup = lookup;
-    o.levels = e->levels;
-    o.level_end = e->level_end;
-    o.unit = e->unit;
-    o.n_units = e->stack.n_units;
-    o.n_floor = e->stack.n_floor;
-    o.level_head = STACK_HEAD;
-    o.rank = e->stack.rank;
+    stack_run_residency(e, &o);
     if (!s) s = resid_open(&e->resid, &e->weights, &o, err);
     if (!s) s = resid_sequence(&e->resid, used, n_used, first, err);
     for (int i = 0, n = 0; !s && i < m->n_op; i++) {
@@ -159,63 +153,6 @@ static enum status choice_option(struct tessera_engine *e, struct err *err)
 
 void tessera_own_routing(tessera_engine *e, bool on) { e->own_routing = on; }
 
-/* The part of every matrix of the stack: parts [first of tensor + matrix], -1 = not used. */
-static int *parts_of_stack(const struct tessera_engine *e, int *first)
-{
-    int n = 0;
-    for (int i = 0; i < e->stack.n_tensors; n += e->stack.tensor[i++].n_mats) first[i] = n;
-    int *part = malloc(((size_t)n + 1) * sizeof *part);
-    for (int i = 0; part && i < n; i++) part[i] = -1;
-    for (int k = 0; part && k < e->weights.n; k++) {
-        const struct weight *w = &e->weights.at[k];
-        if (!qtype_is_stacked(w->type)) continue;
-        for (int i = 0; i < e->stack.n_tensors; i++)
-            for (int m = 0; m < w->n_mats; m++)
-                if (w->src[w->n_src == 1 ? 0 : m] == e->stack.tensor[i].base)
-                    part[first[i] + (w->n_src == 1 ? m : 0)] = w->first_part + m;
-    }
-    return part;
-}
-
-/* Binds the levels and says which part each unit of them belongs to. */
-static enum status bind_stack(struct tessera_engine *e, struct err *err)
-{
-    const struct stackfile *s = &e->stack;
-    if (!s->present) return OK;
-    if (s->n_rows > INT32_MAX)
-        return err_set(err, ERR_UNSUPPORTED, "%s: a stack of more than 128 GiB", e->path);
-    e->levels = weights_bind_bytes(&e->weights, "tessera.stack.levels", STACK_ROW, (int)s->n_rows,
-                                   err);
-    int *first = calloc((size_t)s->n_tensors + 1, sizeof *first), *part = NULL;
-    e->unit = calloc((size_t)s->n_units + 1, sizeof *e->unit);
-    e->level_end = calloc((size_t)s->n_units + 1, sizeof *e->level_end);
-    if (first) part = parts_of_stack(e, first);
-    enum status st = e->levels < 0 ? err->code : OK;
-    if (!st && (!first || !part || !e->unit || !e->level_end))
-        st = err_set(err, ERR_MEMORY, "no memory for the stack");
-    for (int i = 0; !st && i < s->n_units; i++) {
-        const struct stack_unit *u = &s->unit[i];
-        const struct gguf_str name = s->tensor[u->tensor].base->name;
-        e->unit[i] = (struct resid_unit){part[first[u->tensor] + u->mat], u->level};
-        e->level_end[i] = u->end;
-        if (e->unit[i].part < 0)
-            st = err_set(err, ERR_FORMAT, "%s: the stack has levels for %.*s, which the model does "
-                         "not use: they are another model's", e->path, (int)name.n, name.s);
-    }
-    free(first);
-    free(part);
-    return st;
-}
-
-static void say_cut(struct tessera_engine *e)
-{
-    char text[256];
-    if (!e->stack.n_cut) return;
-    (void)snprintf(text, sizeof text, "%s: the stack was cut: %d of its %d units are there", e->path,
-                   e->stack.n_units, e->stack.n_units + e->stack.n_cut);
-    engine_warn(e, text);
-}
-
 static enum status open_model(struct tessera_engine *e, struct err *err)
 {
     enum status s = gguf_open(e->path, NULL, &e->file, err);
@@ -228,14 +165,12 @@ static enum status open_model(struct tessera_engine *e, struct err *err)
     if (gguf_find(e->file, "general.name") && !gguf_get_str(e->file, "general.name", &name, NULL))
         (void)snprintf(e->name, sizeof e->name, "%.*s", (int)(name.n < 120 ? name.n : 120), name.s);
     if ((s = identity_of(e->file, &e->identity, err))) return s;
-    if ((s = stackfile_open(&e->stack, e->file, err))) return s;
-    say_cut(e);
     weights_init(&e->weights, e->file);
-    e->weights.base = e->stack.type;
+    if ((s = stack_run_open(e, err))) return s;
     build_init(&e->model, &e->weights, err);
     e->arch->describe(&e->model, &e->hp);
     if (err->code) return err->code;
-    if ((s = bind_stack(e, err))) return s;
+    if ((s = stack_run_bind(e, err))) return s;
     if ((s = weights_check_all_used(&e->weights, err)) || (s = open_residency(e, err)) ||
         (s = gates_open(&e->gates, &e->model, e->op_bank, e->resid.n_banks, err)))
         return s;
@@ -532,9 +467,7 @@ void tessera_close(tessera_engine *e)
     gates_close(&e->gates);
     resid_close(&e->resid);
     prior_close(e->prior);
-    stackfile_close(&e->stack);
-    free(e->unit);
-    free(e->level_end);
+    stack_run_close(e);
     free(e->op_bank);
     free(e->op_piece);
     region_release(&e->arena);
@@ -770,39 +703,6 @@ enum status tessera_resize(tessera_engine *e, uint64_t budget, struct err *err)
     e->pressure.on = false;
     if (watched && reserve) pressure_open(&e->pressure, budget, reserve);
     return OK;
-}
-
-enum status tessera_stack_limit(tessera_engine *e, const char *tensor, int matrix, int depth,
-                                struct err *err)
-{
-    int n = 0;
-    for (int i = 0; i < e->weights.n && !e->opt.header_only; i++) {
-        const struct weight *w = &e->weights.at[i];
-        if (!qtype_is_stacked(w->type) || (tensor && strcmp(tensor, w->name))) continue;
-        for (int m = 0; m < w->n_mats; m++) {
-            if (matrix >= 0 && m != matrix) continue;
-            resid_limit_levels(&e->resid, w->first_part + m, depth < 0 ? 0 : depth);
-            n++;
-        }
-    }
-    return n ? OK : err_set(err, ERR_RANGE, "%s is not in the stack", tensor ? tensor : "nothing");
-}
-
-int tessera_stack_depth(const tessera_engine *e, const char *tensor, int matrix)
-{
-    for (int i = 0; i < e->weights.n && !e->opt.header_only; i++) {
-        const struct weight *w = &e->weights.at[i];
-        if (!qtype_is_stacked(w->type) || strcmp(tensor, w->name)) continue;
-        return matrix >= 0 && matrix < w->n_mats ? e->resid.stack.mat[w->first_part + matrix].depth : -1;
-    }
-    return -1;
-}
-
-struct tessera_stack tessera_stack(const tessera_engine *e)
-{
-    const int n = e->placement.n_units;
-    return (struct tessera_stack){n, e->stack.n_units + e->stack.n_cut,
-                                  stackfile_ppl(&e->stack, n)};
 }
 
 enum status engine_commit(struct tessera_engine *e, struct region *r, uint64_t bytes,

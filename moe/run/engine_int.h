@@ -259,6 +259,13 @@ void prior_close(struct prior *p);
 /* What a placement promises; see promise.c. */
 void promise(struct tessera_engine *e, const struct placement *p, struct plan_tiers *t);
 
+/* What the file has of a stack; its levels bound, once the model has been described; what residency is told
+ * of them.  All of them do nothing where there is none.  See stack_run.c. */
+enum status stack_run_open(struct tessera_engine *e, struct err *err);
+enum status stack_run_bind(struct tessera_engine *e, struct err *err);
+void stack_run_residency(const struct tessera_engine *e, struct resid_options *o);
+void stack_run_close(struct tessera_engine *e);
+
 /* What of the stack a placement loads, kind by kind; bytes of levels that a token reads; see
  * promise_stack.c. */
 double promise_level_bytes(const struct tessera_engine *e, const struct placement *p);
