@@ -72,6 +72,28 @@ static struct fixed fixed_of(const struct devtier_options *o)
     return f;
 }
 
+/* Slots from the arena's end down, a slot of every class first, sizes mixed: so wherever the arena is
+ * claimed, experts of all sizes give way.  How many lie behind what is shared; slot may be NULL. */
+static int layout(const struct place_sizes *s, const struct devtier_plan *p, uint64_t shared,
+                  struct devtier_slot *slot)
+{
+    int n[PLACE_CLASSES] = {0}, n_sure = 0;
+    uint64_t at = p->arena;
+    for (int i = 0; i < p->n_all; i++) {
+        int c = -1;
+        for (int k = 0; k < s->n_classes; k++) {
+            if (n[k] == p->n_slots[k]) continue;
+            if (c < 0 || (uint64_t)n[k] * (uint64_t)p->n_slots[c] < (uint64_t)n[c] * (uint64_t)p->n_slots[k])
+                c = k;
+        }
+        n[c]++;
+        at -= s->slot[c];
+        n_sure += at >= shared;
+        if (slot) slot[i] = (struct devtier_slot){.at = at, .item = -1, .cls = (uint8_t)c};
+    }
+    return n_sure;
+}
+
 enum status devtier_size(const struct devtier_options *o, uint64_t memory, struct devtier_plan *p,
                          struct err *e)
 {
@@ -86,7 +108,7 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
         least += s->slot[c];
         all += s->slot[c] * (uint64_t)s->n_groups[c];
     }
-    p->least = p->fixed + least + o->elsewhere;
+    p->least = p->fixed + least + o->elsewhere + o->shared;
     if (!s->n_classes && !o->elsewhere)
         return err_set(e, ERR_DEVICE, "the model has no experts, and there is no room for all of it");
     if (memory < p->least)
@@ -94,15 +116,20 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
                        "size take %lluM", (unsigned long long)(memory >> 20),
                        (unsigned long long)(up(p->least, 1u << 20) >> 20));
     uint64_t left = memory - p->fixed - o->elsewhere;
+    uint64_t later = least; /* what the classes to come take at the least */
     const double share = (double)left / (double)all;
     for (int c = 0; c < s->n_classes; c++) {
         const int want = share >= 1 ? s->n_groups[c] : (int)(s->n_groups[c] * share);
         p->n_slots[c] = want > 1 ? want : 1;
-        while (p->n_slots[c] > 1 && s->slot[c] * (uint64_t)p->n_slots[c] > left) p->n_slots[c]--;
+        later -= s->slot[c];
+        while (p->n_slots[c] > 1 && s->slot[c] * (uint64_t)p->n_slots[c] > left - later) p->n_slots[c]--;
         left -= s->slot[c] * (uint64_t)p->n_slots[c];
         p->n_all += p->n_slots[c];
         p->slots += s->slot[c] * (uint64_t)p->n_slots[c];
     }
+    /* Where not all experts fit the arena is theirs to the last slot. */
+    p->arena = p->slots + (o->shared < left ? o->shared : left) / 4096 * 4096;
+    p->n_sure = layout(s, p, o->shared, NULL);
     return OK;
 }
 
@@ -123,28 +150,91 @@ int devtier_split(const struct dev_caps *c, double rate_ram, double bytes, int n
     return best;
 }
 
+/* ---- slots ---- */
+
+/* Lists the slots that an expert can come into; the first in the arena, which are claimed first, last. */
+static void list_idle(struct devtier *t)
+{
+    for (int c = 0; c < PLACE_CLASSES; c++) t->cls[c].n_idle = 0;
+    for (int i = t->plan.n_all - 1; i >= 0; i--) {
+        const struct devtier_slot *k = &t->slot[i];
+        if (k->item < 0 && !k->claimed) t->cls[k->cls].idle[t->cls[k->cls].n_idle++] = i;
+    }
+}
+
+/* Nothing of it is kept; its slot is nobody's. */
+static int forget(struct devtier *t, int32_t item)
+{
+    const int slot = t->slot_of[item];
+    policy_removed(t->policy, item);
+    t->slot[slot].item = t->slot_of[item] = -1;
+    t->n_there--;
+    t->n_changes++;
+    return slot;
+}
+
+static char *slot_base(const struct devtier *t, int slot) { return t->arena + t->slot[slot].at; }
+
+/* Its expert goes elsewhere, in the place of the least worth of that size if there is no other. */
+static void vacate(struct devtier *t, int slot)
+{
+    const struct devtier_slot *k = &t->slot[slot];
+    const int c = k->cls;
+    while (k->item >= 0 && !t->cls[c].n_idle) {
+        const int32_t v = policy_victim(t->policy, c);
+        const int its = forget(t, v >= 0 ? v : k->item);
+        if (!t->slot[its].claimed) t->cls[c].idle[t->cls[c].n_idle++] = its;
+        t->count.displaced++;
+    }
+    if (k->item < 0) return;
+    const int to = t->cls[c].idle[--t->cls[c].n_idle];
+    const uint64_t bytes = t->o.resid->sizes.slot[c];
+    (void)t->api->copy(t->dev, slot_base(t, to), slot_base(t, slot), bytes);
+    t->slot_of[k->item] = to;
+    t->slot[to].item = k->item;
+    t->slot[slot].item = -1;
+    t->n_changes++;
+    t->count.moved++;
+}
+
+void devtier_claim(struct devtier *t, int i, uint64_t from, uint64_t to)
+{
+    if (!devtier_on(t) || (t->claim[i].from == from && t->claim[i].to == to)) return;
+    ASSERT(i < DEV_SESSIONS && to <= t->o.shared && from <= to);
+    if (i >= t->n_claims) t->n_claims = i + 1;
+    t->claim[i].from = from;
+    t->claim[i].to = to;
+    for (int k = 0; k < t->plan.n_all; k++) {
+        struct devtier_slot *s = &t->slot[k];
+        const uint64_t end = s->at + t->o.resid->sizes.slot[s->cls];
+        s->claimed = false;
+        for (int n = 0; n < t->n_claims && s->at < t->o.shared && !s->claimed; n++)
+            s->claimed = t->claim[n].from < t->claim[n].to && t->claim[n].from < end &&
+                         s->at < t->claim[n].to;
+    }
+    list_idle(t);
+    for (int k = 0; k < t->plan.n_all; k++)
+        if (t->slot[k].claimed && t->slot[k].item >= 0) vacate(t, k);
+}
+
 /* ---- opening ---- */
+
+#define LESS "it gave less memory than it said it has"
 
 static enum status open_memory(struct devtier *t, struct err *e)
 {
     const struct place_sizes *s = &t->o.resid->sizes;
     const struct fixed f = fixed_of(&t->o);
-    if (!s->n_classes) return OK;
-    bool ok = (t->x_dev = t->api->alloc(t->dev, DEV_OWN, f.x)) &&
+    bool ok = !t->plan.arena || (t->arena = t->api->alloc(t->dev, DEV_OWN, t->plan.arena));
+    if (!s->n_classes) return ok ? OK : err_set(e, ERR_DEVICE, LESS);
+    ok = ok && (t->x_dev = t->api->alloc(t->dev, DEV_OWN, f.x)) &&
               (t->rows_dev = t->api->alloc(t->dev, DEV_OWN, f.rows)) &&
               (t->scratch_dev = t->api->alloc(t->dev, DEV_OWN, f.scratch)) &&
               (t->x_host = t->api->alloc(t->dev, DEV_HOST, f.x)) &&
               (t->rows_host = t->api->alloc(t->dev, DEV_HOST, f.land));
     for (int i = 0; ok && i < DEVTIER_RING; i++)
         ok = (t->ring[i] = t->api->alloc(t->dev, DEV_HOST, f.slot));
-    for (int c = 0; ok && c < s->n_classes; c++) {
-        const int n = t->plan.n_slots[c];
-        t->cls[c].idle = calloc((size_t)n + 1, sizeof *t->cls[c].idle);
-        t->cls[c].base = t->api->alloc(t->dev, DEV_OWN, s->slot[c] * (uint64_t)n);
-        ok = t->cls[c].idle && t->cls[c].base;
-        for (int i = 0; ok && i < n; i++) t->cls[c].idle[t->cls[c].n_idle++] = n - 1 - i;
-    }
-    return ok ? OK : err_set(e, ERR_DEVICE, "it gave less memory than it said it has");
+    return ok ? OK : err_set(e, ERR_DEVICE, LESS);
 }
 
 /* What the experts' matrices and biases are, before any of them is there. */
@@ -170,6 +260,7 @@ static enum status open_lists(struct devtier *t, struct err *e)
         .margin = MARGIN,
     };
     t->slot_of = calloc(ne * nb + 1, sizeof *t->slot_of);
+    t->slot = calloc((size_t)t->plan.n_all + 1, sizeof *t->slot);
     t->weight = calloc(nb * OP_WEIGHTS + 1, sizeof *t->weight);
     t->number = calloc(ne + 1, sizeof *t->number);
     t->expert = calloc(ne + 1, sizeof *t->expert);
@@ -179,14 +270,20 @@ static enum status open_lists(struct devtier *t, struct err *e)
     t->rest = calloc(ne + 1, sizeof *t->rest);
     t->rest_expert = calloc(ne + 1, sizeof *t->rest_expert);
     t->rest_count = calloc(ne + 1, sizeof *t->rest_count);
-    bool ok = t->slot_of && t->weight && t->number && t->expert && t->first && t->pair && t->w && t->rest &&
+    bool ok = t->slot_of && t->slot && t->weight && t->number && t->expert && t->first && t->pair && t->w && t->rest &&
               t->rest_expert && t->rest_count;
     for (int k = 0; k < OP_IO; k++) {
         t->table[k] = calloc(ne + 1, sizeof **t->table);
         ok = ok && t->table[k];
     }
+    for (int c = 0; c < PLACE_CLASSES; c++) {
+        t->cls[c].idle = calloc((size_t)t->plan.n_slots[c] + 1, sizeof *t->cls[c].idle);
+        ok = ok && t->cls[c].idle;
+    }
     if (!ok) return err_set(e, ERR_MEMORY, "no memory for the list of what is on it");
     for (size_t i = 0; i < ne * nb; i++) t->slot_of[i] = -1;
+    (void)layout(&t->o.resid->sizes, &t->plan, t->o.shared, t->slot);
+    list_idle(t);
     describe_weights(t);
     return nb ? policy_open(&p, &t->policy, e) : OK;
 }
@@ -196,7 +293,7 @@ static enum status send_biases(struct devtier *t, struct err *e)
 {
     const uint64_t all = bias_all(&t->o), ring = fixed_of(&t->o).slot;
     char *at = all ? t->api->alloc(t->dev, DEV_OWN, all) : NULL;
-    if (all && !at) return err_set(e, ERR_DEVICE, "it gave less memory than it said it has");
+    if (all && !at) return err_set(e, ERR_DEVICE, LESS);
     for (int b = 0; b < t->o.resid->n_banks; b++)
         for (int k = OP_IO; k < OP_WEIGHTS; k++) {
             const int i = t->o.bank[b].op->weight[k];
@@ -272,6 +369,7 @@ void devtier_close(struct devtier *t)
     for (int c = 0; c < PLACE_CLASSES; c++) free(t->cls[c].idle);
     for (int k = 0; k < OP_IO; k++) free(t->table[k]);
     free(t->slot_of);
+    free(t->slot);
     free(t->weight);
     free(t->number);
     free(t->expert);
@@ -327,9 +425,8 @@ static bool append(struct devtier *t, const struct dev_route *r, int a)
     const int n = r->first[a + 1] - r->first[a], at = t->n ? t->first[t->n] : 0;
     const int bank = t->at_bank, item = item_of(t, bank, r->expert[a]);
     const struct group *g = &t->o.resid->group[t->o.resid->first_expert + item];
-    const int c = t->o.resid->class_of[bank];
     if (at + n > t->n_pairs || n > t->n_land) return false;
-    char *base = t->cls[c].base + (uint64_t)t->slot_of[item] * t->o.resid->sizes.slot[c];
+    char *base = slot_base(t, t->slot_of[item]);
     for (int k = 0; k < OP_IO; k++) t->table[k][t->n] = base + g->at[k];
     t->number[t->n] = a;
     t->expert[t->n] = r->expert[a];
@@ -423,37 +520,51 @@ static bool fill(struct devtier *t, int item, const void *const m[OP_IO])
             t->count.refused += v >= 0;
             return false;
         }
-        slot = t->slot_of[v];
-        t->slot_of[v] = -1;
-        t->n_there--;
-        policy_removed(t->policy, v);
+        slot = forget(t, v);
     }
     for (int k = 0; k < OP_IO; k++)
         memcpy(to + g->at[k], m[k], r->parts.weights->at[r->bank[item / r->n_experts].weight[k]].mat_bytes);
+    t->slot[slot].item = item;
     t->slot_of[item] = slot;
     t->n_there++;
+    t->n_changes++;
     policy_added(t->policy, item, false);
-    t->ring_fence[t->ring_next] = t->api->copy(
-        t->dev, t->cls[c].base + (uint64_t)slot * r->sizes.slot[c], to, r->sizes.slot[c]);
+    t->ring_fence[t->ring_next] = t->api->copy(t->dev, slot_base(t, slot), to, r->sizes.slot[c]);
     t->ring_next = (t->ring_next + 1) % DEVTIER_RING;
     t->count.uploads++;
     t->count.bytes += r->sizes.slot[c];
     return true;
 }
 
-enum status devtier_preload(struct devtier *t, struct err *e)
+/* Fills free slots, as long as a buffer of the ring is free within so many seconds. */
+static enum dev_state bring(struct devtier *t, double seconds, struct err *e)
 {
     const struct resid *r = t->o.resid;
+    enum dev_state s = DEV_PASSED;
     for (int item = 0; item < r->n_banks * r->n_experts; item++) {
         const struct group *g = &r->group[r->first_expert + item];
         const int c = r->class_of[item / r->n_experts], at = t->ring_next;
-        if (g->state != GROUP_RAM || !t->cls[c].n_idle) continue;
-        if (t->api->wait(t->dev, t->ring_fence[at], t->o.patience, e) != DEV_PASSED)
-            return err_set(e, ERR_DEVICE, "it does not answer");
+        if (g->state != GROUP_RAM || t->slot_of[item] >= 0 || !t->cls[c].n_idle) continue;
+        s = t->api->wait(t->dev, t->ring_fence[at], seconds, e);
+        if (s != DEV_PASSED) break;
         const void *const m[OP_IO] = {g->base + g->at[0], g->base + g->at[1], g->base + g->at[2]};
         (void)fill(t, item, m);
     }
-    return OK;
+    return s;
+}
+
+enum status devtier_preload(struct devtier *t, struct err *e)
+{
+    if (bring(t, t->o.patience, e) == DEV_PASSED) return OK;
+    return err_set(e, ERR_DEVICE, "it does not answer");
+}
+
+void devtier_refill(struct devtier *t)
+{
+    int n = t->n_there;
+    if (!devtier_on(t) || !t->o.resid->all_ram || devtier_complete(t)) return;
+    for (int c = 0; c < PLACE_CLASSES; c++) n += t->cls[c].n_idle;
+    if (n == t->o.resid->n_banks * t->o.resid->n_experts) (void)bring(t, 0, NULL);
 }
 
 bool devtier_settled(struct devtier *t)
@@ -466,10 +577,9 @@ bool devtier_settled(struct devtier *t)
 void devtier_addresses(const struct devtier *t, int bank, const void **to)
 {
     const struct resid *r = t->o.resid;
-    const int c = r->class_of[bank];
     for (int x = 0; x < r->n_experts; x++) {
         const struct group *g = &r->group[r->first_expert + item_of(t, bank, x)];
-        char *base = t->cls[c].base + (uint64_t)t->slot_of[item_of(t, bank, x)] * r->sizes.slot[c];
+        char *base = slot_base(t, t->slot_of[item_of(t, bank, x)]);
         for (int k = 0; k < OP_IO; k++) to[x * OP_IO + k] = base + g->at[k];
     }
 }

@@ -9,6 +9,14 @@
  * The RAM tier is not asked for what the device runs, so its policy forgets those experts and their
  * slots in RAM go to others: the tiers become exclusive where memory is short, without a rule.
  *
+ * DESIGN.  Slots lie one below the other in one block, the arena, from its end down, sizes mixed, and none
+ * ever moves.  The arena's beginning may belong to others, who need rows of bytes that grow and shrink in
+ * place (copies of KV caches: moe/run/devstep.h): they claim them, and give them back.  The invariant: a slot
+ * holds an expert only while no claimed byte lies in it, and a slot of every size lies behind all that can be
+ * claimed.  What lay in a claimed slot moves into a free one, or into that of the least worth, which is
+ * forgotten; slots that are free again are filled as ever.  Nobody waits: the device does all of it in the
+ * order in which it is told, so what still reads an expert there reads it before anything else comes in.
+ *
  * A device that fails, or is late by more than DEVTIER_PATIENCE, is given up for good: one warning,
  * and what it had not delivered is computed by the CPU.  Results never depend on any of this.
  *
@@ -43,6 +51,7 @@ struct devtier_options {
     double rate_ram;          /* bytes per second that the CPU reads experts at; 0 = not known */
     bool whole;               /* the device has room for the pairs of all rows at once */
     uint64_t elsewhere;       /* bytes of the device that are for other things than experts */
+    uint64_t shared;          /* bytes of the arena, from its beginning, that can be claimed */
     double patience;          /* seconds; 0 = DEVTIER_PATIENCE */
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
@@ -51,7 +60,9 @@ struct devtier_options {
 /* What a device would hold: n_slots [classes], bytes of each kind. */
 struct devtier_plan {
     int n_slots[PLACE_CLASSES], n_all;
+    int n_sure;               /* slots that nobody can claim */
     uint64_t slots, fixed;    /* bytes on the device: experts; rows, scratch, biases */
+    uint64_t arena;           /* ditto: slots, and what is shared beside them */
     uint64_t host;            /* bytes of host memory, the driver's included */
     uint64_t least;           /* bytes that it needs on the device at least */
 };
@@ -59,6 +70,7 @@ struct devtier_plan {
 struct devtier_counts {
     uint64_t ran, sent, uploads, bytes; /* experts run there; of them sent for it; filled; moved */
     uint64_t refused;         /* newcomers that were not hot enough */
+    uint64_t displaced, moved; /* experts whose slots were claimed: forgotten; in another slot now */
 };
 
 struct devtier {
@@ -72,10 +84,20 @@ struct devtier {
     bool charged;             /* the ledger knows of plan.host */
     bool fell;                /* it was given up: closed at the end only, as it may still write */
 
-    /* slots */
-    struct { char *base; int32_t *idle; int n_idle; } cls[PLACE_CLASSES];
+    /* slots, of all classes */
+    char *arena;              /* [plan.arena] on the device */
+    struct devtier_slot {
+        uint64_t at;          /* in the arena; falling */
+        int32_t item;         /* -1 = none */
+        uint8_t cls;
+        bool claimed;
+    } *slot;                  /* [plan.n_all] */
+    struct { int32_t *idle; int n_idle; } cls[PLACE_CLASSES]; /* slots without an expert that can have one */
+    struct { uint64_t from, to; } claim[DEV_SESSIONS];
+    int n_claims;             /* the last one that was ever made, plus one */
     int32_t *slot_of;         /* [n_items] -1 = not there */
     int n_there;              /* items that are */
+    uint64_t n_changes;       /* of slot_of */
     /* host side of copies, and what is in flight */
     char *ring[DEVTIER_RING], *x_host, *rows_host;
     dev_fence ring_fence[DEVTIER_RING];
@@ -126,6 +148,12 @@ bool devtier_settled(struct devtier *t);
 void devtier_addresses(const struct devtier *t, int bank, const void **to);
 /* Brings over what lies in RAM, as long as there is room.  ERR_DEVICE. */
 enum status devtier_preload(struct devtier *t, struct err *e);
+/* If all experts lie in RAM and there is room for those that are not there: brings a few of them. */
+void devtier_refill(struct devtier *t);
+
+/* From now on number i's bytes of what is shared are from .. to - 1, no others (from = to: none), and what
+ * the device is told to do there comes after all that it was told before.  Between steps. */
+void devtier_claim(struct devtier *t, int i, uint64_t from, uint64_t to);
 
 /* How many of m experts of `bytes` each that lie in RAM the device should run beside n that it has,
  * so that both sides end as early as can be. */

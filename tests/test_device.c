@@ -18,7 +18,7 @@
 #include "tests/engine.h"
 #include "tests/shared.h"
 
-enum { N = 72, VOCAB = 512, MIB = 1 << 20 }; /* more tokens than a KV page has */
+enum { N = 200, VOCAB = 512, MIB = 1 << 20 }; /* tokens of more than three KV pages */
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 enum { SLOW = 1 }; /* ten times: a third of the placements; on the emulated GPU one model of three */
 #else
@@ -122,8 +122,6 @@ static uint64_t least_vram(const struct tessera_options *like, uint64_t own)
 
 /* ---- the same bits ---- */
 
-static bool some_half;
-
 static void check_placements(const char *arch, unsigned type, const struct dev_api *api, uint64_t own)
 {
     struct tessera_options o = options(model(arch, type));
@@ -131,8 +129,8 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
     o.device = api;
     const uint64_t vram = own + least_vram(&o, own), mem = smallest(&o);
     bool all_there = false, some_sent = false, some_refused = false, pooled = false;
-    /* Experts alone; with all the rest; but attention; a token's step in one submission. */
-    bool alone = false, whole = false, half = false, at_once = false;
+    /* Experts alone; with all the rest; a token's step in one submission. */
+    bool alone = false, whole = false, at_once = false;
     const int every = SLOW ? 3 : 1;
     for (int k = 0; k < 16; k += own ? 4 : every) {
         const int i = own && k == 4 ? 7 : own && k == 8 ? 10 : own && k ? 15 : k; /* emulated threads are slow */
@@ -144,7 +142,7 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
         assert_true(devtier_on(&e->devtier));
         assert_null(tessera_warning(e, 0));
         const struct devstep_plan *d = &e->devstep_plan;
-        assert_true(e->devtier.plan.slots + e->devtier.plan.fixed + d->bytes <= o.vram_budget);
+        assert_true(e->devtier.plan.arena + e->devtier.plan.fixed + d->bytes <= o.vram_budget);
         check(e, i % 3 == 0 ? 1 : i % 3 == 1 ? 64 : 5);
         check(e, own ? 7 : 1);
         const struct tessera_traffic t = tessera_traffic(e);
@@ -158,7 +156,6 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
         assert_true(e->devstep.attends == (d->n_kv > 0));
         alone |= !d->bytes;
         whole |= d->n_kv > 0;
-        half |= d->bytes && !d->n_kv;
         at_once |= e->devstep.whole;
         all_there |= e->devtier.plan.n_all == 48;
         some_sent |= t.device_sent > 0;
@@ -170,7 +167,6 @@ static void check_placements(const char *arch, unsigned type, const struct dev_a
     if (!(all_there && (some_sent || own) && (some_refused || own) && pooled))
         fail_msg("%d %d %d %d", all_there, some_sent, some_refused, pooled);
     assert_true(alone && whole && (at_once || !strcmp(api->name, "sim")));
-    some_half |= half;
 }
 
 static void test_same_bits(void **state)
@@ -179,7 +175,6 @@ static void test_same_bits(void **state)
     check_placements("qwen3moe", QTYPE_Q8_0, dev_sim_api(), 0);
     check_placements("olmoe", GEN_Q4_K_M, dev_sim_api(), 0);
     check_placements("qwen3moe", QTYPE_F16, dev_sim_api(), 0);
-    assert_true(some_half);
 }
 
 static void no_watch(void *arg, const struct tessera_watched *w)
@@ -227,6 +222,19 @@ static void check_pairs(tessera_engine *e)
     tessera_session_close(s[0]);
     go_on(e, s[1], 3);
     tessera_session_close(s[1]);
+}
+
+/* What all that is not experts takes, and so many experts of 48; of more than 48 pages have the room. */
+static uint64_t vram_of(const struct tessera_options *like, int slots)
+{
+    struct tessera_options o = *like;
+    tessera_engine *e = must_open(&o);
+    const struct devtier_plan *p = &e->devtier.plan;
+    assert_int_equal(p->n_all, 48);
+    const uint64_t need = p->fixed + e->devstep.plan.bytes + p->slots / 48 * (uint64_t)slots;
+    const uint64_t vram = o.vram_budget - (e->devtier.caps.memory - need);
+    tessera_close(e);
+    return vram;
 }
 
 /* Everything but routing is there: pieces of a step, sessions that are cut, saved, loaded, watched and
@@ -288,6 +296,7 @@ static void test_sessions(void **state)
         o.device = dev_sim_api();
         o.vram_budget = 24 * MIB;
         o.n_sessions = 1 + i / 2;
+        if (i % 3) o.vram_budget = vram_of(&o, i % 3 == 1 ? 48 : 20);
         o.n_ubatch = i < 2 ? 64 : 16;
         o.n_batch = 64;
         o.n_logits = i < 2 ? 64 : 16;
@@ -435,39 +444,7 @@ static void test_resident(void **state)
     }
 }
 
-/* ---- the split ---- */
-
-static void test_split(void **state)
-{
-    (void)state;
-    const struct dev_caps fast = {.rate = 400e9, .rate_copy = 25e9, .latency = 10e-6};
-    const double mib3 = 3 * MIB;
-    /* Nothing is known of the CPU, or there is nothing to send. */
-    assert_int_equal(devtier_split(&fast, 0, mib3, 0, 8), 0);
-    assert_int_equal(devtier_split(&fast, 25e9, mib3, 4, 0), 0);
-    /* Equal rates: half of them; a slow CPU: most; a fast one: none. */
-    assert_int_equal(devtier_split(&fast, 25e9, mib3, 0, 8), 4);
-    assert_int_equal(devtier_split(&fast, 1e9, mib3, 0, 8), 8);
-    assert_int_equal(devtier_split(&fast, 400e9, mib3, 8, 8), 0);
-    /* Against all splits, by hand. */
-    for (int n = 0; n < 9; n++)
-        for (int m = 0; m < 9; m++)
-            for (double ram = 5e9; ram < 200e9; ram *= 2) {
-                const int q = devtier_split(&fast, ram, mib3, n, m);
-                for (int p = 0; p <= m; p++) {
-                    double t[2];
-                    for (int k = 0; k < 2; k++) {
-                        const int s = k ? p : q;
-                        const double dev = (n + s ? 10e-6 : 0) + n * mib3 / 400e9 + s * mib3 / 25e9;
-                        const double cpu = (m - s) * mib3 / ram;
-                        t[k] = dev > cpu ? dev : cpu;
-                    }
-                    assert_true(t[0] <= t[1] * (1 + 1e-12));
-                }
-            }
-}
-
-/* ---- devices that misbehave ---- */
+/* ---- devices that misbehave, on sim ---- */
 
 enum bad { BAD_ALLOC, BAD_LOST, BAD_LATE, BAD_N };
 static enum bad bad;
@@ -505,6 +482,238 @@ static enum dev_state bad_wait(struct dev *d, dev_fence f, double seconds, struc
     (void)err_set(e, ERR_DEVICE, "it has fallen off the bus");
     return DEV_LOST;
 }
+
+/* ---- pages take slots ---- */
+
+/* Slots that pages have; and every list says the same. */
+static int n_claimed(const struct devtier *t)
+{
+    int n = 0, full = 0, idle = 0;
+    for (int i = 0; i < t->plan.n_all; i++) {
+        const struct devtier_slot *k = &t->slot[i];
+        assert_true(!k->claimed || (k->item < 0 && k->at < t->o.shared));
+        assert_true(k->item < 0 || t->slot_of[k->item] == i);
+        n += k->claimed;
+        full += k->item >= 0;
+    }
+    for (int c = 0; c < PLACE_CLASSES; c++) idle += t->cls[c].n_idle;
+    assert_true(full == t->n_there && full + idle + n == t->plan.n_all);
+    return n;
+}
+
+/* Slots, all of one size, into which the pages of n tokens in place i reach. */
+static int n_reached(const tessera_engine *e, int i, int n)
+{
+    const struct devtier *t = &e->devtier;
+    const uint64_t slot = t->o.resid->sizes.slot[0], rest = t->plan.arena - slot * (uint64_t)t->plan.n_all;
+    const uint64_t from = e->devstep.plan.kv / (uint64_t)e->devstep.plan.n_kv * (uint64_t)i;
+    const uint64_t to = from + (uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * e->line[0].page_bytes;
+    const uint64_t first = from < rest ? 0 : (from - rest) / slot;
+    return to <= rest ? 0 : (int)((to - rest + slot - 1) / slot - first);
+}
+
+/* The expert of the least worth goes, whatever lay in the bytes that are claimed. */
+static void check_least_worth(tessera_engine *e)
+{
+    enum { OTHER = 9, STEP = 4096 };
+    struct devtier *t = &e->devtier;
+    const uint64_t moved = t->count.moved;
+    int n_gone = 0;
+    for (uint64_t to = STEP; to <= t->o.shared; to += STEP) {
+        const int32_t v = t->cls[0].n_idle ? -1 : policy_victim(t->policy, 0);
+        const int n = n_claimed(t), there = t->n_there;
+        devtier_claim(t, OTHER, 0, to);
+        if (v < 0 || n_claimed(t) == n) continue;
+        assert_int_equal(t->slot_of[v], -1);
+        assert_int_equal(t->n_there, there - 1);
+        n_gone++;
+    }
+    assert_true(n_gone > 0 && t->count.moved > moved);
+    devtier_claim(t, OTHER, 0, 0);
+    assert_true(t->cls[0].n_idle >= n_gone);
+}
+
+/* Pages take slots as sessions grow, and give them back when those are cut and closed; the same bits
+ * throughout. */
+static void check_growth(const struct tessera_options *o, bool whole)
+{
+    struct err err;
+    tessera_engine *e = must_open(o);
+    const struct devtier *t = &e->devtier;
+    const struct devstep_plan *p = &e->devstep.plan;
+    assert_true(p->n_kv == 3 && p->n_pages == 4 && t->plan.n_sure > 0 && t->plan.n_sure < t->plan.n_all);
+    assert_true(t->plan.arena + t->plan.fixed + p->bytes <= t->caps.memory);
+    const bool all = t->plan.n_all == 48;
+    assert_true(all == devtier_complete(t));
+    tessera_session *s[3] = {new_session(e), new_session(e), new_session(e)};
+    for (int at = 0, n; at < N; at += n) {
+        n = at % 3 == 0 ? 1 : at % 3 == 1 ? 30 : 4;
+        if (n > N - at) n = N - at;
+        go_on(e, s[0], n);
+        assert_true(e->devstep.attends);
+        if (!at) assert_true(whole == e->devstep.whole);
+        assert_int_equal(n_claimed(t), n_reached(e, 0, at + n));
+    }
+    assert_true(n_claimed(t) > 0 && t->count.displaced > 0 && !devtier_complete(t));
+    for (int i = 1; i < 3; i++) {
+        go_on(e, s[i], 64);
+        go_on(e, s[i], 5);
+    }
+    const int full = n_claimed(t);
+    assert_true(full >= n_reached(e, 0, N) + n_reached(e, 2, 69));
+    check_least_worth(e);
+    assert_int_equal(n_claimed(t), full);
+    /* What is behind a cut goes back with the next step, whoever makes it. */
+    if (tessera_session_rollback(s[0], (struct tessera_mark){20}, &err)) fail_msg("%s", err.msg);
+    go_on(e, s[1], 1);
+    assert_true(n_claimed(t) < full);
+    go_on(e, s[0], 50);
+    tessera_session_close(s[0]);
+    tessera_session_close(s[1]);
+    assert_int_equal(n_claimed(t), n_reached(e, 2, 69));
+    go_on(e, s[2], 1);
+    tessera_session_close(s[2]);
+    assert_int_equal(n_claimed(t), 0);
+    /* Experts come back that are used, or, where all can be there, all. */
+    const uint64_t before = t->count.uploads;
+    assert_true(t->cls[0].n_idle > 0);
+    s[0] = new_session(e);
+    go_on(e, s[0], 30);
+    for (int i = 0; i < 30; i++) go_on(e, s[0], 1);
+    assert_true(whole || !all ? t->count.uploads > before && !t->cls[0].n_idle : t->n_there < 48);
+    assert_int_equal(n_claimed(t), n_reached(e, 0, 60));
+    assert_true(e->devstep.whole == whole && (!whole || devtier_complete(t)));
+    tessera_session_close(s[0]);
+    assert_null(tessera_warning(e, 0));
+    tessera_close(e);
+}
+
+static void test_growth(void **state)
+{
+    (void)state;
+    const struct dev_api routes = router();
+    static const int slots[] = {30, 48, 50, 49};
+    for (int i = 0; i < 4; i++) {
+        struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+        o.kv = i % 2 ? TESSERA_KV_Q8_0 : TESSERA_KV_F16;
+        o.n_ctx = 256;
+        o.n_sessions = 3;
+        reference(&o);
+        o.device = i / 2 ? &routes : dev_sim_api();
+        o.vram_budget = 64 * MIB;
+        o.vram_budget = vram_of(&o, slots[i]);
+        check_growth(&o, i / 2);
+    }
+}
+
+/* The device is lost at any time while slots come and go. */
+static void test_growth_lost(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    struct dev_api lossy = *dev_sim_api();
+    lossy.submit = bad_submit;
+    lossy.copy = bad_copy;
+    lossy.wait = bad_wait;
+    o.n_ctx = 256;
+    o.n_sessions = 2;
+    reference(&o);
+    o.device = dev_sim_api();
+    o.vram_budget = 64 * MIB;
+    o.vram_budget = vram_of(&o, 20);
+    o.device = &lossy;
+    bool before = false, behind = false, failed = true;
+    for (int i = 0; failed; i++) {
+        bad = i % 2 ? BAD_LOST : BAD_LATE;
+        bad_after = i * (SLOW ? 430 : 290);
+        held = 0;
+        atomic_store(&calls, 0);
+        tessera_engine *e = must_open(&o);
+        tessera_session *s = new_session(e), *other = new_session(e);
+        for (int at = 0; at < 130; at += 13) go_on(e, s, 13);
+        go_on(e, other, 20);
+        tessera_session_close(s);
+        go_on(e, other, 60);
+        tessera_session_close(other);
+        failed = atomic_load(&calls) > bad_after;
+        assert_true(failed == !!tessera_warning(e, 0) && failed == !devtier_on(&e->devtier));
+        before |= failed && !e->devtier.count.displaced;
+        behind |= failed && e->devtier.count.displaced;
+        tessera_close(e);
+    }
+    assert_true(before && behind);
+}
+
+/* A session that is longer than its place: attention is the host's, and the slots are the experts'. */
+static void test_outgrown(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    o.n_ctx = 256;
+    o.n_sessions = 3;
+    reference(&o);
+    o.device = dev_sim_api();
+    o.vram_budget = 64 * MIB;
+    o.vram_budget = vram_of(&o, 3);
+    tessera_engine *e = must_open(&o);
+    const struct devstep_plan *p = &e->devstep.plan;
+    assert_true(p->n_kv == 1 && p->n_pages == 2);
+    tessera_session *s[2] = {new_session(e), new_session(e)};
+    go_on(e, s[0], 60);
+    assert_true(e->devstep.attends && n_claimed(&e->devtier) == n_reached(e, 0, 60));
+    go_on(e, s[1], 10); /* has no place */
+    assert_true(!e->devstep.attends);
+    go_on(e, s[0], 60);
+    assert_true(e->devstep.attends);
+    go_on(e, s[0], 20);
+    assert_true(e->devstep.on && !e->devstep.attends);
+    assert_int_equal(n_claimed(&e->devtier), 0);
+    go_on(e, s[1], 10); /* has one now */
+    assert_true(e->devstep.attends);
+    tessera_session_close(s[1]);
+    struct err err;
+    if (tessera_session_rollback(s[0], (struct tessera_mark){100}, &err)) fail_msg("%s", err.msg);
+    for (int i = 0; i < 3; i++) go_on(e, s[0], 1);
+    assert_true(e->devstep.attends);
+    tessera_session_close(s[0]);
+    assert_null(tessera_warning(e, 0));
+    tessera_close(e);
+}
+
+/* ---- the split ---- */
+
+static void test_split(void **state)
+{
+    (void)state;
+    const struct dev_caps fast = {.rate = 400e9, .rate_copy = 25e9, .latency = 10e-6};
+    const double mib3 = 3 * MIB;
+    /* Nothing is known of the CPU, or there is nothing to send. */
+    assert_int_equal(devtier_split(&fast, 0, mib3, 0, 8), 0);
+    assert_int_equal(devtier_split(&fast, 25e9, mib3, 4, 0), 0);
+    /* Equal rates: half of them; a slow CPU: most; a fast one: none. */
+    assert_int_equal(devtier_split(&fast, 25e9, mib3, 0, 8), 4);
+    assert_int_equal(devtier_split(&fast, 1e9, mib3, 0, 8), 8);
+    assert_int_equal(devtier_split(&fast, 400e9, mib3, 8, 8), 0);
+    /* Against all splits, by hand. */
+    for (int n = 0; n < 9; n++)
+        for (int m = 0; m < 9; m++)
+            for (double ram = 5e9; ram < 200e9; ram *= 2) {
+                const int q = devtier_split(&fast, ram, mib3, n, m);
+                for (int p = 0; p <= m; p++) {
+                    double t[2];
+                    for (int k = 0; k < 2; k++) {
+                        const int s = k ? p : q;
+                        const double dev = (n + s ? 10e-6 : 0) + n * mib3 / 400e9 + s * mib3 / 25e9;
+                        const double cpu = (m - s) * mib3 / ram;
+                        t[k] = dev > cpu ? dev : cpu;
+                    }
+                    assert_true(t[0] <= t[1] * (1 + 1e-12));
+                }
+            }
+}
+
+
+/* ---- devices that misbehave ---- */
 
 static void test_bad_devices(void **state)
 {
@@ -772,6 +981,45 @@ static void test_cuda_graphs(void **state)
         if (m[i].lost) assert_non_null(strstr(line, "starting a step failed"));
         else assert_true(e->devstep.whole);
         assert_null(line ? tessera_warning(e, 1) : NULL);
+        tessera_close(e);
+    }
+    (void)setenv("TEST_CUDA", "", 1);
+}
+
+/* Pages take slots, and give them back; a step is a graph again where all experts are there again.  What is
+ * given out there is rounded up: so many sessions that their pages reach the slots in any case. */
+static void test_cuda_growth(void **state)
+{
+    enum { MANY = 8 };
+    static const char *const mode[] = {"", "", "lost=900", "lost=1400"};
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    o.n_sessions = MANY;
+    reference(&o);
+    o.device = plugin("");
+    (void)setenv("TEST_CUDA", "", 1);
+    o.vram_budget = (uint64_t)(CUDA_OWN + 64) * MIB;
+    const uint64_t vram[2] = {vram_of(&o, 30), vram_of(&o, 60)};
+    for (int i = 0; i < (SLOW ? 2 : 4); i++) {
+        struct err err;
+        const bool good = !mode[i][0];
+        (void)setenv("TEST_CUDA", mode[i], 1);
+        o.vram_budget = vram[i % 2];
+        tessera_engine *e = must_open(&o);
+        const struct devtier *t = &e->devtier;
+        tessera_session *s[MANY];
+        for (int k = 0; k < MANY; k++) s[k] = new_session(e);
+        go_on(e, s[0], 63);
+        for (int k = 0; k < 4; k++) go_on(e, s[0], 1);
+        if (good) assert_true(e->devstep.attends && e->devstep.whole == (i == 1));
+        for (int k = 1; k < MANY; k++) go_on(e, s[k], 2);
+        if (good) assert_true(n_claimed(t) > 0 && t->count.displaced > 0 && !e->devstep.whole);
+        if (tessera_session_rollback(s[0], (struct tessera_mark){50}, &err)) fail_msg("%s", err.msg);
+        for (int k = 1; k < MANY; k++) tessera_session_close(s[k]);
+        for (int k = 0; k < 5; k++) go_on(e, s[0], 1);
+        if (good) assert_true(e->devstep.attends && e->devstep.whole == (i == 1));
+        tessera_session_close(s[0]);
+        assert_true(good == !tessera_warning(e, 0));
         tessera_close(e);
     }
     (void)setenv("TEST_CUDA", "", 1);
@@ -1057,6 +1305,13 @@ static int feed_most(void **state)
 static int feed_all(void **state)
 {
     (void)state;
+    n_fed = 72;
+    return 0;
+}
+
+static int feed_long(void **state)
+{
+    (void)state;
     n_fed = N;
     return 0;
 }
@@ -1069,7 +1324,9 @@ int main(void)
         FEED(test_split, feed_some),       FEED(test_sim_addresses, feed_some),
         FEED(test_same_bits, feed_most),   FEED(test_beside, feed_most),
         FEED(test_sessions, feed_all),     FEED(test_sim_reference, feed_some),
-        FEED(test_resident, feed_all),     FEED(test_router_reference, feed_some),
+        FEED(test_resident, feed_all),     FEED(test_growth, feed_long),
+        FEED(test_growth_lost, feed_long), FEED(test_cuda_growth, feed_all),
+        FEED(test_outgrown, feed_long),    FEED(test_router_reference, feed_some),
         FEED(test_bad_devices, feed_some), FEED(test_observed, feed_some),
         FEED(test_late, feed_most),        FEED(test_unfit, feed_some),
         FEED(test_sim_clock, feed_most),   FEED(test_no_plugin, feed_some),

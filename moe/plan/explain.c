@@ -213,17 +213,26 @@ static void print_tiers(FILE *to, const struct plan_tiers *t)
     print_bytes(to, "on disk", t->on_disk, "weights that have no place in memory");
 }
 
-static void print_device(FILE *to, const struct plan_tiers *t)
+static void print_device(FILE *to, const struct plan_tiers *t, int n_ctx)
 {
-    char note[160];
+    char note[200];
     (void)snprintf(note, sizeof note, "on %s%s", t->device_name,
                    t->device_modelled ? ", a model of a device" : "");
-    print_bytes(to, "device", t->device + t->device_dense + t->device_kv + t->device_fixed, note);
+    print_bytes(to, "device", t->device_bytes, note);
     if (t->device_dense)
         print_bytes(to, "  dense", t->device_dense, "weights of all that is not experts: its steps run there");
-    if (t->device_kv) print_bytes(to, "  KV cache", t->device_kv, "a copy, for attention there");
+    if (t->device_kv) {
+        const int n = snprintf(note, sizeof note, "copies for attention there, of %d session%s up to %d tokens",
+                               t->n_device_kv, t->n_device_kv == 1 ? "" : "s", t->device_kv_ctx);
+        if (t->device_kv_ctx < n_ctx)
+            (void)snprintf(note + n, sizeof note - (size_t)n, "; of longer ones it is the host's");
+        print_bytes(to, "  KV cache", t->device_kv, note);
+    }
     if (t->n_experts) {
-        (void)snprintf(note, sizeof note, "%d of %d", t->n_device, t->n_experts);
+        const int n = snprintf(note, sizeof note, "%d of %d", t->n_device, t->n_experts);
+        if (t->n_device_sure < t->n_device)
+            (void)snprintf(note + n, sizeof note - (size_t)n, "; %d when those copies are full, which take their "
+                           "places page by page", t->n_device_sure);
         print_bytes(to, "  experts", t->device, note);
     }
     print_bytes(to, "  rows", t->device_fixed, "and scratch");
@@ -376,7 +385,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     print_bytes(to, "process", s->process, "code, libraries, heap, stacks: estimated from above");
     if (s->tiers.device_name) {
         print_bytes(to, "device's host", s->tiers.device_host, "what the device copies from and to");
-        print_device(to, &s->tiers);
+        print_device(to, &s->tiers, s->n_ctx);
     }
     if (!all) print_promise(to, &s->tiers);
     print_plan(to, prefill, "prefill");
@@ -460,8 +469,12 @@ static cJSON *json_tiers(const struct plan_tiers *t)
         cJSON_AddNumberToObject(o, "device_fixed_bytes", (double)t->device_fixed);
         cJSON_AddNumberToObject(o, "device_dense_bytes", (double)t->device_dense);
         cJSON_AddNumberToObject(o, "device_kv_bytes", (double)t->device_kv);
+        cJSON_AddNumberToObject(o, "device_kv_sessions", t->n_device_kv);
+        cJSON_AddNumberToObject(o, "device_kv_ctx", t->device_kv_ctx);
         cJSON_AddNumberToObject(o, "device_host_bytes", (double)t->device_host);
         cJSON_AddNumberToObject(o, "device_experts", t->n_device);
+        cJSON_AddNumberToObject(o, "device_experts_sure", t->n_device_sure);
+        cJSON_AddNumberToObject(o, "device_bytes", (double)t->device_bytes);
     }
     if (t->all_ram) return o;
     cJSON_AddNumberToObject(o, "hit_with_another_gib", t->more_hit);

@@ -68,7 +68,10 @@ struct plan_tiers {
     uint64_t ring;            /* bytes: slots that dense matrices stream through */
     int n_ring;
     uint64_t device, device_fixed; /* bytes on the second device: experts; rows and scratch */
-    uint64_t device_dense, device_kv; /* ditto: all other weights; copies of KV caches */
+    uint64_t device_dense, device_kv; /* ditto: all other weights; copies of KV caches when they are full */
+    uint64_t device_bytes;    /* all of them, experts where no copy is yet */
+    int n_device_kv, device_kv_ctx; /* sessions with a copy, and how long at most */
+    int n_device_sure;        /* experts that keep their places when the copies are full */
     uint64_t device_host;     /* bytes of host memory that it copies from and to */
     int n_device;             /* experts that it holds */
     const char *device_name;  /* NULL = there is none */

@@ -64,11 +64,26 @@ static uint64_t wanted(const struct tessera_engine *e, const struct dev_api *api
     return sum;
 }
 
-static uint64_t kv_session(const struct tessera_engine *e)
+static int n_pages(int32_t n) { return (n + KV_PAGE - 1) / KV_PAGE; }
+
+/* A place for n pages of a session. */
+static uint64_t place_bytes(const struct tessera_engine *e, int n)
+{
+    return up((uint64_t)n * e->line[0].page_bytes, 4096);
+}
+
+/* Places for pages in `room` bytes: for whole contexts, as many as sessions; at the least one for less. */
+static void size_pages(const struct tessera_engine *e, uint64_t room, struct devstep_plan *p)
 {
     const int guess = e->hp.n_ctx_train < CTX_GUESS ? e->hp.n_ctx_train : CTX_GUESS;
-    const int n = e->opt.n_ctx ? e->opt.n_ctx : guess;
-    return up((uint64_t)((n + KV_PAGE - 1) / KV_PAGE) * e->line[0].page_bytes, 256);
+    const uint64_t page = e->line[0].page_bytes;
+    if (!page) return;
+    p->n_pages = n_pages(e->opt.n_ctx ? e->opt.n_ctx : guess);
+    p->n_kv = e->opt.n_sessions < DEV_SESSIONS ? e->opt.n_sessions : DEV_SESSIONS;
+    while (p->n_kv > 1 && place_bytes(e, p->n_pages) * (uint64_t)p->n_kv > room) p->n_kv--;
+    if (place_bytes(e, p->n_pages) > room) p->n_pages = (int)(room / 4096 * 4096 / page);
+    if (!p->n_pages) p->n_kv = 0;
+    p->kv = place_bytes(e, p->n_pages) * (uint64_t)p->n_kv;
 }
 
 /* K and V may be the same rows: V is the beginning of K then. */
@@ -123,18 +138,10 @@ static uint64_t stage_bytes(const struct tessera_engine *e)
     return up(most, 4096);
 }
 
-static bool at_home(const struct tessera_engine *e, const bool *want)
-{
-    for (int i = 0; i < e->weights.n; i++)
-        if (want[i] && !resid_home((struct resid *)(uintptr_t)&e->resid, i)) return false;
-    return true;
-}
-
-void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t experts, bool loaded,
+void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t experts,
                   struct devstep_plan *p)
 {
     const struct dev_api *api = e->opt.device;
-    const uint64_t session = kv_session(e);
     struct dev_weight *weight = calloc((size_t)e->weights.n + 1, sizeof *weight);
     bool *runs = calloc((size_t)e->model.n_op + 1, sizeof *runs);
     bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
@@ -147,16 +154,10 @@ void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t expe
         p->kept = up(kept_bytes(e, WHOLE_ROWS), 256);
         p->given = up(given_bytes(e, WHOLE_ROWS), 256);
         p->tables = table_bytes(e) * (uint64_t)e->resid.n_banks;
-        const uint64_t fixed = p->weights + p->arena + p->logits + p->given + p->kept + p->tables;
-        /* Pages are read once for each token, experts a few times in a hundred: but half of what is
-         * left is theirs. */
-        p->n_kv = e->opt.n_sessions < DEV_SESSIONS ? e->opt.n_sessions : DEV_SESSIONS;
-        while (p->n_kv && fixed + session * (uint64_t)p->n_kv > (memory - experts) / 2) p->n_kv--;
-        p->kv = session * (uint64_t)p->n_kv;
-        p->bytes = fixed + p->kv;
+        p->bytes = p->weights + p->arena + p->logits + p->given + p->kept + p->tables;
         p->host = stage_bytes(e);
-        if (!p->weights || p->bytes > memory - experts || (loaded && !at_home(e, want)))
-            memset(p, 0, sizeof *p);
+        if (!p->weights || p->bytes > memory - experts) memset(p, 0, sizeof *p);
+        else size_pages(e, memory - experts - p->bytes, p);
     }
     free(weight);
     free(runs);
@@ -352,6 +353,7 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
     memset(d, 0, sizeof *d);
     if (!p->bytes || !devtier_on(t)) return OK;
     d->plan = *p;
+    d->listed = UINT64_MAX;
     d->weight = calloc((size_t)e->weights.n + 1, sizeof *d->weight);
     d->runs = calloc((size_t)e->model.n_op + 1, sizeof *d->runs);
     d->table = calloc((size_t)e->weights.n + 1, sizeof(*d->table));
@@ -376,16 +378,14 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
         (void)wanted(e, t->api, t->dev, d->weight, d->runs, want);
         d->arena = all + p->weights;
         d->logits = d->arena + p->arena;
-        d->kv = d->logits + p->logits;
-        d->given = d->kv + p->kv;
+        d->given = d->logits + p->logits;
         d->kept = d->given + p->given;
         d->tables = d->kept + p->kept;
         expert_biases(d, e);
         s = list_ops(d, e, err);
     }
-    if (!s) {
-        s = send_weights(d, e, all, want, err);
-    }
+    if (!s) s = send_weights(d, e, all, want, err);
+    if (s) d->plan.n_kv = 0;
     free(want);
     return s;
 }
@@ -415,29 +415,53 @@ void devstep_cut(struct tessera_session *s, int32_t n)
 
 void devstep_forget(struct tessera_engine *e, const struct tessera_session *s)
 {
-    for (int i = 0; i < e->devstep.plan.n_kv; i++)
-        if (e->devstep.owner[i] == s) e->devstep.owner[i] = NULL;
+    for (int i = 0; i < e->devstep.plan.n_kv; i++) {
+        if (e->devstep.owner[i] != s) continue;
+        e->devstep.owner[i] = NULL;
+        devtier_claim(&e->devtier, i, 0, 0);
+    }
 }
 
-static char *pages_of(struct devstep *d, struct tessera_session *s)
+/* A place for so many positions of the session, its own or one that is nobody's; -1: there is none. */
+static int place_of(struct devstep *d, struct tessera_engine *e, struct tessera_session *s, int32_t end)
 {
-    const uint64_t each = d->plan.n_kv ? d->plan.kv / (uint64_t)d->plan.n_kv : 0;
     int at = -1;
-    if (session_bytes(s, 0, s->n_ctx) > each) return NULL;
+    if (n_pages(end) > d->plan.n_pages) {
+        devstep_forget(e, s); /* it has outgrown it */
+        return -1;
+    }
     for (int i = 0; i < d->plan.n_kv && (at < 0 || d->owner[at] != s); i++)
         if (d->owner[i] == s || (at < 0 && !d->owner[i])) at = i;
-    if (at < 0) return NULL;
-    if (d->owner[at] != s) s->on_device = 0;
-    d->owner[at] = s;
-    return d->kv + (uint64_t)at * each;
+    if (at >= 0 && d->owner[at] != s) s->on_device = 0;
+    if (at >= 0) d->owner[at] = s;
+    return at;
+}
+
+/* Pages are claimed for what sessions have there, and, if the step attends there, for its rows. */
+static void claim_pages(struct devstep *d, struct tessera_engine *e, bool attends)
+{
+    const uint64_t each = place_bytes(e, d->plan.n_pages);
+    for (int i = 0; i < d->plan.n_kv; i++) {
+        int32_t n = d->owner[i] ? d->owner[i]->on_device : 0;
+        for (int k = 0; attends && k < e->n_inputs; k++)
+            if (e->stepped[k] == d->owner[i]) n = e->end[k];
+        const uint64_t bytes = (uint64_t)n_pages(n) * e->line[0].page_bytes;
+        devtier_claim(d->tier, i, bytes ? each * (uint64_t)i : 0, bytes ? each * (uint64_t)i + bytes : 0);
+    }
 }
 
 /* Everybody's pages are there, and hold what comes before the rows of the step. */
 static bool bring_pages(struct devstep *d, struct tessera_engine *e)
 {
-    if (e->n_inputs > d->plan.n_kv) return false;
-    for (int i = 0; i < e->n_inputs; i++)
-        if (!(d->kv_base[i] = pages_of(d, e->stepped[i]))) return false;
+    const uint64_t each = place_bytes(e, d->plan.n_pages);
+    bool all = e->n_inputs <= d->plan.n_kv;
+    for (int i = 0; i < e->n_inputs && all; i++) {
+        const int at = place_of(d, e, e->stepped[i], e->end[i]);
+        all = at >= 0;
+        d->kv_base[i] = d->tier->arena + each * (uint64_t)at;
+    }
+    claim_pages(d, e, all);
+    if (!all) return false;
     const uint64_t page = e->line[0].page_bytes;
     for (int i = 0; i < e->n_inputs; i++) {
         struct tessera_session *s = e->stepped[i];
@@ -458,12 +482,13 @@ static bool bring_pages(struct devstep *d, struct tessera_engine *e)
 
 /* ---- all of it there ---- */
 
-/* Where the experts are, which from now on stay where they are. */
+/* Where the experts are, if any has moved since that was written down. */
 static bool list_experts(struct devstep *d, struct tessera_engine *e)
 {
     const uint64_t bytes = table_bytes(e);
-    if (!d->listed && !devtier_settled(d->tier)) return false;
-    for (int b = 0; b < e->resid.n_banks && !d->listed; b++) {
+    const bool listed = d->listed == d->tier->n_changes;
+    if (!listed && !devtier_settled(d->tier)) return false;
+    for (int b = 0; b < e->resid.n_banks && !listed; b++) {
         char *at = stage(d, e, bytes);
         if (!at) return false;
         memset(at, 0, bytes);
@@ -472,7 +497,7 @@ static bool list_experts(struct devstep *d, struct tessera_engine *e)
         d->sent = d->last;
         d->table[e->bank[b].op->weight[0]] = d->tables + bytes * (uint64_t)b;
     }
-    d->listed = true;
+    d->listed = d->tier->n_changes;
     return true;
 }
 
@@ -563,6 +588,7 @@ void devstep_begin(struct devstep *d, struct tessera_engine *e, const struct dev
     for (int i = 0; i < e->model.n_op; i++)
         has_pages |= d->runs[i] && e->model.op[i].code == OP_ATTENTION;
     d->attends = has_pages && bring_pages(d, e);
+    devtier_refill(d->tier);
     const int n_rows = host->n_rows, n_out = host->set[ROWS_OUT].n;
     d->whole = all_there(d, e, n_rows, n_out) && list_experts(d, e);
     d->on = !d->lost;

@@ -11,6 +11,13 @@
  * host, too, which puts them into its own.  Sessions are cut, saved, spilled and loaded as ever, and the
  * device's copy is only told from where on it is out of date; the next step brings it up to date.
  *
+ * A session's pages lie in a row, in a place of the tier's arena that has room for a whole context.  Of
+ * it only pages that hold something are the session's, and those that the step at hand will fill; in the rest
+ * lie experts (devtier_claim), which give way page by page as the session grows and come back when it is cut
+ * or closed.  A byte of K and V is read by every token behind it, an expert's by a few in a hundred: so
+ * pages come first, but for an expert of each size.  A session that is longer than its place has none, and
+ * attention is the host's.
+ *
  * Where all experts are on the device and it can route, a step of few rows needs the host twice: for
  * embeddings and rotary angles in the beginning, for logits in the end.  What goes over lies together
  * then, so do K and V of all layers until they land, and between the two copies is one submission, the
@@ -32,11 +39,13 @@ struct tessera_session;
 
 /* What it takes; all zeros: it is not used. */
 struct devstep_plan {
-    uint64_t weights, arena, logits, kv; /* bytes on the device */
+    uint64_t weights, arena, logits; /* bytes on the device */
     uint64_t tables, given, kept; /* ditto: addresses of experts; of few rows what the host gives, K, V */
     uint64_t bytes;           /* all of them */
+    uint64_t kv;              /* bytes of the tier's arena that pages may come to take */
     uint64_t host;            /* bytes of host memory */
-    int n_kv, n_logits;       /* sessions with pages; rows */
+    int n_kv, n_pages;        /* sessions with a place for pages; pages of a place */
+    int n_logits;             /* rows */
 };
 
 enum { DEVSTEP_LANDINGS = 64 };
@@ -44,11 +53,11 @@ enum { DEVSTEP_LANDINGS = 64 };
 struct devstep {
     struct devtier *tier;     /* NULL: there is none */
     struct devstep_plan plan;
-    char *arena, *logits, *kv, *tables, *given, *kept; /* on the device */
+    char *arena, *logits, *tables, *given, *kept; /* on the device */
     struct dev_weight *weight; /* [n_weights] data: NULL = not there */
     bool *runs;               /* [n_op] it can be run there */
     const void **table;       /* [n_weights] as in struct dev_bind */
-    bool listed;              /* the tables are filled */
+    uint64_t listed;          /* the tables are filled as of so many changes; UINT64_MAX = never */
     struct op *ops[2];        /* all of the model's but what the host begins with; of them those of
                                  all rows.  NULL: others are the host's, too */
     int n_ops_of[2];
@@ -82,8 +91,8 @@ struct devstep {
 };
 
 /* For e->second, with that many bytes, of which experts want `experts` at least: all zeros if there is no
- * room, nothing to run, or, where weights are loaded, if they are not all in memory. */
-void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t experts, bool loaded,
+ * room, or nothing to run.  Its weights must be in memory when it is opened. */
+void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t experts,
                   struct devstep_plan *p);
 
 /* ERR_MEMORY, ERR_BUDGET, ERR_DEVICE: to be closed behind the tier. */

@@ -438,6 +438,7 @@ enum status tessera_open(const struct tessera_options *o, tessera_engine **out, 
         s = prior_open(e, err);
         second_find(e);
         if (!s) s = fit_budget(e, &e->placement, err);
+        if (!s) second_fit(e);
     }
     /* States, depths and what rows see ahead are those of a step. */
     if (!s && (e->state_bytes || e->model.n_sets > ROWS_FIRST || e->hp.denoise.sees))

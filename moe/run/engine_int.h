@@ -235,9 +235,11 @@ bool fit_weights(const struct tessera_engine *e, uint64_t budget, struct placeme
 /* A placement that leaves `bytes` to something else. */
 bool fit_room(const struct tessera_engine *e, uint64_t bytes, struct placement *p);
 
-/* The second device: opens e->opt.device, if it can be used, and plans what it will hold; takes the
- * experts to it.  What cannot be used is a warning and a run without it.  See second.c. */
+/* The second device: opens e->opt.device, if it can be used, and plans what it will hold; plans again, when
+ * context, micro-batch and placement have been chosen; takes the experts to it.  What cannot be used is
+ * a warning and a run without it.  See second.c. */
 void second_find(struct tessera_engine *e);
+void second_fit(struct tessera_engine *e);
 void second_open(struct tessera_engine *e);
 void second_close(struct tessera_engine *e);
 void engine_warn(void *arg, const char *text);

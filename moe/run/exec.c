@@ -782,11 +782,11 @@ static enum status run_step(struct tessera_engine *e, const struct plan *p, int 
     struct exec x = {.e = e, .plan = p, .row = e->row, .serial = e->serials, .n_rows = n_rows,
                      .again = *observed};
     bind_step(&x, n_out);
+    devtier_step(&e->devtier, n_rows);
     devstep_begin(&e->devstep, e, &x.bind, !e->watch.fn); /* watchers look into the host's buffers */
     if (e->devstep.on) x.there = &e->devstep;
     sides_expect(&x);
     for (int i = ROWS_FIRST; i < e->model.n_sets; i++) expect_pieces(&x, i, false);
-    devtier_step(&e->devtier, n_rows);
     resid_block(&e->resid, e->block);
     enum status s = resid_step(&e->resid, n_rows, err);
     if (!s) {

@@ -137,6 +137,10 @@ void promise(struct tessera_engine *e, const struct placement *p, struct plan_ti
         t->device_fixed = e->device_plan.fixed + d->arena + d->logits;
         t->device_dense = d->weights;
         t->device_kv = d->kv;
+        t->device_bytes = e->device_plan.arena + t->device_fixed + d->bytes - d->arena - d->logits;
+        t->n_device_kv = d->n_kv;
+        t->device_kv_ctx = d->n_pages * KV_PAGE < e->opt.n_ctx ? d->n_pages * KV_PAGE : e->opt.n_ctx;
+        t->n_device_sure = e->device_plan.n_sure;
         t->device_host = e->device_plan.host;
         t->n_device = e->device_plan.n_all;
         t->device_name = e->opt.device->name;

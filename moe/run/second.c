@@ -45,12 +45,13 @@ static struct devtier_options options(struct tessera_engine *e)
         .api = e->opt.device, .dev = e->second, .weights = &e->weights, .resid = &e->resid,
         .bank = e->bank, .n_rows = e->opt.n_ubatch, .n_used = e->hp.n_expert_used,
         .ledger = &e->ledger, .rate_ram = e->rates.ram, .warn = engine_warn, .warn_arg = e,
-        .whole = e->devstep_plan.bytes, .elsewhere = e->devstep_plan.bytes,
+        .whole = e->devstep_plan.bytes, .elsewhere = e->devstep_plan.bytes, .shared = e->devstep_plan.kv,
     };
 }
 
-/* What goes there: all that is not experts, if some of those find room beside it; else experts. */
-static enum status divide(struct tessera_engine *e, bool loaded, struct err *err)
+/* What goes there: all that is not experts, if it is at home on the host and some experts find room
+ * beside it; else experts. */
+static enum status divide(struct tessera_engine *e, bool at_home, struct err *err)
 {
     const uint64_t memory = e->opt.device->caps(e->second).memory;
     struct devtier_plan p;
@@ -58,8 +59,8 @@ static enum status divide(struct tessera_engine *e, bool loaded, struct err *err
     struct devtier_options o = options(e);
     o.whole = true;
     if (!e->resid.n_banks) p.least = 0;
-    if (!e->resid.n_banks || !devtier_size(&o, memory, &p, NULL))
-        devstep_size(e, memory, p.least, loaded, &e->devstep_plan);
+    if (at_home && (!e->resid.n_banks || !devtier_size(&o, memory, &p, NULL)))
+        devstep_size(e, memory, p.least, &e->devstep_plan);
     o = options(e);
     const enum status s = devtier_size(&o, memory, &e->device_plan, err);
     e->device_plan.host += e->devstep_plan.host;
@@ -87,11 +88,16 @@ void second_find(struct tessera_engine *e)
         without(e, api->name, err.msg);
     } else {
         e->device_modelled = api->caps(e->second).modelled;
-        if (!divide(e, false, &err)) return;
+        if (!divide(e, true, &err)) return;
         without(e, api->name, err.msg);
         api->close(e->second);
         e->second = NULL;
     }
+}
+
+void second_fit(struct tessera_engine *e)
+{
+    if (e->second) (void)divide(e, e->placement.dense_home, NULL);
 }
 
 void second_open(struct tessera_engine *e)
@@ -99,7 +105,6 @@ void second_open(struct tessera_engine *e)
     struct err err;
     if (!e->second) return;
     err_clear(&err);
-    (void)divide(e, true, &err); /* a context and a micro-batch have been chosen since */
     const struct devtier_options o = options(e);
     e->second = NULL; /* the tier's from here on */
     if (devtier_open(&e->devtier, &o, &err) ||

@@ -145,8 +145,7 @@ static bool fetch_routed(struct exec *x, const struct op *op)
     const struct gates *g = &e->gates;
     const bool foresees = e->forecast.kind != PREDICT_NONE && !e->resid.all_ram &&
                           bank + 1 < g->n_banks && g->bank[bank + 1].n;
-    const bool all = e->devtier.plan.n_all == e->resid.first_piece - e->resid.first_expert;
-    const int bufs[3] = {op->in[0], all ? -1 : e->bank[bank].op->in[0],
+    const int bufs[3] = {op->in[0], devtier_complete(&e->devtier) ? -1 : e->bank[bank].op->in[0],
                          foresees ? g->bank[bank].hidden : -1};
     return devstep_fetch(x->there, x->e, bufs, 3);
 }
