@@ -110,7 +110,7 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
     }
     p->least = p->fixed + least + o->elsewhere + o->shared;
     if (!s->n_classes && !o->elsewhere)
-        return err_set(e, ERR_DEVICE, "the model has no experts, and there is no room for all of it");
+        return err_set(e, ERR_DEVICE, "the model has no experts, and there is no room for any of its layers");
     if (memory < p->least)
         return err_set(e, ERR_BUDGET, "%llu MiB are too little: rows, scratch and an expert of each "
                        "size take %lluM", (unsigned long long)(memory >> 20),

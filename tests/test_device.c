@@ -237,14 +237,28 @@ static uint64_t vram_of(const struct tessera_options *like, int slots)
     return vram;
 }
 
+/* Room for an expert or two, and for the last layers, not for all. */
+static uint64_t vram_of_some(const struct tessera_options *like)
+{
+    struct tessera_options o = *like;
+    tessera_engine *e = must_open(&o);
+    const struct devtier_plan *p = &e->devtier.plan;
+    const struct devstep_plan *d = &e->devstep.plan;
+    const uint64_t need = p->fixed + d->bytes - d->weights / 3 + p->slots / (uint64_t)p->n_all * 3 / 2;
+    const uint64_t vram = o.vram_budget - (e->devtier.caps.memory - need);
+    tessera_close(e);
+    return vram;
+}
+
 /* Everything but routing is there: pieces of a step, sessions that are cut, saved, loaded, watched and
  * brought back, more of them than there are pages for, a budget that moves. */
-static void check_sessions(const struct tessera_options *o, const char *saved)
+static void check_sessions(const struct tessera_options *o, const char *saved, bool some)
 {
     struct err err;
     tessera_engine *e = must_open(o);
     assert_null(tessera_warning(e, 0));
-    assert_true(e->devstep.plan.bytes > 0);
+    const struct devstep_plan *d = &e->devstep.plan;
+    assert_true(d->bytes > 0 && d->n_kv > 0 && (d->first > 0 && !d->head && d->page_at > 0) == some);
     tessera_session *s = new_session(e);
     go_on(e, s, 60);
     go_on(e, s, 8); /* into the next page */
@@ -289,18 +303,19 @@ static void test_sessions(void **state)
     (void)state;
     char saved[160];
     (void)snprintf(saved, sizeof saved, "%s/session.gguf", dir);
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 8; i++) {
         struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
         o.kv = i % 2 ? TESSERA_KV_Q8_0 : TESSERA_KV_F16;
         reference(&o);
         o.device = dev_sim_api();
         o.vram_budget = 24 * MIB;
-        o.n_sessions = 1 + i / 2;
-        if (i % 3) o.vram_budget = vram_of(&o, i % 3 == 1 ? 48 : 20);
+        o.n_sessions = 1 + i / 2 % 3;
         o.n_ubatch = i < 2 ? 64 : 16;
         o.n_batch = 64;
         o.n_logits = i < 2 ? 64 : 16;
-        check_sessions(&o, saved);
+        if (i >= 6) o.vram_budget = vram_of_some(&o);
+        else if (i % 3) o.vram_budget = vram_of(&o, i % 3 == 1 ? 48 : 20);
+        check_sessions(&o, saved, i >= 6);
     }
 }
 
@@ -437,10 +452,10 @@ static void test_resident(void **state)
         assert_true(e->devstep.on && !e->devstep.whole);
         check_pairs(e);
         tessera_close(e);
-        check_sessions(&o, saved);
+        check_sessions(&o, saved, false);
         o.n_ubatch = o.n_logits = 4; /* and steps of few rows in pieces */
         o.n_batch = 64;
-        check_sessions(&o, saved);
+        check_sessions(&o, saved, false);
     }
 }
 
@@ -1025,6 +1040,33 @@ static void test_cuda_growth(void **state)
     (void)setenv("TEST_CUDA", "", 1);
 }
 
+/* The last layers only.  Memory comes in large steps there: so the rows of a step are what is chosen. */
+static void test_cuda_layers(void **state)
+{
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    reference(&o);
+    o.device = plugin("");
+    (void)setenv("TEST_CUDA", "", 1);
+    bool some = false;
+    for (o.n_ubatch = 60; o.n_ubatch >= 20 && !some; o.n_ubatch -= 8) {
+        o.n_logits = o.n_ubatch;
+        o.vram_budget = (uint64_t)(CUDA_OWN + 64) * MIB;
+        o.vram_budget = vram_of_some(&o);
+        tessera_engine *e = must_open(&o);
+        const struct devstep_plan *d = &e->devstep.plan;
+        some = d->bytes && d->first > 0 && d->n_kv && !d->head;
+        if (some) {
+            check(e, 20);
+            check(e, 1);
+            assert_true(e->devstep.n_ops > 0 && e->devstep.attends);
+            assert_null(tessera_warning(e, 0));
+        }
+        tessera_close(e);
+    }
+    assert_true(some);
+}
+
 /* Every type that it has kernels for, a step's pairs at once and in pieces. */
 static void test_cuda_types(void **state)
 {
@@ -1099,6 +1141,105 @@ static void test_sim_reference(void **state)
     };
     (void)state;
     check_references(names, sizeof names / sizeof *names, dev_sim_api(), true);
+}
+
+/* Any number of layers there, counted from the last, with the last product and without: the same bits. */
+enum { NO_PAGES, SOME, ALL_LAYERS, ALL, SEEN_N };
+
+static bool check_layers(const char *name, bool *seen)
+{
+    char path[300], file[100];
+    (void)snprintf(file, sizeof file, "reference/architectures/%s.gguf", name);
+    if (!shared_file(path, sizeof path, file)) return false;
+    struct tessera_options o = options(path);
+    o.n_ubatch = o.n_logits = 16;
+    memset(want, 0, sizeof want);
+    feed_reference(&o, false, want, N * VOCAB);
+    o.device = dev_sim_api();
+    o.vram_budget = 64 * MIB;
+    tessera_engine *e = must_open(&o);
+    const struct devstep_plan whole = e->devstep.plan;
+    const struct devtier_plan t = e->devtier.plan;
+    const int n_layer = e->model.n_layer;
+    tessera_close(e);
+    for (int i = 0; i <= 12; i++) {
+        o.vram_budget = t.fixed + (t.n_all ? t.slots / 4 : 0) + whole.bytes - whole.weights + 8192 +
+                        whole.weights * (uint64_t)i / 12;
+        e = must_open(&o);
+        const struct devstep_plan d = e->devstep.plan;
+        tessera_close(e);
+        if (!d.bytes) continue;
+        assert_true(d.first >= -1 && d.first < n_layer && (d.first < 0 || !d.head));
+        assert_true(d.bytes + t.fixed <= o.vram_budget);
+        seen[d.head ? ALL : d.first < 0 ? ALL_LAYERS : d.n_kv ? SOME : NO_PAGES] = true;
+        memset(got, 0, sizeof got);
+        feed_reference(&o, true, got, N * VOCAB);
+        assert_memory_equal(want, got, sizeof want);
+    }
+    return true;
+}
+
+static void test_layers(void **state)
+{
+    static const char *const names[] = {
+        "gpt-oss-moe", "qwen2moe-moe", "deepseek2-moe", "glm4moe-moe", "llama-moe", "olmoe-moe",
+        "qwen3next-moe", "qwen35moe-moe", "qwen3moe-moe", "llama-dense",
+    };
+    (void)state;
+    bool seen[SEEN_N] = {false};
+    bool there = false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i += SLOW ? 2 : 1)
+        there |= check_layers(names[i], seen);
+    for (int k = 0; k < SEEN_N && there; k++) assert_true(seen[k]);
+}
+
+/* With more memory a token finds more there, and the plan says what lies there and why. */
+static void test_worth(void **state)
+{
+    static const char *const says[] = {
+        "worth less than experts", "layers from", "the last product, which has no room",
+        "of all that is not experts", "of longer ones it is the host's", "page by page",
+    };
+    enum { SAYS = sizeof says / sizeof *says };
+    (void)state;
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    o.header_only = true;
+    o.device = dev_sim_api();
+    bool said[SAYS] = {false};
+    double before = 0;
+    for (o.vram_budget = 1 * MIB; o.n_ubatch <= 256; o.vram_budget += MIB / (SLOW ? 5 : 10)) {
+        if (o.vram_budget > (o.n_ubatch < 256 ? 14 : 26) * MIB) { /* many rows take more than all layers */
+            o.vram_budget = 3 * MIB;
+            o.n_ubatch *= 4;
+            before = 0;
+            continue;
+        }
+        struct err err;
+        char *text = NULL;
+        size_t n;
+        tessera_engine *e = must_open(&o);
+        const struct devstep_plan *d = &e->devstep_plan;
+        FILE *f = open_memstream(&text, &n);
+        assert_non_null(f);
+        assert_int_equal(tessera_explain(e, f, false, &err), OK);
+        (void)fclose(f);
+        if (e->device_plan.n_all) {
+            /* What is left over may be less than a slot. */
+            const double slot = (double)e->resid.sizes.slot[0] * 3 / 16;
+            assert_true(e->device_found + slot >= before);
+            before = e->device_found;
+            assert_true(e->device_plan.arena + e->device_plan.fixed + d->bytes <= o.vram_budget);
+            assert_true(!!strstr(text, says[0]) == (e->dense_declined > 0));
+            assert_true(!!strstr(text, says[1]) == (d->bytes && d->first >= 0));
+            assert_true(!!strstr(text, says[3]) == (d->bytes && d->head));
+            assert_true(!!strstr(text, says[4]) == (d->n_kv && d->n_pages * KV_PAGE < o.n_ctx));
+            for (int i = 0; i < SAYS; i++) said[i] |= strstr(text, says[i]) != NULL;
+        }
+        free(text);
+        tessera_close(e);
+    }
+    for (int i = 0; i < SAYS; i++)
+        if (!said[i]) fail_msg("no plan says: %s", says[i]);
 }
 
 static void test_router_reference(void **state)
@@ -1326,7 +1467,10 @@ int main(void)
         FEED(test_sessions, feed_all),     FEED(test_sim_reference, feed_some),
         FEED(test_resident, feed_all),     FEED(test_growth, feed_long),
         FEED(test_growth_lost, feed_long), FEED(test_cuda_growth, feed_all),
-        FEED(test_outgrown, feed_long),    FEED(test_router_reference, feed_some),
+        FEED(test_cuda_layers, feed_some),
+        FEED(test_outgrown, feed_long),    FEED(test_layers, feed_some),
+        FEED(test_worth, feed_some),
+          FEED(test_router_reference, feed_some),
         FEED(test_bad_devices, feed_some), FEED(test_observed, feed_some),
         FEED(test_late, feed_most),        FEED(test_unfit, feed_some),
         FEED(test_sim_clock, feed_most),   FEED(test_no_plugin, feed_some),

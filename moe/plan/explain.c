@@ -215,12 +215,23 @@ static void print_tiers(FILE *to, const struct plan_tiers *t)
 
 static void print_device(FILE *to, const struct plan_tiers *t, int n_ctx)
 {
-    char note[200];
-    (void)snprintf(note, sizeof note, "on %s%s", t->device_name,
-                   t->device_modelled ? ", a model of a device" : "");
+    char note[200], h[32];
+    (void)snprintf(note, sizeof note, "on %s%s; a token finds %s of weights there (expected)", t->device_name,
+                   t->device_modelled ? ", a model of a device" : "", human(h, sizeof h, (uint64_t)t->device_found));
     print_bytes(to, "device", t->device_bytes, note);
-    if (t->device_dense)
-        print_bytes(to, "  dense", t->device_dense, "weights of all that is not experts: its steps run there");
+    if (t->device_dense) {
+        (void)snprintf(note, sizeof note, "%s: their steps run there",
+                       t->device_head ? "weights of all that is not experts"
+                                      : "all layers, but for experts and the last product, which has no room");
+        if (t->device_first >= 0)
+            (void)snprintf(note, sizeof note, "layers from %d on, but for experts: as many as have room; their steps "
+                           "run there", t->device_first);
+        print_bytes(to, "  dense", t->device_dense, note);
+    } else if (t->device_declined) {
+        (void)snprintf(note, sizeof note, "%s would have room, but with their rows they are worth less than experts "
+                       "there", human(h, sizeof h, t->device_declined));
+        print_bytes(to, "  dense", 0, note);
+    }
     if (t->device_kv) {
         const int n = snprintf(note, sizeof note, "copies for attention there, of %d session%s up to %d tokens",
                                t->n_device_kv, t->n_device_kv == 1 ? "" : "s", t->device_kv_ctx);
@@ -469,6 +480,10 @@ static cJSON *json_tiers(const struct plan_tiers *t)
         cJSON_AddNumberToObject(o, "device_fixed_bytes", (double)t->device_fixed);
         cJSON_AddNumberToObject(o, "device_dense_bytes", (double)t->device_dense);
         cJSON_AddNumberToObject(o, "device_kv_bytes", (double)t->device_kv);
+        if (t->device_dense) cJSON_AddNumberToObject(o, "device_first_layer", t->device_first < 0 ? 0 : t->device_first);
+        cJSON_AddBoolToObject(o, "device_head", t->device_head);
+        cJSON_AddNumberToObject(o, "device_dense_declined_bytes", (double)t->device_declined);
+        cJSON_AddNumberToObject(o, "device_token_bytes", t->device_found);
         cJSON_AddNumberToObject(o, "device_kv_sessions", t->n_device_kv);
         cJSON_AddNumberToObject(o, "device_kv_ctx", t->device_kv_ctx);
         cJSON_AddNumberToObject(o, "device_host_bytes", (double)t->device_host);

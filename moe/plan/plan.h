@@ -72,6 +72,10 @@ struct plan_tiers {
     uint64_t device_bytes;    /* all of them, experts where no copy is yet */
     int n_device_kv, device_kv_ctx; /* sessions with a copy, and how long at most */
     int n_device_sure;        /* experts that keep their places when the copies are full */
+    int device_first;         /* layers from this one on are there but for experts; -1 = and all before */
+    bool device_head;         /* the last product, too */
+    uint64_t device_declined; /* bytes of dense weights that are not, experts being worth more */
+    double device_found;      /* bytes of weights that a token finds there */
     uint64_t device_host;     /* bytes of host memory that it copies from and to */
     int n_device;             /* experts that it holds */
     const char *device_name;  /* NULL = there is none */

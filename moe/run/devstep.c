@@ -45,15 +45,45 @@ static uint64_t weight_bytes(const struct weight *w)
     return up(w->mat_bytes * (uint64_t)w->n_mats, 256);
 }
 
-/* Marks what the ops that can run want; returns its bytes. */
+static bool is_weighted(const struct op *op)
+{
+    for (int k = 0; k < OP_WEIGHTS; k++)
+        if (op->weight[k] >= 0) return true;
+    return false;
+}
+
+/* The last product. */
+static bool is_head(const struct tessera_engine *e, const struct op *op)
+{
+    return op->out[0] >= 0 && e->model.buf[op->out[0]].kind == BUF_LOGITS && is_weighted(op);
+}
+
+/* Whether a slot of the KV cache is filled by an op that runs. */
+static bool is_put(const struct tessera_engine *e, const bool *runs, int slot)
+{
+    for (int i = 0; i < e->model.n_op; i++)
+        if (runs[i] && e->model.op[i].code == OP_KV_PUT && e->model.op[i].kv_slot == slot) return true;
+    return false;
+}
+
+/* Marks the ops that run, which are those of layers from p->first on and, if p->head says so, the last
+ * product, and the weights that they want; returns its bytes.  Ops without weights of their own run where
+ * their rows are, in all layers. */
 static uint64_t wanted(const struct tessera_engine *e, const struct dev_api *api, const struct dev *dev,
-                       struct dev_weight *weight, bool *runs, bool *want)
+                       const struct devstep_plan *p, struct dev_weight *weight, bool *runs, bool *want)
 {
     uint64_t sum = 0;
+    memset(want, 0, sizeof *want * (size_t)e->weights.n);
     for (int i = 0; i < e->weights.n; i++) weight[i] = describe(&e->weights.at[i]);
     for (int i = 0; i < e->model.n_op; i++) {
         const struct op *op = &e->model.op[i];
-        runs[i] = can_run(e, api, dev, weight, op);
+        const bool bound = is_weighted(op) || op->code == OP_KV_PUT;
+        runs[i] = (is_head(e, op) ? p->head : !bound || op->layer >= p->first) &&
+                  can_run(e, api, dev, weight, op);
+    }
+    for (int i = 0; i < e->model.n_op; i++) {
+        const struct op *op = &e->model.op[i];
+        if (op->code == OP_ATTENTION) runs[i] = runs[i] && is_put(e, runs, op->kv_slot);
         for (int k = 0; k < OP_WEIGHTS && runs[i]; k++) {
             const int w = op->weight[k];
             if (w < 0 || want[w]) continue;
@@ -66,24 +96,35 @@ static uint64_t wanted(const struct tessera_engine *e, const struct dev_api *api
 
 static int n_pages(int32_t n) { return (n + KV_PAGE - 1) / KV_PAGE; }
 
-/* A place for n pages of a session. */
-static uint64_t place_bytes(const struct tessera_engine *e, int n)
+/* A place for pages of a session. */
+static uint64_t place_bytes(const struct devstep_plan *p)
 {
-    return up((uint64_t)n * e->line[0].page_bytes, 4096);
+    return up((uint64_t)p->n_pages * p->page, 4096);
 }
 
 /* Places for pages in `room` bytes: for whole contexts, as many as sessions; at the least one for less. */
 static void size_pages(const struct tessera_engine *e, uint64_t room, struct devstep_plan *p)
 {
     const int guess = e->hp.n_ctx_train < CTX_GUESS ? e->hp.n_ctx_train : CTX_GUESS;
-    const uint64_t page = e->line[0].page_bytes;
-    if (!page) return;
+    if (!p->page) return;
     p->n_pages = n_pages(e->opt.n_ctx ? e->opt.n_ctx : guess);
     p->n_kv = e->opt.n_sessions < DEV_SESSIONS ? e->opt.n_sessions : DEV_SESSIONS;
-    while (p->n_kv > 1 && place_bytes(e, p->n_pages) * (uint64_t)p->n_kv > room) p->n_kv--;
-    if (place_bytes(e, p->n_pages) > room) p->n_pages = (int)(room / 4096 * 4096 / page);
+    while (p->n_kv > 1 && place_bytes(p) * (uint64_t)p->n_kv > room) p->n_kv--;
+    if (place_bytes(p) > room) p->n_pages = (int)(room / 4096 * 4096 / p->page);
     if (!p->n_pages) p->n_kv = 0;
-    p->kv = place_bytes(e, p->n_pages) * (uint64_t)p->n_kv;
+    p->kv = place_bytes(p) * (uint64_t)p->n_kv;
+}
+
+/* Of a page what the ops that run put there, and what lies behind it. */
+static void size_page(const struct tessera_engine *e, const bool *runs, struct devstep_plan *p)
+{
+    p->page_at = e->line[0].page_bytes;
+    for (int i = 0; i < e->model.n_op; i++) {
+        const struct op *op = &e->model.op[i];
+        if (runs[i] && op->code == OP_KV_PUT && e->kv_offset[op->kv_slot] < p->page_at)
+            p->page_at = e->kv_offset[op->kv_slot];
+    }
+    p->page = e->line[0].page_bytes - p->page_at;
 }
 
 /* K and V may be the same rows: V is the beginning of K then. */
@@ -138,26 +179,56 @@ static uint64_t stage_bytes(const struct tessera_engine *e)
     return up(most, 4096);
 }
 
+/* Submissions of a token's ops that run one after another; whether those are all. */
+static int n_submits(const struct tessera_engine *e, const bool *runs, bool *all)
+{
+    int n = 0, in_a_row = 0;
+    *all = true;
+    for (int i = 0; i < e->model.n_op; i++) {
+        const struct op *op = &e->model.op[i];
+        if (op->code == OP_ROUTE || !runs[i]) in_a_row = 0;
+        else if (in_a_row++ % SUBMIT_OPS == 0 && is_weighted(op)) n++;
+        *all &= runs[i] || is_given(op) || op->code == OP_EXPERTS;
+    }
+    return n;
+}
+
+/* What all of it takes, as p->first and p->head say. */
+static void add_up(const struct tessera_engine *e, struct dev_weight *weight, bool *runs, bool *want,
+                   struct devstep_plan *p)
+{
+    p->weights = wanted(e, e->opt.device, e->second, p, weight, runs, want);
+    p->n_submits = n_submits(e, runs, &p->all);
+    p->arena = up(fit_arena_bytes(e), 256);
+    p->n_logits = !p->head ? 0 : e->opt.n_logits < LOGITS_ROWS ? e->opt.n_logits : LOGITS_ROWS;
+    p->logits = up((uint64_t)e->logits_stride * (uint64_t)p->n_logits, 256);
+    p->kept = p->all ? up(kept_bytes(e, WHOLE_ROWS), 256) : 0;
+    p->given = p->all ? up(given_bytes(e, WHOLE_ROWS), 256) : 0;
+    p->tables = p->all ? table_bytes(e) * (uint64_t)e->resid.n_banks : 0;
+    p->bytes = p->weights + p->arena + p->logits + p->given + p->kept + p->tables;
+    size_page(e, runs, p);
+}
+
 void devstep_size(const struct tessera_engine *e, uint64_t memory, uint64_t experts,
                   struct devstep_plan *p)
 {
-    const struct dev_api *api = e->opt.device;
     struct dev_weight *weight = calloc((size_t)e->weights.n + 1, sizeof *weight);
     bool *runs = calloc((size_t)e->model.n_op + 1, sizeof *runs);
     bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
     memset(p, 0, sizeof *p);
     if (memory > experts && weight && runs && want && is_plain(e)) {
-        p->weights = wanted(e, api, e->second, weight, runs, want);
-        p->arena = up(fit_arena_bytes(e), 256);
-        p->n_logits = e->opt.n_logits < LOGITS_ROWS ? e->opt.n_logits : LOGITS_ROWS;
-        p->logits = up((uint64_t)e->logits_stride * (uint64_t)p->n_logits, 256);
-        p->kept = up(kept_bytes(e, WHOLE_ROWS), 256);
-        p->given = up(given_bytes(e, WHOLE_ROWS), 256);
-        p->tables = table_bytes(e) * (uint64_t)e->resid.n_banks;
-        p->bytes = p->weights + p->arena + p->logits + p->given + p->kept + p->tables;
+        const uint64_t room = memory - experts;
+        p->head = true;
+        p->first = -1;
+        add_up(e, weight, runs, want, p);
+        if (p->bytes > room) p->head = false;
+        while (p->bytes > room && p->first < e->model.n_layer) {
+            add_up(e, weight, runs, want, p);
+            if (p->bytes > room) p->first++;
+        }
         p->host = stage_bytes(e);
-        if (!p->weights || p->bytes > memory - experts) memset(p, 0, sizeof *p);
-        else size_pages(e, memory - experts - p->bytes, p);
+        if (!p->weights || p->bytes > room) memset(p, 0, sizeof *p);
+        else size_pages(e, room - p->bytes, p);
     }
     free(weight);
     free(runs);
@@ -324,8 +395,7 @@ static enum status send_weights(struct devstep *d, struct tessera_engine *e, cha
 static enum status list_ops(struct devstep *d, const struct tessera_engine *e, struct err *err)
 {
     const struct build *m = &e->model;
-    for (int i = 0; i < m->n_op; i++)
-        if (!d->runs[i] && !is_given(&m->op[i]) && m->op[i].code != OP_EXPERTS) return OK;
+    if (!d->plan.all) return OK;
     for (int k = 0; k < 2; k++) {
         d->ops[k] = calloc((size_t)m->n_op + 1, sizeof *d->ops[k]);
         if (!d->ops[k]) return err_set(err, ERR_MEMORY, "no memory for the list of what runs on it");
@@ -358,13 +428,14 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
     d->runs = calloc((size_t)e->model.n_op + 1, sizeof *d->runs);
     d->table = calloc((size_t)e->weights.n + 1, sizeof(*d->table));
     d->owner = calloc((size_t)p->n_kv + 1, sizeof(*d->owner));
+    d->kv_offset = calloc((size_t)e->model.n_slot + 1, sizeof *d->kv_offset);
     d->buf = calloc((size_t)e->model.n_buf + 1, sizeof *d->buf);
     d->good = calloc((size_t)e->model.n_buf + 1, sizeof *d->good);
     d->row = calloc((size_t)e->opt.n_ubatch, sizeof *d->row);
     d->out_row = calloc((size_t)e->opt.n_ubatch, sizeof *d->out_row);
     bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
     enum status s = OK;
-    if (!d->weight || !d->runs || !d->table || !d->owner || !d->buf || !d->good || !d->row || !d->out_row || !want)
+    if (!d->weight || !d->runs || !d->table || !d->owner || !d->kv_offset || !d->buf || !d->good || !d->row || !d->out_row || !want)
         s = err_set(err, ERR_MEMORY, "no memory for the list of what runs on it");
     if (!s && !(d->charged = ledger_take(&e->ledger, MEM_STAGING, p->host)))
         s = err_set(err, ERR_BUDGET, "the memory budget has no room for its host side");
@@ -375,7 +446,9 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
     if (!s && (!all || !d->stage))
         s = err_set(err, ERR_DEVICE, "it gave less memory than it said it has");
     if (!s) {
-        (void)wanted(e, t->api, t->dev, d->weight, d->runs, want);
+        (void)wanted(e, t->api, t->dev, p, d->weight, d->runs, want);
+        for (int i = 0; i < e->model.n_slot; i++) /* those before page_at are not looked at */
+            d->kv_offset[i] = e->kv_offset[i] - p->page_at;
         d->arena = all + p->weights;
         d->logits = d->arena + p->arena;
         d->given = d->logits + p->logits;
@@ -399,6 +472,7 @@ void devstep_close(struct devstep *d, struct tessera_engine *e)
     free(d->ops[0]);
     free(d->ops[1]);
     free(d->owner);
+    free(d->kv_offset);
     free(d->buf);
     free(d->good);
     free(d->row);
@@ -440,12 +514,12 @@ static int place_of(struct devstep *d, struct tessera_engine *e, struct tessera_
 /* Pages are claimed for what sessions have there, and, if the step attends there, for its rows. */
 static void claim_pages(struct devstep *d, struct tessera_engine *e, bool attends)
 {
-    const uint64_t each = place_bytes(e, d->plan.n_pages);
+    const uint64_t each = place_bytes(&d->plan);
     for (int i = 0; i < d->plan.n_kv; i++) {
         int32_t n = d->owner[i] ? d->owner[i]->on_device : 0;
         for (int k = 0; attends && k < e->n_inputs; k++)
             if (e->stepped[k] == d->owner[i]) n = e->end[k];
-        const uint64_t bytes = (uint64_t)n_pages(n) * e->line[0].page_bytes;
+        const uint64_t bytes = (uint64_t)n_pages(n) * d->plan.page;
         devtier_claim(d->tier, i, bytes ? each * (uint64_t)i : 0, bytes ? each * (uint64_t)i + bytes : 0);
     }
 }
@@ -453,7 +527,7 @@ static void claim_pages(struct devstep *d, struct tessera_engine *e, bool attend
 /* Everybody's pages are there, and hold what comes before the rows of the step. */
 static bool bring_pages(struct devstep *d, struct tessera_engine *e)
 {
-    const uint64_t each = place_bytes(e, d->plan.n_pages);
+    const uint64_t each = place_bytes(&d->plan), page = d->plan.page;
     bool all = e->n_inputs <= d->plan.n_kv;
     for (int i = 0; i < e->n_inputs && all; i++) {
         const int at = place_of(d, e, e->stepped[i], e->end[i]);
@@ -462,7 +536,6 @@ static bool bring_pages(struct devstep *d, struct tessera_engine *e)
     }
     claim_pages(d, e, all);
     if (!all) return false;
-    const uint64_t page = e->line[0].page_bytes;
     for (int i = 0; i < e->n_inputs; i++) {
         struct tessera_session *s = e->stepped[i];
         const int32_t first = e->row[e->input[i].row0].pos;
@@ -471,7 +544,8 @@ static bool bring_pages(struct devstep *d, struct tessera_engine *e)
                 n = page - at < d->stage_bytes ? page - at : d->stage_bytes;
                 char *from = stage(d, e, n);
                 if (!from) return false;
-                memcpy(from, (const char *)s->line[0].kv.base + (uint64_t)p * page + at, n);
+                memcpy(from, (const char *)s->line[0].kv.base + (uint64_t)p * e->line[0].page_bytes +
+                             d->plan.page_at + at, n);
                 copy(d, e, d->kv_base[i] + (uint64_t)p * page + at, from, n);
                 d->sent = d->last;
             }
@@ -613,11 +687,13 @@ void devstep_piece(struct devstep *d, struct tessera_engine *e, const struct pla
     memcpy(d->out_row, d->set[ROWS_OUT].row, sizeof *d->out_row * (size_t)d->set[ROWS_OUT].n);
     d->set[ROWS_OUT].row = d->out_row;
     d->set[ROWS_ALL].kv_base = d->kv_base;
+    d->set[ROWS_ALL].kv_page_bytes = d->plan.page;
     d->bind = *d->host;
     d->bind.row = d->row;
     d->bind.buf = d->buf;
     d->bind.weight = d->weight;
     d->bind.set = d->set;
+    d->bind.kv_offset = d->kv_offset;
     d->bind.table = d->table;
     d->bind.route = NULL;
     d->bind.scratch = d->tier->scratch_dev;
@@ -674,8 +750,7 @@ bool devstep_takes(const struct devstep *d, const struct tessera_engine *e, int 
     if (op->code == OP_KV_PUT || op->code == OP_ATTENTION) return d->attends;
     if (op->out[0] >= 0 && e->model.buf[op->out[0]].kind == BUF_LOGITS)
         return d->host->set[op->rows].n <= d->plan.n_logits;
-    for (int k = 0; k < OP_WEIGHTS; k++)
-        if (op->weight[k] >= 0) return true;
+    if (is_weighted(op)) return true;
     reads(e, op, at);
     for (int k = 0; k < READS; k++)
         if (at[k] >= 0 && d->good[at[k]] == ON_DEVICE) return true;

@@ -7,6 +7,11 @@
  * whatever the device cannot do, and the host does what only it can: looking up embeddings, routing,
  * experts that are not on the device.
  *
+ * Where not all weights find room whole layers are there, from the last one backwards: so rows go over
+ * once, where those layers begin, and of the last one come back as rows with logits only.  A byte of any of
+ * them is read by every token; but layers see all rows of a prompt and the last product one of them, so that
+ * comes behind all layers.
+ *
  * The host's KV cache stays the truth: rows of K and V that the device puts into its pages land on the
  * host, too, which puts them into its own.  Sessions are cut, saved, spilled and loaded as ever, and the
  * device's copy is only told from where on it is out of date; the next step brings it up to date.
@@ -43,9 +48,14 @@ struct devstep_plan {
     uint64_t tables, given, kept; /* ditto: addresses of experts; of few rows what the host gives, K, V */
     uint64_t bytes;           /* all of them */
     uint64_t kv;              /* bytes of the tier's arena that pages may come to take */
+    uint64_t page, page_at;   /* bytes of a page there, and where in the host's they begin */
     uint64_t host;            /* bytes of host memory */
     int n_kv, n_pages;        /* sessions with a place for pages; pages of a place */
     int n_logits;             /* rows */
+    int first;                /* layers from this one on are there; -1: and what comes before them */
+    bool head;                /* the last product, too */
+    bool all;                 /* nothing is left for the host but what a step begins with */
+    int n_submits;            /* of a token, unless it is one */
 };
 
 enum { DEVSTEP_LANDINGS = 64 };
@@ -58,6 +68,7 @@ struct devstep {
     bool *runs;               /* [n_op] it can be run there */
     const void **table;       /* [n_weights] as in struct dev_bind */
     uint64_t listed;          /* the tables are filled as of so many changes; UINT64_MAX = never */
+    uint64_t *kv_offset;      /* [n_slot] as in struct dev_bind */
     struct op *ops[2];        /* all of the model's but what the host begins with; of them those of
                                  all rows.  NULL: others are the host's, too */
     int n_ops_of[2];

@@ -66,6 +66,9 @@ struct tessera_engine {
     struct devtier_plan device_plan; /* all zeros without a device */
     struct devstep devstep;          /* what of a step runs there beside experts */
     struct devstep_plan devstep_plan;
+    double device_found;             /* bytes that a token finds there */
+    uint64_t dense_declined;         /* bytes of dense weights that would find room, but are worth less than
+                                        experts in their place */
     bool device_modelled;
     struct region arena, logits;
     struct region across;            /* what goes from layer to layer, of steps that go in pieces */

@@ -141,6 +141,10 @@ void promise(struct tessera_engine *e, const struct placement *p, struct plan_ti
         t->n_device_kv = d->n_kv;
         t->device_kv_ctx = d->n_pages * KV_PAGE < e->opt.n_ctx ? d->n_pages * KV_PAGE : e->opt.n_ctx;
         t->n_device_sure = e->device_plan.n_sure;
+        t->device_first = d->first;
+        t->device_head = d->head;
+        t->device_declined = e->dense_declined;
+        t->device_found = e->device_found;
         t->device_host = e->device_plan.host;
         t->n_device = e->device_plan.n_all;
         t->device_name = e->opt.device->name;

@@ -49,21 +49,59 @@ static struct devtier_options options(struct tessera_engine *e)
     };
 }
 
-/* What goes there: all that is not experts, if it is at home on the host and some experts find room
- * beside it; else experts. */
+/* Bytes that a token finds on the device: of dense weights all, of experts the share that hits. */
+static double found(struct tessera_engine *e, int n_experts, uint64_t dense)
+{
+    double hit, stall, experts = 0;
+    if (!prior_ask(e, n_experts, &hit, &stall)) hit = 0;
+    for (int b = 0; b < e->resid.n_banks; b++)
+        for (int k = 0; k < OP_IO; k++)
+            experts += (double)e->weights.at[e->resid.bank[b].weight[k]].mat_bytes;
+    return (double)dense + hit * e->hp.n_expert_used * experts;
+}
+
+/* What a token waits for the host beside a device that has so many experts and runs all that d says, but for
+ * a constant: seconds, or bytes that the host reads where nobody knows how fast. */
+static double host_waits(struct tessera_engine *e, int n_experts, const struct devstep_plan *d)
+{
+    const double bytes = found(e, n_experts, d->weights);
+    double hit, stall = 0;
+    int slots = n_experts;
+    if (!(e->rates.ram > 0)) return -bytes;
+    for (int c = 0; c < e->resid.sizes.n_classes; c++) slots += e->placement.n_slots[c];
+    if (!prior_ask(e, slots, &hit, &stall)) stall = 0;
+    const bool at_once = d->all && n_experts == e->resid.n_banks * e->resid.n_experts;
+    return stall - bytes / e->rates.ram +
+           (at_once ? 0 : d->n_submits) * e->opt.device->caps(e->second).latency;
+}
+
+/* What goes there: an expert of each size; of all that is not experts as many layers as find room beside it, if
+ * it is at home on the host; experts.  A byte of the dense weights is read by every token, an expert's by
+ * a few in a hundred: so they come first.  But the rows of their steps take room, too: where experts in it are
+ * worth more than the layers that are left room for, experts alone. */
 static enum status divide(struct tessera_engine *e, bool at_home, struct err *err)
 {
     const uint64_t memory = e->opt.device->caps(e->second).memory;
-    struct devtier_plan p;
-    memset(&e->devstep_plan, 0, sizeof e->devstep_plan);
+    struct devtier_plan least = {.least = 0}, alone, with;
+    struct devstep_plan *d = &e->devstep_plan, none;
+    memset(d, 0, sizeof *d);
+    memset(&none, 0, sizeof none);
     struct devtier_options o = options(e);
+    const bool can_alone = e->resid.n_banks && !devtier_size(&o, memory, &alone, NULL);
     o.whole = true;
-    if (!e->resid.n_banks) p.least = 0;
-    if (at_home && (!e->resid.n_banks || !devtier_size(&o, memory, &p, NULL)))
-        devstep_size(e, memory, p.least, &e->devstep_plan);
+    if (at_home && (!e->resid.n_banks || !devtier_size(&o, memory, &least, NULL)))
+        devstep_size(e, memory, least.least, d);
+    o = options(e);
+    e->dense_declined = 0;
+    if (d->bytes && can_alone && !devtier_size(&o, memory, &with, NULL) &&
+        host_waits(e, with.n_all, d) > host_waits(e, alone.n_all, &none)) {
+        e->dense_declined = d->weights;
+        *d = none;
+    }
     o = options(e);
     const enum status s = devtier_size(&o, memory, &e->device_plan, err);
-    e->device_plan.host += e->devstep_plan.host;
+    e->device_plan.host += d->host;
+    e->device_found = found(e, e->device_plan.n_all, d->weights);
     return s;
 }
 
