@@ -79,9 +79,11 @@ static double host_waits(struct tessera_engine *e, int n_experts, const struct d
  * it is at home on the host; experts.  A byte of the dense weights is read by every token, an expert's by
  * a few in a hundred: so they come first.  But the rows of their steps take room, too: where experts in it are
  * worth more than the layers that are left room for, experts alone. */
-static enum status divide(struct tessera_engine *e, bool at_home, struct err *err)
+static enum status divide(struct tessera_engine *e, struct err *err)
 {
     const uint64_t memory = e->opt.device->caps(e->second).memory;
+    /* Before context, micro-batch and placement are known, what takes more of the host. */
+    const bool fitted = e->placement.bytes > 0;
     struct devtier_plan least = {.least = 0}, alone, with;
     struct devstep_plan *d = &e->devstep_plan, none;
     memset(d, 0, sizeof *d);
@@ -89,11 +91,12 @@ static enum status divide(struct tessera_engine *e, bool at_home, struct err *er
     struct devtier_options o = options(e);
     const bool can_alone = e->resid.n_banks && !devtier_size(&o, memory, &alone, NULL);
     o.whole = true;
-    if (at_home && (!e->resid.n_banks || !devtier_size(&o, memory, &least, NULL)))
+    if ((!fitted || e->placement.dense_home) &&
+        (!e->resid.n_banks || !devtier_size(&o, memory, &least, NULL)))
         devstep_size(e, memory, least.least, d);
     o = options(e);
     e->dense_declined = 0;
-    if (d->bytes && can_alone && !devtier_size(&o, memory, &with, NULL) &&
+    if (fitted && d->bytes && can_alone && !devtier_size(&o, memory, &with, NULL) &&
         host_waits(e, with.n_all, d) > host_waits(e, alone.n_all, &none)) {
         e->dense_declined = d->weights;
         *d = none;
@@ -126,7 +129,7 @@ void second_find(struct tessera_engine *e)
         without(e, api->name, err.msg);
     } else {
         e->device_modelled = api->caps(e->second).modelled;
-        if (!divide(e, true, &err)) return;
+        if (!divide(e, &err)) return;
         without(e, api->name, err.msg);
         api->close(e->second);
         e->second = NULL;
@@ -135,7 +138,7 @@ void second_find(struct tessera_engine *e)
 
 void second_fit(struct tessera_engine *e)
 {
-    if (e->second) (void)divide(e, e->placement.dense_home, NULL);
+    if (e->second) (void)divide(e, NULL);
 }
 
 void second_open(struct tessera_engine *e)
