@@ -134,6 +134,9 @@ static void analyze(const struct run *r, const struct tessera_traffic *before, d
                 cli_bytes((uint64_t)((double)(t.device_bytes - before->device_bytes) / steps), got),
                 1e3 * (t.device_seconds - before->device_seconds) / steps,
                 t.device_modelled ? " (modelled)" : "");
+    if (t.device_displaced > before->device_displaced)
+        fprintf(stderr, "  (%llu experts there gave way to keys and values)\n",
+                (unsigned long long)(t.device_displaced - before->device_displaced));
     cli_print_ahead(r->e, 18);
     if (!(t.seconds_expected[1] > 0))
         fprintf(stderr, "  (times are promised when `tessera doctor -m MODEL` has measured this machine)\n");

@@ -142,6 +142,7 @@ struct tessera_traffic {
     int shrunk, grown, spilled;    /* times that an automatic budget moved; KV caches put on disk */
     uint64_t device_ran, device_sent; /* experts run on the second device; of them sent over for it */
     uint64_t device_filled, device_bytes; /* experts that came to it; bytes moved to and from it */
+    uint64_t device_displaced;     /* experts that gave way to keys and values there */
     double device_seconds;         /* of its work; modelled when device_modelled says so */
     bool device_modelled;
     double waited;                 /* seconds in which nothing could be computed */

@@ -659,7 +659,7 @@ static void test_growth_lost(void **state)
     assert_true(before && behind);
 }
 
-/* A session that is longer than its place: attention is the host's, and the slots are the experts'. */
+/* A session that has no room to grow: attention is the host's, and the slots are the experts'. */
 static void test_outgrown(void **state)
 {
     (void)state;
@@ -672,15 +672,22 @@ static void test_outgrown(void **state)
     o.vram_budget = vram_of(&o, 3);
     tessera_engine *e = must_open(&o);
     const struct devstep_plan *p = &e->devstep.plan;
-    assert_true(p->n_kv == 1 && p->n_pages == 2);
-    tessera_session *s[2] = {new_session(e), new_session(e)};
+    assert_true(p->n_kv == 2 && p->n_pages == 2);
+    tessera_session *s[3] = {new_session(e), new_session(e), new_session(e)};
     go_on(e, s[0], 60);
     assert_true(e->devstep.attends && n_claimed(&e->devtier) == n_reached(e, 0, 60));
-    go_on(e, s[1], 10); /* has no place */
-    assert_true(!e->devstep.attends);
-    go_on(e, s[0], 60);
+    go_on(e, s[1], 10);
     assert_true(e->devstep.attends);
-    go_on(e, s[0], 20);
+    go_on(e, s[2], 10); /* has no place */
+    assert_true(!e->devstep.attends);
+    tessera_session_close(s[2]);
+    go_on(e, s[0], 40); /* the next place is somebody's */
+    assert_true(!e->devstep.attends);
+    tessera_session_close(s[1]);
+    s[1] = new_session(e);
+    go_on(e, s[0], 10);
+    assert_true(e->devstep.attends);
+    go_on(e, s[0], 30);
     assert_true(e->devstep.on && !e->devstep.attends);
     assert_int_equal(n_claimed(&e->devtier), 0);
     go_on(e, s[1], 10); /* has one now */
@@ -691,6 +698,73 @@ static void test_outgrown(void **state)
     for (int i = 0; i < 3; i++) go_on(e, s[0], 1);
     assert_true(e->devstep.attends);
     tessera_session_close(s[0]);
+    assert_null(tessera_warning(e, 0));
+    tessera_close(e);
+}
+
+/* Sessions that come, grow, are cut and go in any order, several of them in a step, with less room than all of them
+ * want: no byte is two sessions', and the bits are the same. */
+static void check_disjoint(const tessera_engine *e)
+{
+    const struct devtier *t = &e->devtier;
+    const struct devstep *d = &e->devstep;
+    (void)n_claimed(t);
+    for (int i = 0; i < d->plan.n_kv; i++) {
+        const uint64_t from = t->claim[i].from, to = t->claim[i].to;
+        assert_int_equal(to - from, d->place[i].bytes);
+        for (int k = 0; k < i; k++)
+            assert_true(from == to || t->claim[k].to <= from || to <= t->claim[k].from);
+    }
+}
+
+static void test_places(void **state)
+{
+    enum { MANY = 6, TOGETHER = 3 };
+    struct rng r;
+    (void)state;
+    rng_seed(&r, 11);
+    struct tessera_options o = options(model("qwen3moe", QTYPE_Q8_0));
+    o.n_ctx = 256;
+    o.n_sessions = MANY;
+    reference(&o);
+    o.device = dev_sim_api();
+    o.vram_budget = 64 * MIB;
+    o.vram_budget = vram_of(&o, 12);
+    tessera_engine *e = must_open(&o);
+    tessera_session *s[MANY];
+    for (int i = 0; i < MANY; i++) s[i] = new_session(e);
+    int there = 0, here = 0;
+    for (int step = 0; step < (SLOW ? 150 : 500); step++) {
+        struct tessera_input in[TOGETHER];
+        struct err err;
+        int n_in = 0;
+        const int first = (int)rng_below(&r, MANY), some = 1 + (int)rng_below(&r, TOGETHER);
+        for (int i = first; i < MANY && n_in < some; i += 2) {
+            const int at = tessera_session_n(s[i]);
+            int n = 1 + (int)rng_below(&r, 15);
+            if (n > N - at) n = N - at;
+            if (n) in[n_in++] = (struct tessera_input){s[i], ids + at, n, TESSERA_LOGITS_LAST};
+        }
+        if (n_in && tessera_step(e, in, n_in, &err)) fail_msg("%s", err.msg);
+        for (int i = 0; i < n_in; i++)
+            assert_memory_equal(want + (size_t)(tessera_session_n(in[i].session) - 1) * VOCAB,
+                                tessera_logits(e, i, in[i].n - 1), VOCAB * sizeof *want);
+        there += n_in && e->devstep.attends;
+        here += n_in && !e->devstep.attends;
+        check_disjoint(e);
+        const int i = (int)rng_below(&r, MANY), n = tessera_session_n(s[i]);
+        const uint32_t what = rng_below(&r, 12);
+        if (what == 0 || n == N) {
+            tessera_session_close(s[i]);
+            s[i] = new_session(e);
+        } else if (what < 3 && n) {
+            const struct tessera_mark mark = {(int32_t)rng_below(&r, (uint32_t)n)};
+            if (tessera_session_rollback(s[i], mark, &err)) fail_msg("%s", err.msg);
+        }
+    }
+    assert_true(there > 30 && here > 30 && tessera_traffic(e).device_displaced > 30);
+    for (int i = 0; i < MANY; i++) tessera_session_close(s[i]);
+    assert_int_equal(n_claimed(&e->devtier), 0);
     assert_null(tessera_warning(e, 0));
     tessera_close(e);
 }
@@ -1469,6 +1543,7 @@ int main(void)
         FEED(test_growth_lost, feed_long), FEED(test_cuda_growth, feed_all),
         FEED(test_cuda_layers, feed_some),
         FEED(test_outgrown, feed_long),    FEED(test_layers, feed_some),
+        FEED(test_places, feed_long),
         FEED(test_worth, feed_some),
           FEED(test_router_reference, feed_some),
         FEED(test_bad_devices, feed_some), FEED(test_observed, feed_some),

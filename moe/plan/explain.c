@@ -213,7 +213,7 @@ static void print_tiers(FILE *to, const struct plan_tiers *t)
     print_bytes(to, "on disk", t->on_disk, "weights that have no place in memory");
 }
 
-static void print_device(FILE *to, const struct plan_tiers *t, int n_ctx)
+static void print_device(FILE *to, const struct plan_tiers *t, int64_t n_tokens)
 {
     char note[200], h[32];
     (void)snprintf(note, sizeof note, "on %s%s; a token finds %s of weights there (expected)", t->device_name,
@@ -233,9 +233,10 @@ static void print_device(FILE *to, const struct plan_tiers *t, int n_ctx)
         print_bytes(to, "  dense", 0, note);
     }
     if (t->device_kv) {
-        const int n = snprintf(note, sizeof note, "copies for attention there, of %d session%s up to %d tokens",
-                               t->n_device_kv, t->n_device_kv == 1 ? "" : "s", t->device_kv_ctx);
-        if (t->device_kv_ctx < n_ctx)
+        const int n = snprintf(note, sizeof note, "copies for attention there, of %d session%s up to %lld tokens",
+                               t->n_device_kv, t->n_device_kv == 1 ? "" : "s with together",
+                               (long long)t->device_kv_tokens);
+        if (t->device_kv_tokens < n_tokens)
             (void)snprintf(note + n, sizeof note - (size_t)n, "; of longer ones it is the host's");
         print_bytes(to, "  KV cache", t->device_kv, note);
     }
@@ -396,7 +397,7 @@ void plan_text(FILE *to, const struct plan_summary *s, const struct plan *prefil
     print_bytes(to, "process", s->process, "code, libraries, heap, stacks: estimated from above");
     if (s->tiers.device_name) {
         print_bytes(to, "device's host", s->tiers.device_host, "what the device copies from and to");
-        print_device(to, &s->tiers, s->n_ctx);
+        print_device(to, &s->tiers, (int64_t)s->n_sessions * s->n_ctx);
     }
     if (!all) print_promise(to, &s->tiers);
     print_plan(to, prefill, "prefill");
@@ -480,12 +481,13 @@ static cJSON *json_tiers(const struct plan_tiers *t)
         cJSON_AddNumberToObject(o, "device_fixed_bytes", (double)t->device_fixed);
         cJSON_AddNumberToObject(o, "device_dense_bytes", (double)t->device_dense);
         cJSON_AddNumberToObject(o, "device_kv_bytes", (double)t->device_kv);
-        if (t->device_dense) cJSON_AddNumberToObject(o, "device_first_layer", t->device_first < 0 ? 0 : t->device_first);
+        if (t->device_dense)
+            cJSON_AddNumberToObject(o, "device_first_layer", t->device_first < 0 ? 0 : t->device_first);
         cJSON_AddBoolToObject(o, "device_head", t->device_head);
         cJSON_AddNumberToObject(o, "device_dense_declined_bytes", (double)t->device_declined);
         cJSON_AddNumberToObject(o, "device_token_bytes", t->device_found);
         cJSON_AddNumberToObject(o, "device_kv_sessions", t->n_device_kv);
-        cJSON_AddNumberToObject(o, "device_kv_ctx", t->device_kv_ctx);
+        cJSON_AddNumberToObject(o, "device_kv_tokens", (double)t->device_kv_tokens);
         cJSON_AddNumberToObject(o, "device_host_bytes", (double)t->device_host);
         cJSON_AddNumberToObject(o, "device_experts", t->n_device);
         cJSON_AddNumberToObject(o, "device_experts_sure", t->n_device_sure);

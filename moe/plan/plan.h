@@ -70,7 +70,8 @@ struct plan_tiers {
     uint64_t device, device_fixed; /* bytes on the second device: experts; rows and scratch */
     uint64_t device_dense, device_kv; /* ditto: all other weights; copies of KV caches when they are full */
     uint64_t device_bytes;    /* all of them, experts where no copy is yet */
-    int n_device_kv, device_kv_ctx; /* sessions with a copy, and how long at most */
+    int n_device_kv;          /* sessions with a copy */
+    int64_t device_kv_tokens; /* of all of them together */
     int n_device_sure;        /* experts that keep their places when the copies are full */
     int device_first;         /* layers from this one on are there but for experts; -1 = and all before */
     bool device_head;         /* the last product, too */

@@ -96,23 +96,18 @@ static uint64_t wanted(const struct tessera_engine *e, const struct dev_api *api
 
 static int n_pages(int32_t n) { return (n + KV_PAGE - 1) / KV_PAGE; }
 
-/* A place for pages of a session. */
-static uint64_t place_bytes(const struct devstep_plan *p)
-{
-    return up((uint64_t)p->n_pages * p->page, 4096);
-}
-
-/* Places for pages in `room` bytes: for whole contexts, as many as sessions; at the least one for less. */
+/* Places for pages in `room` bytes: as many as sessions, a page for each at least, a whole context at most. */
 static void size_pages(const struct tessera_engine *e, uint64_t room, struct devstep_plan *p)
 {
     const int guess = e->hp.n_ctx_train < CTX_GUESS ? e->hp.n_ctx_train : CTX_GUESS;
-    if (!p->page) return;
+    if (!p->page || room < p->page + 4096) return;
     p->n_pages = n_pages(e->opt.n_ctx ? e->opt.n_ctx : guess);
     p->n_kv = e->opt.n_sessions < DEV_SESSIONS ? e->opt.n_sessions : DEV_SESSIONS;
-    while (p->n_kv > 1 && place_bytes(p) * (uint64_t)p->n_kv > room) p->n_kv--;
-    if (place_bytes(p) > room) p->n_pages = (int)(room / 4096 * 4096 / p->page);
-    if (!p->n_pages) p->n_kv = 0;
-    p->kv = place_bytes(p) * (uint64_t)p->n_kv;
+    while (room / (uint64_t)p->n_kv < up(p->page, 4096)) p->n_kv--;
+    p->stride = up((uint64_t)p->n_pages * p->page, 4096);
+    if (p->stride * (uint64_t)p->n_kv > room) p->stride = room / (uint64_t)p->n_kv / 4096 * 4096;
+    p->kv = p->stride * (uint64_t)p->n_kv;
+    if ((uint64_t)p->n_pages * p->page > p->kv) p->n_pages = (int)(p->kv / p->page);
 }
 
 /* Of a page what the ops that run put there, and what lies behind it. */
@@ -427,7 +422,7 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
     d->weight = calloc((size_t)e->weights.n + 1, sizeof *d->weight);
     d->runs = calloc((size_t)e->model.n_op + 1, sizeof *d->runs);
     d->table = calloc((size_t)e->weights.n + 1, sizeof(*d->table));
-    d->owner = calloc((size_t)p->n_kv + 1, sizeof(*d->owner));
+    d->place = calloc((size_t)p->n_kv + 1, sizeof *d->place);
     d->kv_offset = calloc((size_t)e->model.n_slot + 1, sizeof *d->kv_offset);
     d->buf = calloc((size_t)e->model.n_buf + 1, sizeof *d->buf);
     d->good = calloc((size_t)e->model.n_buf + 1, sizeof *d->good);
@@ -435,7 +430,8 @@ enum status devstep_open(struct devstep *d, struct tessera_engine *e, const stru
     d->out_row = calloc((size_t)e->opt.n_ubatch, sizeof *d->out_row);
     bool *want = calloc((size_t)e->weights.n + 1, sizeof *want);
     enum status s = OK;
-    if (!d->weight || !d->runs || !d->table || !d->owner || !d->kv_offset || !d->buf || !d->good || !d->row || !d->out_row || !want)
+    if (!d->weight || !d->runs || !d->table || !d->place || !d->kv_offset || !d->buf || !d->good ||
+        !d->row || !d->out_row || !want)
         s = err_set(err, ERR_MEMORY, "no memory for the list of what runs on it");
     if (!s && !(d->charged = ledger_take(&e->ledger, MEM_STAGING, p->host)))
         s = err_set(err, ERR_BUDGET, "the memory budget has no room for its host side");
@@ -471,7 +467,7 @@ void devstep_close(struct devstep *d, struct tessera_engine *e)
     free(d->table);
     free(d->ops[0]);
     free(d->ops[1]);
-    free(d->owner);
+    free(d->place);
     free(d->kv_offset);
     free(d->buf);
     free(d->good);
@@ -490,51 +486,94 @@ void devstep_cut(struct tessera_session *s, int32_t n)
 void devstep_forget(struct tessera_engine *e, const struct tessera_session *s)
 {
     for (int i = 0; i < e->devstep.plan.n_kv; i++) {
-        if (e->devstep.owner[i] != s) continue;
-        e->devstep.owner[i] = NULL;
+        if (e->devstep.place[i].owner != s) continue;
+        e->devstep.place[i].owner = NULL;
+        e->devstep.place[i].bytes = 0;
         devtier_claim(&e->devtier, i, 0, 0);
     }
 }
 
-/* A place for so many positions of the session, its own or one that is nobody's; -1: there is none. */
-static int place_of(struct devstep *d, struct tessera_engine *e, struct tessera_session *s, int32_t end)
+static int place_of(const struct devstep *d, const struct tessera_session *s)
 {
-    int at = -1;
-    if (n_pages(end) > d->plan.n_pages) {
-        devstep_forget(e, s); /* it has outgrown it */
-        return -1;
-    }
-    for (int i = 0; i < d->plan.n_kv && (at < 0 || d->owner[at] != s); i++)
-        if (d->owner[i] == s || (at < 0 && !d->owner[i])) at = i;
-    if (at >= 0 && d->owner[at] != s) s->on_device = 0;
-    if (at >= 0) d->owner[at] = s;
-    return at;
+    int i = d->plan.n_kv - 1;
+    while (i >= 0 && d->place[i].owner != s) i--;
+    return i;
 }
 
-/* Pages are claimed for what sessions have there, and, if the step attends there, for its rows. */
-static void claim_pages(struct devstep *d, struct tessera_engine *e, bool attends)
+/* Bytes from place i up to the next one that somebody has. */
+static uint64_t reach(const struct devstep *d, int i)
 {
-    const uint64_t each = place_bytes(&d->plan);
+    int next = i + 1;
+    while (next < d->plan.n_kv && !d->place[next].owner) next++;
+    return d->plan.stride * (uint64_t)(next - i);
+}
+
+/* Nobody's place with so many bytes, of those the one that leaves most to itself and to whom it follows; -1. */
+static int free_place(const struct devstep *d, uint64_t bytes)
+{
+    uint64_t from = 0, to = 0, most = 0; /* of who is before */
+    bool any = false;
+    int best = -1;
     for (int i = 0; i < d->plan.n_kv; i++) {
-        int32_t n = d->owner[i] ? d->owner[i]->on_device : 0;
-        for (int k = 0; attends && k < e->n_inputs; k++)
-            if (e->stepped[k] == d->owner[i]) n = e->end[k];
-        const uint64_t bytes = (uint64_t)n_pages(n) * d->plan.page;
-        devtier_claim(d->tier, i, bytes ? each * (uint64_t)i : 0, bytes ? each * (uint64_t)i + bytes : 0);
+        const uint64_t at = d->plan.stride * (uint64_t)i, mine = reach(d, i);
+        if (d->place[i].owner) {
+            any = true;
+            from = at;
+            to = at + d->place[i].bytes;
+            continue;
+        }
+        const uint64_t least = any && at - from < mine ? at - from : mine;
+        if (at < to || mine < bytes || least <= most) continue;
+        best = i;
+        most = least;
     }
+    return best;
+}
+
+static uint64_t bytes_of(const struct devstep *d, int32_t n) { return (uint64_t)n_pages(n) * d->plan.page; }
+
+/* What sessions have there is theirs, no more. */
+static void keep_places(struct devstep *d)
+{
+    for (int i = 0; i < d->plan.n_kv; i++)
+        if (d->place[i].owner) d->place[i].bytes = bytes_of(d, d->place[i].owner->on_device);
+}
+
+/* Places with room for the step's rows, too; false: not all of its sessions have one.  Those that have
+ * one come first: the others find what is free behind them. */
+static bool find_places(struct devstep *d, struct tessera_engine *e)
+{
+    bool all = e->n_inputs <= d->plan.n_kv;
+    keep_places(d);
+    for (int k = 0; k < e->n_inputs && all; k++) {
+        const int i = place_of(d, e->stepped[k]);
+        if (i < 0) continue;
+        if (bytes_of(d, e->end[k]) <= reach(d, i)) d->place[i].bytes = bytes_of(d, e->end[k]);
+        else devstep_forget(e, e->stepped[k]);
+    }
+    for (int k = 0; k < e->n_inputs && all; k++) {
+        const uint64_t bytes = bytes_of(d, e->end[k]);
+        int i = place_of(d, e->stepped[k]);
+        if (i < 0 && (i = free_place(d, bytes)) >= 0) {
+            d->place[i] = (struct devstep_place){e->stepped[k], bytes};
+            e->stepped[k]->on_device = 0;
+        }
+        all = i >= 0;
+        d->kv_base[k] = d->tier->arena + d->plan.stride * (uint64_t)i;
+    }
+    if (!all) keep_places(d);
+    return all;
 }
 
 /* Everybody's pages are there, and hold what comes before the rows of the step. */
 static bool bring_pages(struct devstep *d, struct tessera_engine *e)
 {
-    const uint64_t each = place_bytes(&d->plan), page = d->plan.page;
-    bool all = e->n_inputs <= d->plan.n_kv;
-    for (int i = 0; i < e->n_inputs && all; i++) {
-        const int at = place_of(d, e, e->stepped[i], e->end[i]);
-        all = at >= 0;
-        d->kv_base[i] = d->tier->arena + each * (uint64_t)at;
+    const uint64_t page = d->plan.page;
+    const bool all = find_places(d, e);
+    for (int i = 0; i < d->plan.n_kv; i++) {
+        const uint64_t at = d->plan.stride * (uint64_t)i, bytes = d->place[i].bytes;
+        devtier_claim(d->tier, i, bytes ? at : 0, bytes ? at + bytes : 0);
     }
-    claim_pages(d, e, all);
     if (!all) return false;
     for (int i = 0; i < e->n_inputs; i++) {
         struct tessera_session *s = e->stepped[i];

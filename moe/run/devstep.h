@@ -16,12 +16,13 @@
  * host, too, which puts them into its own.  Sessions are cut, saved, spilled and loaded as ever, and the
  * device's copy is only told from where on it is out of date; the next step brings it up to date.
  *
- * A session's pages lie in a row, in a place of the tier's arena that has room for a whole context.  Of
- * it only pages that hold something are the session's, and those that the step at hand will fill; in the rest
- * lie experts (devtier_claim), which give way page by page as the session grows and come back when it is cut
- * or closed.  A byte of K and V is read by every token behind it, an expert's by a few in a hundred: so
- * pages come first, but for an expert of each size.  A session that is longer than its place has none, and
- * attention is the host's.
+ * A session's pages lie in a row in the tier's arena, from a place on that is its own; places are as far apart
+ * as room allows, a whole context at most, and a session may grow up to the next place that somebody has.
+ * Only pages that hold something are the session's, and those that the step at hand will fill; in the
+ * rest lie experts (devtier_claim), which give way page by page as the session grows and come back when it
+ * is cut or closed.  A byte of K and V is read by every token behind it, an expert's by a few in a hundred:
+ * so pages come first, but for an expert of each size.  A session that finds no room to grow gives up its
+ * place, and the attention of steps that it takes part in is the host's.
  *
  * Where all experts are on the device and it can route, a step of few rows needs the host twice: for
  * embeddings and rotary angles in the beginning, for logits in the end.  What goes over lies together
@@ -32,7 +33,8 @@
  * step is kept before it ends.
  *
  * Owns memory of the device and host memory for copies, both from the tier's device, which the tier
- * closes, and the lists that the device reads, which nobody changes before it has.  Executor thread only; allocates at open only. */
+ * closes, and the lists that the device reads, which nobody changes before it has.  The arena is the tier's.
+ * Executor thread only; allocates at open only. */
 #ifndef MOE_RUN_DEVSTEP_H
 #define MOE_RUN_DEVSTEP_H
 
@@ -50,7 +52,8 @@ struct devstep_plan {
     uint64_t kv;              /* bytes of the tier's arena that pages may come to take */
     uint64_t page, page_at;   /* bytes of a page there, and where in the host's they begin */
     uint64_t host;            /* bytes of host memory */
-    int n_kv, n_pages;        /* sessions with a place for pages; pages of a place */
+    uint64_t stride;          /* ditto, from a place for pages to the next */
+    int n_kv, n_pages;        /* places; pages of a session at most */
     int n_logits;             /* rows */
     int first;                /* layers from this one on are there; -1: and what comes before them */
     bool head;                /* the last product, too */
@@ -76,7 +79,10 @@ struct devstep {
     char *stage;              /* host side of copies */
     uint64_t stage_bytes, stage_at;
     dev_fence last, sent;     /* of all; of what was copied there */
-    struct tessera_session **owner; /* [n_kv] whose pages; NULL = nobody's */
+    struct devstep_place {
+        struct tessera_session *owner; /* NULL = nobody */
+        uint64_t bytes;       /* of its pages */
+    } *place;                 /* [n_kv] */
     uint64_t n_ops;           /* run there so far */
 
     /* the step being run */

@@ -139,7 +139,9 @@ void promise(struct tessera_engine *e, const struct placement *p, struct plan_ti
         t->device_kv = d->kv;
         t->device_bytes = e->device_plan.arena + t->device_fixed + d->bytes - d->arena - d->logits;
         t->n_device_kv = d->n_kv;
-        t->device_kv_ctx = d->n_pages * KV_PAGE < e->opt.n_ctx ? d->n_pages * KV_PAGE : e->opt.n_ctx;
+        t->device_kv_tokens = d->n_kv ? (int64_t)(d->kv / d->page) * KV_PAGE : 0;
+        if (t->device_kv_tokens > (int64_t)d->n_kv * e->opt.n_ctx)
+            t->device_kv_tokens = (int64_t)d->n_kv * e->opt.n_ctx;
         t->n_device_sure = e->device_plan.n_sure;
         t->device_first = d->first;
         t->device_head = d->head;
