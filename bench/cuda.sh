@@ -9,6 +9,7 @@
 #   kernels    their speed, beside the card's own copy
 #   decode     all, 75, 50 and 25 % of the experts on the card: ms per token, beside the two-sided bound of
 #              bytes and measured rates, and beside llama.cpp's best -ncmoe in the same memory (--peer)
+#   long       prompts, and tokens behind a context, everything on the card; beside llama.cpp (--peer)
 #   budget     --vram 2G while it decodes: what nvidia-smi sees beyond what was in use before
 #   models     architectures (DIR/*moe*.gguf; --models): logits with the card, bit by bit
 #   sanitize   compute-sanitizer's four tools over some of the kernels
@@ -19,7 +20,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=bench/results/cuda.csv models=../shared/reference/architectures peer='' bundle='' make_bundle='' limit=540
-usage() { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit "$1"; }
+usage() { sed -n '2,21s/^# \{0,1\}//p' "$0"; exit "$1"; }
 while [ $# -gt 0 ]; do
     case $1 in -h | --help) usage 0 ;; --out | --models | --peer | --bundle | --make-bundle | --seconds) ;; *) usage 2 ;; esac
     [ $# -ge 2 ] || usage 2
@@ -90,7 +91,7 @@ done
 
 # ---- decode: the model, and what it takes ----
 model=$work/m.gguf
-"$gen" "$model" --type Q4_K_M >/dev/null 2>&1 || bad decode 'gen_model' FAILED ''
+"$gen" "$model" --type Q4_K_M --ctx 8192 >/dev/null 2>&1 || bad decode 'gen_model' FAILED ''
 layers=8 used=8
 plan() { "$tessera" plan -m "$model" -c 512 -dev cuda --vram "$1" --json 2>"$work/plan.err"; }
 field() { awk -v k="\"$1\":" '$1 == k {gsub(/[,"]/, "", $2); print $2; exit}'; }
@@ -144,6 +145,24 @@ if enough decode 60; then
             break
         done
     done
+fi
+
+# ---- long ----
+speeds() # WHO PROGRAM ARGS...: tokens per second of each of its tests
+{
+    local who=$1
+    shift
+    "$@" -m "$model" -p 512,2048 -n 32 -d 0,4096 -r 2 -o csv 2>"$work/run.err" >"$work/csv"
+    [ "$(wc -l <"$work/csv")" -gt 1 ] || { bad long "$who: $(tail -n 1 "$work/run.err" | tr , ';')" FAILED ''; return; }
+    awk -F '","' 'NR == 1 {n = split($0, name, ","); for (i = 1; i <= n; i++) {gsub(/"/, "", name[i]); at[name[i]] = i}; next}
+         {p = $at["n_prompt"] + 0; d = $at["n_depth"] + 0
+          print (p ? "prompt-of-" p : "token") "-behind-" d, $at["avg_ts"] + 0}' "$work/csv" |
+        while read -r what ts; do row long "$who: ${what//-/ }" "$ts" tokens/s; done
+}
+if enough long 60; then
+    speeds Tessera "$tessera" bench -c 8192 -dev cuda
+    grep -q 'given up\|not used' "$work/run.err" && bad long "$(grep -m 1 'given up\|not used' "$work/run.err" | tr , ';')" FAILED ''
+    [ -n "$peer" ] && [ -x "$peer" ] && speeds llama.cpp "$peer" -ngl 99 -fa 1
 fi
 
 # ---- budget ----

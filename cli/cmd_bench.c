@@ -40,6 +40,7 @@ struct bench {
     const char *path;
     struct tessera_model m;
     char cpu[MACHINE_NAME], type[160]; /* "qwen3moe 8.1M Q8_0" */
+    char backend[32];                  /* "CPU", "CPU+cuda" */
     uint64_t weight_bytes;
     int kv, n_batch, reps;
     struct rng rng;
@@ -228,7 +229,7 @@ static void print_md(const struct bench *b, const struct test *t)
                    n < 1e9 ? n / 1e6 : n / 1e9);
     test_name(t, test, sizeof test);
     (void)snprintf(ts, sizeof ts, "%.2f ± %.2f", t->avg_ts, t->dev_ts);
-    printf("| %-30s | %10s | %10s | %-10s | %7d | %15s | %21s |\n", b->type, size, params, "CPU",
+    printf("| %-30s | %10s | %10s | %-10s | %7d | %15s | %21s |\n", b->type, size, params, b->backend,
            b->m.n_threads, test, ts); /* 21: the sign takes two bytes */
 }
 
@@ -263,7 +264,7 @@ static int columns(const struct bench *b, const struct test *t, struct column c[
     text(&c[n++], "build_version", TESSERA_VERSION);
     text(&c[n++], "cpu_info", b->cpu);
     text(&c[n++], "cpu_tier", b->m.cpu);
-    text(&c[n++], "backends", "CPU");
+    text(&c[n++], "backends", b->backend);
     text(&c[n++], "model_filename", b->path);
     text(&c[n++], "model_type", b->type);
     number(&c[n++], "model_size", (double)b->weight_bytes, 0);
@@ -398,6 +399,7 @@ static void describe(struct bench *b, const struct cli_args *a)
     struct machine machine;
     char params[24], *blank;
     b->m = tessera_model(b->e);
+    (void)snprintf(b->backend, sizeof b->backend, "CPU%s%.20s", b->m.device ? "+" : "", b->m.device ? b->m.device : "");
     b->path = a->model;
     b->kv = a->kv_k;
     b->n_batch = a->batch;

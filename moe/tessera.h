@@ -112,6 +112,7 @@ struct tessera_model {
     int n_ctx, n_threads, n_ubatch;     /* as opened */
     int n_batch;                        /* rows that a step is best given now */
     const char *cpu;                    /* instruction tier in use */
+    const char *device;                 /* the second device that is in use, NULL = none */
     const char *type_label;             /* most common weight type by bytes, "Q8_0" */
     uint64_t hash;                      /* of the header: what side files are tied to */
     bool sees_both;                     /* attention looks ahead: text is denoised, not continued */

@@ -535,6 +535,7 @@ struct tessera_model tessera_model(const tessera_engine *e)
         .n_expert_slots = e->hp.n_expert ? route_slots(&e->hp.route) : 0, .file_bytes = gguf_file_bytes(e->file),
         .weight_bytes = e->placement.bytes, .n_ctx = e->opt.n_ctx, .n_threads = e->opt.n_threads,
         .n_ubatch = e->opt.n_ubatch, .n_batch = fit_batch(e), .cpu = cpu_tier_name(e->tier),
+        .device = second_used(e) ? e->opt.device->name : NULL,
         .type_label = common_type(e),
         .hash = e->identity, .sees_both = e->hp.denoise.sees != SEES_BEFORE,
         .block = e->hp.denoise.sees > 0 ? e->hp.denoise.sees : 0, .mask = e->mask,

@@ -245,6 +245,7 @@ void second_find(struct tessera_engine *e);
 void second_fit(struct tessera_engine *e);
 void second_open(struct tessera_engine *e);
 void second_close(struct tessera_engine *e);
+bool second_used(const struct tessera_engine *e); /* it is planned with, or at work */
 void engine_warn(void *arg, const char *text);
 
 void rates_of(struct rates *r, const struct machine *m);

@@ -131,7 +131,7 @@ void promise(struct tessera_engine *e, const struct placement *p, struct plan_ti
     const struct place_sizes *s = &e->resid.sizes;
     const struct placement all = place_all(s);
     count_slots(e, p, t);
-    if (e->device_plan.n_all || e->devstep_plan.bytes) {
+    if (second_used(e)) {
         const struct devstep_plan *d = &e->devstep_plan;
         t->device = e->device_plan.slots;
         t->device_fixed = e->device_plan.fixed + d->arena + d->logits;

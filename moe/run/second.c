@@ -17,6 +17,8 @@ static void without(struct tessera_engine *e, const char *name, const char *why)
     memset(&e->devstep_plan, 0, sizeof e->devstep_plan);
 }
 
+bool second_used(const struct tessera_engine *e) { return e->device_plan.n_all || e->devstep_plan.bytes; }
+
 static const char *unfit(const struct dev_api *api)
 {
     if (api->abi != DEV_ABI || api->size != sizeof *api || !api->build ||
