@@ -952,7 +952,7 @@ static void bench_product(enum qtype type, int n_cols, int n_out, int n_mats, co
     for (int i = -3; i < B_RUNS; i++) {
         struct gpu_product a = {
             .group = dev_group + B_PAIRS * (i < 0 ? 0 : i), .n_groups = B_PAIRS, .n_heads = 1,
-            .n_mats = n_mats, .n_cols = n_cols, .tile_bytes = tile, .x = x, .x_stride = xbytes,
+            .n_mats = n_mats, .n_cols = n_cols, .tile_bytes = tile, .x = x, .x_stride = xbytes, .share = 1,
         };
         for (int m = 0; m < n_mats; m++)
             a.mat[m] = (struct gpu_mat){.out = out[m], .out_stride = stride, .n_rows = n_out,
@@ -1008,7 +1008,7 @@ static void bench_dense(enum qtype type, int n_rows, cudaEvent_t from, cudaEvent
     bench_step = tile * (B_COLS / TILE_ROWS);
     const struct gpu_product a = {
         .x = x, .x_stride = act_bytes(t->act, B_COLS), .tile_bytes = tile, .n_rows = n_rows, .n_heads = 1,
-        .n_mats = 1, .n_cols = B_COLS, .many = n_rows > 1,
+        .n_mats = 1, .n_cols = B_COLS, .share = gpu_share(type, n_rows),
         .mat = {{.out = out, .out_stride = sizeof(float) * B_COLS, .n_rows = B_COLS,
                  .n_tiles = B_COLS / TILE_ROWS}},
     };
