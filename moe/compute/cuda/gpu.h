@@ -63,6 +63,7 @@ DEV uint32_t gpu_pick(uint32_t a, uint32_t b, uint32_t pick) { return __byte_per
 DEV void gpu_ahead(const void *p) { asm volatile("prefetch.global.L2 [%0];" : : "l"(p)); }
 
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 enum { OWN = 1 };
 #define ME(t) ((t) & 0)
 
@@ -164,6 +165,7 @@ DEV uint32_t gpu_pick(uint32_t a, uint32_t b, uint32_t pick)
 DEV void gpu_ahead(const void *p) { (void)p; }
 
 #define UNROLL
+#define ROLLED
 enum { OWN = GPU_THREADS };
 #define ME(t) (t)
 

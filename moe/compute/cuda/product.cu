@@ -248,29 +248,26 @@ enum { ENOUGH_BLOCKS = 256 };
 /* An integer below 2^22 in magnitude, summed onto this, is a float that much above 1.5 * 2^23. */
 #define TENSOR_MAGIC 0x4b400000
 
-/* STAGE columns of all rows of a block, as threads of a warp read them: [run][row][thread of the row].
- * Behind the runs: sums of sub-blocks, low bytes and high ones.  Scales and sums of blocks of 32 come in
- * pairs of rows. */
+/* STAGE columns of what a block of threads multiplies, as threads of a warp read it.  q: [run][row][thread
+ * of the row], behind the runs sums of sub-blocks, low bytes and high ones.  d, sum: of runs, or of a block
+ * of 256, in pairs of rows.  of: each warp's tile's scales, [sub-block][output], then mins, as floats;
+ * of blocks of 256 integers, four to a dword, then the block's scale and its mins'. */
 struct __attribute__((aligned(8))) pair {
     float v[2];
 };
 struct stage {
     struct gpu_b q[RUNS + 1][GPU_MANY][QUAD];
     struct pair d[RUNS][GPU_MANY / 2], sum[RUNS][GPU_MANY / 2];
+    uint32_t of[WARPS][2 * RUNS][LANES];
 };
+enum { SHORT_MINS = RUNS, LONG_SCALE = RUNS, LONG_MINS };
 
 /* What a thread of a warp has of its tile and of its rows, beside its part of the matrices. */
 struct own {
     const char *in;         /* the row that it brings to shared memory */
-    struct tile tile;
-    int first, n_eights;    /* of its warp */
-    int g, u;               /* place in the warp */
-};
-
-/* Scales of outputs g and g + 8 for a piece: [run][half of it]; integers, or floats. */
-struct scales {
-    int i[2][2][2];
-    float f[2][2][2], min[2];
+    const uint8_t *w;       /* its tile from the stage's first column on */
+    int warp, g, u;         /* and its place there */
+    int first;              /* eight rows of the warp */
 };
 
 struct quad {
@@ -304,136 +301,151 @@ DEV void stage_row(int type, struct stage *s, int row, int u, const char *x, int
     }
 }
 
-/* Piece i of block column c: the thread's part of its runs, and its scales. */
-DEV void unpack(int type, const uint8_t *c, int i, const struct own *o, struct gpu_a *w0, struct gpu_a *w1,
-                struct scales *d)
+/* Scales of n columns of a tile from w on, what thread t of its warp brings. */
+DEV void stage_scales(int type, uint32_t (*of)[LANES], int t, const uint8_t *w, int n)
+{
+    const int lane = t % LANES, second = t / LANES;
+    if (is_long(type)) {
+        UNROLL for (int i = 0; i < 32 / scale_cols(type); i++)
+            of[2 * i + second][lane] = scales(type, w, lane, 2 * i + second);
+        if (!second) of[LONG_SCALE][lane] = BITS(scale_of(type, w, lane, 0));
+        else if (has_min(type)) of[LONG_MINS][lane] = BITS(min_of(type, w, lane));
+        return;
+    }
+    const int per = block_cols(type) / scale_cols(type);
+    UNROLL for (int i = 0; i < STAGE / scale_cols(type) / 2; i++) {
+        const int j = 2 * i + second;
+        if (j * scale_cols(type) >= n) break;
+        const uint8_t *c = w + j / per * column_bytes(type);
+        of[j][lane] = BITS(scale_of(type, c, lane, j % per));
+        if (has_min(type)) of[SHORT_MINS + j][lane] = BITS(min_of(type, c, lane));
+    }
+}
+
+/* What a thread has of piece i, of block column c. */
+DEV void unpack(int type, const uint8_t *c, int i, int g, int u, struct gpu_a *w0, struct gpu_a *w1)
 {
     UNROLL for (int k = 0; k < tensor_runs(type); k++)
         UNROLL for (int h = 0; h < 2; h++)
-            UNROLL for (int e = 0; e < 2; e++) {
-                const int lane = o->g + 8 * e, s = run_at(type, i, k) / scale_cols(type) + h;
-                (k ? w1 : w0)->r[2 * h + e] = less(codes(type, c, lane, i, k, h, o->u), code_zero(type));
-                if (h < 32 / scale_cols(type)) {
-                    if (is_long(type)) d->i[k][h][e] = byte_of(scales(type, c, lane, s >> 2), s & 3);
-                    else d->f[k][h][e] = scale_of(type, c, lane, s);
-                }
-                if (!is_long(type) && has_min(type)) d->min[e] = min_of(type, c, lane);
-            }
+            UNROLL for (int e = 0; e < 2; e++)
+                (k ? w1 : w0)->r[2 * h + e] = less(codes(type, c, g + 8 * e, i, k, h, u), code_zero(type));
 }
 
 /* Float steps of a thread's four sums, of two outputs and two rows. */
-DEV void step(struct quad *acc, const float *d, struct pair da, const float *v)
+DEV void step(struct quad *acc, const uint32_t *d, struct pair da, const float *v)
 {
-    UNROLL for (int i = 0; i < QUAD; i++) acc->v[i] = FMA(MUL(d[i / 2], da.v[i % 2]), v[i], acc->v[i]);
+    UNROLL for (int i = 0; i < QUAD; i++)
+        acc->v[i] = FMA(MUL(FLOAT(d[i / 2 * 8]), da.v[i % 2]), v[i], acc->v[i]);
 }
 
 /* Sixteen or 32 columns of a block of at most 64. */
-DEV void step_short(int type, struct quad *acc, const float *d, const float *min, const struct stage *s, int run,
-                    int at, const struct gpu_c *c)
+DEV void step_short(int type, struct quad *acc, const struct gpu_c *c, const struct stage *s, const struct own *o,
+                    int sub, int run, int at)
 {
     float v[QUAD];
     UNROLL for (int i = 0; i < QUAD; i++) v[i] = ADD(FLOAT((uint32_t)c->r[i]), -FLOAT(TENSOR_MAGIC));
-    step(acc, d, s->d[run][at], v);
+    step(acc, &s->of[o->warp][sub][o->g], s->d[run][at], v);
     if (!has_min(type)) return;
     UNROLL for (int i = 0; i < QUAD; i++) v[i] = s->sum[run][at].v[i % 2];
-    step(acc, min, s->d[run][at], v);
+    step(acc, &s->of[o->warp][SHORT_MINS + sub][o->g], s->d[run][at], v);
 }
 
 /* A block of 256. */
-DEV void step_long(int type, struct quad *acc, const uint8_t *c, const struct own *o, struct pair da,
-                   const struct gpu_c *sum, const struct gpu_c *low, const struct gpu_c *high)
+DEV void step_long(int type, struct quad *acc, const struct gpu_c *sum, const struct gpu_c *low,
+                   const struct gpu_c *high, const struct stage *s, const struct own *o, int at)
 {
-    float v[QUAD], d[2];
-    UNROLL for (int e = 0; e < 2; e++) d[e] = scale_of(type, c, o->g + 8 * e, 0);
+    float v[QUAD];
     UNROLL for (int i = 0; i < QUAD; i++) v[i] = (float)sum->r[i];
-    step(acc, d, da, v);
+    step(acc, &s->of[o->warp][LONG_SCALE][o->g], s->d[0][at], v);
     if (!has_min(type)) return;
-    UNROLL for (int e = 0; e < 2; e++) d[e] = min_of(type, c, o->g + 8 * e);
     UNROLL for (int i = 0; i < QUAD; i++) v[i] = (float)(low->r[i] + 256 * high->r[i]);
-    step(acc, d, da, v);
+    step(acc, &s->of[o->warp][LONG_MINS][o->g], s->d[0][at], v);
 }
 
 /* Block (WARPS / a->slices tiles of all matrices, group of up to GPU_MANY rows, head). */
 DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
 {
     SHARED struct stage s;
+    SHARED struct rows rows;
     struct own own[OWN];
     struct quad acc[EIGHTS][OWN];
     struct gpu_c sum[EIGHTS][OWN], c[OWN], high[OWN], from[OWN];
     struct gpu_a w[2][OWN];
     struct gpu_b b[OWN];
-    struct scales d[OWN];
-    const struct rows rows = rows_of(a, g);
-    const int slices = a->slices, per = ((rows.n + 7) / 8 + slices - 1) / slices; /* eights of a warp */
     const int n_halfs = 32 / scale_cols(type), piece = 32 * tensor_runs(type);
+    EACH_THREAD(t) {
+        if (t == 0) rows = rows_of(a, g);
+    } SYNC
+    const int slices = a->slices, per = ((rows.n + 7) / 8 + slices - 1) / slices; /* eights of a warp */
     int n_tiles = 0;
     for (int m = 0; m < a->n_mats; m++) n_tiles += a->mat[m].n_tiles;
     EACH_THREAD(t) {
         struct own *o = &own[ME(t)];
-        const int warp = t / GPU_WARP, i = (x * WARPS + warp) / slices, row = t / QUAD;
+        const int i = (x * WARPS + t / GPU_WARP) / slices, row = t / QUAD;
         o->in = row_in(a, head, rows.first + (row < rows.n ? row : 0));
-        o->tile = tile_of(a, &rows, i < n_tiles ? i : n_tiles - 1, head);
-        o->first = warp % slices * per;
-        o->n_eights = i < n_tiles ? per : 0;
+        o->w = tile_of(a, &rows, i < n_tiles ? i : n_tiles - 1, head).w;
+        o->warp = t / GPU_WARP;
         o->g = t % GPU_WARP / QUAD;
         o->u = t % QUAD;
+        o->first = o->warp % slices * per;
         UNROLL for (int k = 0; k < QUAD; k++) from[ME(t)].r[k] = is_long(type) ? 0 : TENSOR_MAGIC;
-        UNROLL for (int r = 0; r < EIGHTS; r++) {
-            acc[r][ME(t)] = (struct quad){{0, 0, 0, 0}};
-            sum[r][ME(t)] = (struct gpu_c){{0, 0, 0, 0}};
-        }
+        UNROLL for (int r = 0; r < EIGHTS; r++) acc[r][ME(t)] = (struct quad){{0, 0, 0, 0}};
     }
     for (int at = 0; at < a->n_cols; at += STAGE) {
-        const int n = a->n_cols - at < STAGE ? a->n_cols - at : STAGE;
-        const size_t column = (size_t)column_bytes(type), here = (size_t)(at / block_cols(type)) * column;
+        const int left = a->n_cols - at, n = is_long(type) || left > STAGE ? STAGE : left;
+        const int bytes = STAGE / block_cols(type) * column_bytes(type);
         EACH_THREAD(t) {
             const struct own *o = &own[ME(t)];
-            const size_t next = here + (size_t)(STAGE / block_cols(type)) * column;
-            if (t / QUAD < 8 * per * slices) stage_row(type, &s, t / QUAD, o->u, o->in, a->n_cols, at, n);
-            for (size_t i = next + 128 * (size_t)(t % GPU_WARP); i < 2 * next - here && i < a->tile_bytes; i += 128 * GPU_WARP)
-                gpu_ahead(o->tile.w + i);
+            if (t / QUAD < 8 * (per * slices + 1))
+                stage_row(type, &s, t / QUAD, o->u, o->in, a->n_cols, at, n);
+            stage_scales(type, s.of[o->warp], t % GPU_WARP, o->w, n);
+            for (int i = bytes + 128 * (t % GPU_WARP); i < 2 * bytes && at + STAGE < a->n_cols; i += 128 * GPU_WARP)
+                gpu_ahead(o->w + i);
+            UNROLL for (int r = 0; r < EIGHTS; r++) sum[r][ME(t)] = (struct gpu_c){{0, 0, 0, 0}};
         } SYNC
-        for (int p = 0; p < n; p += piece) {
-            const int i = (at + p) / piece;
+        ROLLED for (int p = 0; p < n; p += piece) {
             EACH_THREAD(t) {
-                const uint8_t *col = own[ME(t)].tile.w + here + (size_t)(p / block_cols(type)) * column;
-                unpack(type, col, i, &own[ME(t)], &w[0][ME(t)], &w[1][ME(t)], &d[ME(t)]);
+                const struct own *o = &own[ME(t)];
+                unpack(type, o->w + p / block_cols(type) * column_bytes(type), p / piece, o->g, o->u, &w[0][ME(t)],
+                       &w[1][ME(t)]);
             }
             UNROLL for (int r = 0; r < EIGHTS; r++) {
-                if (r >= per) break;
+                if (r % 2 == 0 && r >= per) break;
                 UNROLL for (int k = 0; k < tensor_runs(type); k++) {
-                    const int run = is_long(type) ? run_at(type, i, k) / 32 : p / 32 + k;
+                    const int run = is_long(type) ? run_at(type, p / piece, k) / 32 : p / 32 + k;
                     EACH_THREAD(t) {
                         const struct own *o = &own[ME(t)];
                         b[ME(t)] = s.q[run][8 * (o->first + r) + o->g][o->u];
                     }
                     UNROLL for (int h = 0; h < n_halfs; h++) {
+                        const int sub = n_halfs * run + h;
                         if (n_halfs == 1) gpu_mma32(c, w[k], b, from);
                         else gpu_mma16(c, w[k], b, h, from);
                         EACH_THREAD(t) {
                             const struct own *o = &own[ME(t)];
-                            const struct scales *e = &d[ME(t)];
+                            const uint32_t(*of)[LANES] = s.of[o->warp];
                             if (is_long(type))
                                 UNROLL for (int q = 0; q < QUAD; q++)
-                                    sum[r][ME(t)].r[q] += e->i[k][h][q / 2] * c[ME(t)].r[q];
+                                    sum[r][ME(t)].r[q] +=
+                                        ((const int8_t *)&of[sub / 4][o->g + q / 2 * 8])[sub % 4] * c[ME(t)].r[q];
                             else
-                                step_short(type, &acc[r][ME(t)], e->f[k][h], e->min, &s, run,
-                                           4 * (o->first + r) + o->u, &c[ME(t)]);
+                                step_short(type, &acc[r][ME(t)], &c[ME(t)], &s, o, sub, run,
+                                           4 * (o->first + r) + o->u);
                         }
                     }
                 }
             }
         }
         if (is_long(type)) {
-            EACH_THREAD(t) {
-                const struct own *o = &own[ME(t)];
-                if (has_min(type))
+            if (has_min(type)) {
+                EACH_THREAD(t) {
+                    const struct own *o = &own[ME(t)];
                     UNROLL for (int e = 0; e < QUAD; e++)
-                        w[0][ME(t)].r[e] = 4 * o->u < 256 / scale_cols(type)
-                                               ? mins(type, o->tile.w + here, o->g + 8 * (e % 2), o->u) : 0;
+                        w[0][ME(t)].r[e] = mins(type, o->w, o->g + 8 * (e % 2), type == QTYPE_Q2_K ? o->u : o->u % 2);
+                }
             }
             UNROLL for (int r = 0; r < EIGHTS; r++) {
-                if (r >= per) break;
+                if (r % 2 == 0 && r >= per) break;
                 if (has_min(type)) {
                     EACH_THREAD(t) {
                         const struct own *o = &own[ME(t)];
@@ -444,22 +456,24 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
                 }
                 EACH_THREAD(t) {
                     const struct own *o = &own[ME(t)];
-                    step_long(type, &acc[r][ME(t)], o->tile.w + here, o, s.d[0][4 * (o->first + r) + o->u],
-                              &sum[r][ME(t)], &c[ME(t)], &high[ME(t)]);
-                    sum[r][ME(t)] = (struct gpu_c){{0, 0, 0, 0}};
+                    step_long(type, &acc[r][ME(t)], &sum[r][ME(t)], &c[ME(t)], &high[ME(t)], &s, o,
+                              4 * (o->first + r) + o->u);
                 }
             }
         }
+        EACH_THREAD(t) own[ME(t)].w += bytes;
         SYNC
     }
     EACH_THREAD(t) {
         const struct own *o = &own[ME(t)];
+        const int i = (x * WARPS + o->warp) / slices;
+        const struct tile tile = tile_of(a, &rows, i < n_tiles ? i : n_tiles - 1, head);
         UNROLL for (int r = 0; r < EIGHTS; r++) {
-            if (r >= o->n_eights) break;
+            if (i >= n_tiles || r >= per) break;
             UNROLL for (int q = 0; q < QUAD; q++) {
                 const int row = 8 * (o->first + r) + 2 * o->u + q % 2;
                 if (row < rows.n)
-                    put(a, &rows, &o->tile, head, o->g + q / 2 * 8, rows.first + row, acc[r][ME(t)].v[q]);
+                    put(a, &rows, &tile, head, o->g + q / 2 * 8, rows.first + row, acc[r][ME(t)].v[q]);
             }
         }
     }

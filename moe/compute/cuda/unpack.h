@@ -19,7 +19,10 @@ DEV float load_float(const void *p) { return FLOAT(gpu_load(p)); }
 DEV int load_i16(const void *p) { return *(const int16_t *)p; }
 
 /* Dword j of a row in a field of a tile. */
-DEV uint32_t field(const uint8_t *f, int lane, int j) { return gpu_load(f + 64 * j + 4 * lane); }
+DEV uint32_t field(const uint8_t *f, int lane, int j)
+{
+    return gpu_load(&((const uint32_t(*)[16])(const void *)f)[j][lane]);
+}
 
 DEV uint32_t low4(uint32_t w) { return w & 0x0f0f0f0fu; }
 DEV uint32_t high4(uint32_t w) { return w >> 4 & 0x0f0f0f0fu; }
