@@ -51,7 +51,7 @@ static struct dev *cpu, *gpu;
 static const struct dev_api *api;
 
 enum { BUFS = 40, WEIGHTS = 32, ROWS = 4200, SESSIONS = 3, SLOTS = 2, PAGES = 7, EXPERTS = 5, USED = 4,
-       PARTS = 3 };
+       PARTS = 3, CROWD = 12 };
 
 struct world {
     struct dev_buf buf[BUFS];
@@ -211,10 +211,12 @@ static void pages(struct world *w, enum kv_type type, int n_kv, int dk, int dv, 
     w->dv = dv;
 }
 
-/* Trial 0 has weights as models have them; in some, rows have not all of their slots. */
+/* Trial 0 has weights as models have them; in some, rows have not all of their slots, and in
+ * one nearly all of them go to one expert. */
 static void route(struct world *w, enum qtype up, enum qtype down, int n_embd, int n_ff, int n_rows,
                   int trial, struct rng *r)
 {
+
     int n = 0;
     for (int i = 0; i < n_rows; i++) w->n_of[i] = trial % 3 == 1 ? (int)rng_below(r, USED + 1) : USED;
     for (int e = 0; e < EXPERTS; e++) {
@@ -222,7 +224,8 @@ static void route(struct world *w, enum qtype up, enum qtype down, int n_embd, i
         w->ids[e] = e;
         for (int i = 0; i < n_rows; i++)
             for (int s = 0; s < w->n_of[i]; s++)
-                if ((i * (1 + trial % 4) + s) % EXPERTS == e) w->pair[n++] = i * USED + s;
+                if (e == (trial == CROWD ? (i < EXPERTS && !s ? i : 2) : (i * (1 + trial % 4) + s) % EXPERTS))
+                    w->pair[n++] = i * USED + s;
         for (int k = 0; k < OP_IO; k++)
             w->expert[k][e] = tiles_of(k < 2 ? up : down, k < 2 ? n_embd : n_ff, k < 2 ? n_ff : n_embd,
                                        trial ? trial + e + k : 0, r);
@@ -608,10 +611,10 @@ static enum qtype partner(enum qtype type, int n_cols)
 static void check_matmul(struct check_opts *o, enum qtype type, int n_cols, int n_out, int trial,
                          const char *name, struct rng *r)
 {
-    static const int rows[] = {1, 3, 8, 9, 17};
+    static const int rows[] = {1, 9, 3, 17, 8, 33, 64, 70, 25};
     const enum qtype types[] = {type, trial % 2 ? type : partner(type, n_cols), type};
     const int set = sets[trial % 4], n = n_cols > 1000 ? 1 : 1 + trial % OP_IO;
-    struct world *w = new_world(rows[trial % 5], r);
+    struct world *w = new_world(rows[trial % (n_cols > 1000 ? 5 : 9)], r);
     char what[96];
     struct op op = an_op(OP_MATMUL, set, acts(w, set, qtype_info((uint32_t)type)->act, n_cols, 1, trial, r), -1);
     for (int i = 0; i < n; i++) {
@@ -670,7 +673,14 @@ static void check_type(struct check_opts *o, enum qtype type)
     for (int trial = 1; trial <= 10; trial++)
         if ((trial + (int)type) % CHECK_ONE_IN == 0)
             check_experts(o, type, trial % 3 ? 11 : 1 + trial % 2, trial, name, &r);
-    if (type == QTYPE_F16) check_experts(o, type, 300, 0, name, &r); /* more pairs than a list has */
+    if (CHECK_ONE_IN == 1) check_experts(o, type, 90, 8, name, &r); /* more pairs of an expert than share */
+    if (type == QTYPE_F16 || type == QTYPE_MXFP4) { /* more pairs than a list has, and of one expert */
+        check_experts(o, type, 1100, 0, name, &r);
+        check_experts(o, type, 1100, CROWD, name, &r);
+    }
+    /* Enough tiles for warps that share none, or few. */
+    for (int trial = type == QTYPE_Q4_0 ? 0 : 2; trial < 3 && (type == QTYPE_Q4_0 || type == QTYPE_Q4_K); trial++)
+        check_matmul(o, type, unit, TILE_ROWS * (2048 >> trial) + 5, 6 + trial * 9, name, &r);
 }
 
 /* ---- layers ---- */
