@@ -916,7 +916,7 @@ static void check_lost(struct check_opts *o)
 
 /* ---- benchmarks: on a GPU only, the emulation has no clock ---- */
 
-enum { B_PAIRS = 8, B_RUNS = 40, B_COLS = 2048, B_FF = 768 };
+enum { B_PAIRS = 8, B_RUNS = 40, B_COLS = 2048, B_FF = 768, B_EXPERTS = 128 };
 static const size_t B_BYTES = (size_t)512 << 20; /* of weights: many times any cache */
 
 static void *device_alloc(size_t n)
@@ -981,9 +981,10 @@ static void bench_product(enum qtype type, int n_cols, int n_out, int n_mats, co
     free(zeros);
 }
 
-/* A launch B_RUNS times: step() moves it on, so that it does not find what it read in a cache. */
+/* A launch B_RUNS times: step() moves it on, so that it does not find what it read in a cache; so much of
+ * a unit's billions are done. */
 static void bench_launch(struct gpu_launch l, void (*step)(struct gpu_launch *l, int run), const char *what,
-                         size_t bytes, cudaEvent_t from, cudaEvent_t to)
+                         double much, const char *unit, cudaEvent_t from, cudaEvent_t to)
 {
     for (int i = -3; i < B_RUNS; i++) {
         step(&l, i < 0 ? 0 : i);
@@ -992,7 +993,7 @@ static void bench_launch(struct gpu_launch l, void (*step)(struct gpu_launch *l,
     }
     must(cudaEventRecord(to, stream), "an event");
     const double s = seconds_of(from, to) / B_RUNS;
-    printf("bench cuda.%s: %.1f us, %.0f GB/s\n", what, 1e6 * s, 1e-9 * (double)bytes / s);
+    printf("bench cuda.%s: %.1f us, %.0f %s\n", what, 1e6 * s, 1e-9 * much / s, unit);
 }
 
 static const char *bench_at; /* B_BYTES of anything */
@@ -1007,25 +1008,56 @@ static void step_product(struct gpu_launch *l, int run) { l->a.product.mat[0].w 
 static void step_attention(struct gpu_launch *l, int run) { l->a.attention.kv_at = (uint64_t)(bench_piece(run) - bench_at); }
 static void step_nothing(struct gpu_launch *l, int run) { (void)l, (void)run; }
 
-/* A dense matrix of B_COLS squared; GB/s of its bytes, read once for each GPU_ROWS rows. */
-static void bench_dense(enum qtype type, int n_rows, cudaEvent_t from, cudaEvent_t to)
+/* A dense matrix of B_COLS squared and n_rows rows, so many of which share a block. */
+static void bench_dense(enum qtype type, int n_rows, int share, cudaEvent_t from, cudaEvent_t to)
 {
     const struct qtype_info *t = qtype_info((uint32_t)type);
     const size_t tile = tile_bytes(type, B_COLS), xbytes = act_bytes(t->act, B_COLS) * (size_t)n_rows;
-    const size_t groups = ((size_t)n_rows + GPU_ROWS - 1) / GPU_ROWS;
     char *zeros = need(calloc(1, xbytes)), *x = sent(zeros, xbytes), what[64];
     char *out = device_alloc(sizeof(float) * B_COLS * (size_t)n_rows);
     bench_step = tile * (B_COLS / TILE_ROWS);
     const struct gpu_product a = {
         .x = x, .x_stride = act_bytes(t->act, B_COLS), .tile_bytes = tile, .n_rows = n_rows, .n_heads = 1,
-        .n_mats = 1, .n_cols = B_COLS, .share = gpu_share(type, n_rows),
+        .n_mats = 1, .n_cols = B_COLS, .share = share,
         .mat = {{.out = out, .out_stride = sizeof(float) * B_COLS, .n_rows = B_COLS,
                  .n_tiles = B_COLS / TILE_ROWS}},
     };
-    snprintf(what, sizeof what, "%s.dense%d %d rows", t->name, n_rows, n_rows);
-    bench_launch(gpu_product(type, &a), step_product, what, bench_step * groups, from, to);
+    snprintf(what, sizeof what, "%s.dense%d %d share", t->name, n_rows, share);
+    if (n_rows == 1) bench_launch(gpu_product(type, &a), step_product, what, (double)bench_step, "GB/s", from, to);
+    else bench_launch(gpu_product(type, &a), step_product, what, (double)B_COLS * B_COLS * n_rows, "GMAC/s", from, to);
     must(cudaFree(x), "cudaFree");
     must(cudaFree(out), "cudaFree");
+    free(zeros);
+}
+
+/* Up and gate of B_EXPERTS experts, each for n_rows rows of a prompt. */
+static void bench_experts(enum qtype type, int n_rows, int share, cudaEvent_t from, cudaEvent_t to)
+{
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    const size_t tile = tile_bytes(type, B_COLS), one = tile * (B_FF / TILE_ROWS), row = act_bytes(t->act, B_COLS);
+    static struct gpu_group group[B_EXPERTS * 64];
+    int n = 0;
+    for (int e = 0; e < B_EXPERTS; e++)
+        for (int r = 0; r < n_rows; r += share) {
+            group[n] = (struct gpu_group){.first = e * n_rows + r, .n = n_rows - r < share ? n_rows - r : share};
+            for (int m = 0; m < 2; m++) group[n].w[m] = bench_at + one * ((size_t)(2 * e + m) % (B_BYTES / one));
+            n++;
+        }
+    char *zeros = need(calloc(B_EXPERTS * (size_t)n_rows, row)), *x = sent(zeros, row * B_EXPERTS * (size_t)n_rows);
+    char *out = device_alloc(sizeof(float) * B_FF * B_EXPERTS * (size_t)n_rows), what[64];
+    struct gpu_group *dev_group = sent(group, sizeof group);
+    struct gpu_product a = {
+        .group = dev_group, .n_groups = n, .n_heads = 1, .n_mats = 2, .n_cols = B_COLS, .tile_bytes = tile, .x = x,
+        .x_stride = row, .share = share,
+    };
+    for (int m = 0; m < 2; m++)
+        a.mat[m] = (struct gpu_mat){.out = out, .out_stride = sizeof(float) * B_FF, .n_rows = B_FF,
+                                    .n_tiles = B_FF / TILE_ROWS};
+    snprintf(what, sizeof what, "%s.experts%d %d share", t->name, n_rows, share);
+    bench_launch(gpu_product(type, &a), step_nothing, what, 2.0 * B_COLS * B_FF * B_EXPERTS * n_rows, "GMAC/s", from, to);
+    must(cudaFree(x), "cudaFree");
+    must(cudaFree(out), "cudaFree");
+    must(cudaFree(dev_group), "cudaFree");
     free(zeros);
 }
 
@@ -1045,7 +1077,7 @@ static void bench_attention(int q8, cudaEvent_t from, cudaEvent_t to)
         .dim_v = DIM, .dk = DIM, .dv = DIM, .q8 = q8, .scale = 0.1f,
     };
     snprintf(what, sizeof what, "attention.%s %d positions", q8 ? "q8_0" : "f16", POS);
-    bench_launch(gpu_attention(&a), step_attention, what, bench_step, from, to);
+    bench_launch(gpu_attention(&a), step_attention, what, (double)bench_step, "GB/s", from, to);
     must(cudaFree(q), "cudaFree");
     must(cudaFree(out), "cudaFree");
     must(cudaFree(dev_place), "cudaFree");
@@ -1056,7 +1088,7 @@ static void bench_norm(cudaEvent_t from, cudaEvent_t to)
 {
     char *x = device_alloc(sizeof(float) * B_COLS);
     const struct gpu_norm a = {.x = x, .y = x, .n_rows = 1, .n_heads = 1, .n = B_COLS, .eps = 1e-6f};
-    bench_launch(gpu_norm(&a), step_nothing, "norm 1 row", 2 * sizeof(float) * B_COLS, from, to);
+    bench_launch(gpu_norm(&a), step_nothing, "norm 1 row", 2 * sizeof(float) * B_COLS, "GB/s", from, to);
     must(cudaFree(x), "cudaFree");
 }
 
@@ -1082,8 +1114,13 @@ static void bench(const struct check_opts *o)
             continue;
         bench_product(type, B_COLS, B_FF, 2, "up", weights, from, to);
         bench_product(type, B_FF, B_COLS, 1, "down", weights, from, to);
-        bench_dense(type, 1, from, to);
-        bench_dense(type, 512, from, to);
+        bench_dense(type, 1, 1, from, to);
+        for (int rows = 8; rows <= 512; rows *= 2) /* where tensor cores begin to pay */
+            for (int share = GPU_ROWS; share <= gpu_share(type, GPU_MANY); share += GPU_MANY - GPU_ROWS)
+                bench_dense(type, rows, share, from, to);
+        for (int rows = 8; rows <= 64; rows *= 2)
+            for (int share = GPU_ROWS; share <= gpu_share(type, GPU_MANY); share += GPU_MANY - GPU_ROWS)
+                bench_experts(type, rows, share, from, to);
     }
     for (int q8 = 0; q8 < 2; q8++)
         if (check_wanted(o, "cuda.attention")) bench_attention(q8, from, to);

@@ -394,12 +394,13 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
     for (int at = 0; at < a->n_cols; at += STAGE) {
         const int left = a->n_cols - at, n = is_long(type) || left > STAGE ? STAGE : left;
         const int bytes = STAGE / block_cols(type) * column_bytes(type);
+        const int to_end = left / block_cols(type) * column_bytes(type);
         EACH_THREAD(t) {
             const struct own *o = &own[ME(t)];
             if (t / QUAD < 8 * (per * slices + 1))
                 stage_row(type, &s, t / QUAD, o->u, o->in, a->n_cols, at, n);
             stage_scales(type, s.of[o->warp], t % GPU_WARP, o->w, n);
-            for (int i = bytes + 128 * (t % GPU_WARP); i < 2 * bytes && at + STAGE < a->n_cols; i += 128 * GPU_WARP)
+            for (int i = bytes + 128 * (t % GPU_WARP); i < 2 * bytes && i < to_end; i += 128 * GPU_WARP)
                 gpu_ahead(o->w + i);
             UNROLL for (int r = 0; r < EIGHTS; r++) sum[r][ME(t)] = (struct gpu_c){{0, 0, 0, 0}};
         } SYNC
