@@ -215,7 +215,7 @@ DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, 
         EACH_THREAD(t) {
             const int lane = t % LANES, slice = t / LANES;
             for (int i = slice % wide; i < n; i += wide)
-                for (int k = 0; k < per; k++) {
+                UNROLL for (int k = 0; k < per; k++) {
                     const int r = slice / wide * per + k, to = i * rows + r;
                     if (r >= in_all.n) break;
                     const struct term v = piece(type, a->n_cols, tile.w, lane, in[r], at + i);
@@ -376,7 +376,7 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
     EACH_THREAD(t) {
         if (t == 0) rows = rows_of(a, g);
     } SYNC
-    const int slices = a->slices, per = ((rows.n + 7) / 8 + slices - 1) / slices; /* eights of a warp */
+    const int slices = a->slices, per = 2 * (((rows.n + 15) / 16 + slices - 1) / slices); /* eights of a warp */
     int n_tiles = 0;
     for (int m = 0; m < a->n_mats; m++) n_tiles += a->mat[m].n_tiles;
     EACH_THREAD(t) {
@@ -397,7 +397,7 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
         const int to_end = left / block_cols(type) * column_bytes(type);
         EACH_THREAD(t) {
             const struct own *o = &own[ME(t)];
-            if (t / QUAD < 8 * (per * slices + 1))
+            if (t / QUAD < 8 * per * slices)
                 stage_row(type, &s, t / QUAD, o->u, o->in, a->n_cols, at, n);
             stage_scales(type, s.of[o->warp], t % GPU_WARP, o->w, n);
             for (int i = bytes + 128 * (t % GPU_WARP); i < 2 * bytes && i < to_end; i += 128 * GPU_WARP)
@@ -536,10 +536,10 @@ struct gpu_launch gpu_product(enum qtype type, const struct gpu_product *a)
     int tiles = 0, slices = 1;
     for (int i = 0; i < a->n_mats; i++) tiles += a->mat[i].n_tiles;
     const int groups = a->group ? a->n_groups : (a->n_rows + a->share - 1) / a->share;
-    const int eights = a->group || a->n_rows > GPU_MANY ? EIGHTS : (a->n_rows + 7) / 8;
+    const int most = a->group || a->n_rows > GPU_MANY ? GPU_MANY : a->n_rows;
     int x = tiles;
     if (a->share == GPU_MANY) {
-        while (2 * slices <= eights && (int64_t)tiles * slices / WARPS * groups * a->n_heads < ENOUGH_BLOCKS) slices *= 2;
+        while (16 * slices < most && (int64_t)tiles * slices / WARPS * groups * a->n_heads < ENOUGH_BLOCKS) slices *= 2;
         x = (tiles * slices + WARPS - 1) / WARPS;
     }
     struct gpu_launch l = gpu_launch(entry(type, a->share), x, groups, a->n_heads);
