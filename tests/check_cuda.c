@@ -1054,7 +1054,8 @@ static void bench_experts(enum qtype type, int n_rows, int share, cudaEvent_t fr
         a.mat[m] = (struct gpu_mat){.out = out, .out_stride = sizeof(float) * B_FF, .n_rows = B_FF,
                                     .n_tiles = B_FF / TILE_ROWS};
     snprintf(what, sizeof what, "%s.experts%d %d share", t->name, n_rows, share);
-    bench_launch(gpu_product(type, &a), step_nothing, what, 2.0 * B_COLS * B_FF * B_EXPERTS * n_rows, "GMAC/s", from, to);
+    bench_launch(gpu_product(type, &a), step_nothing, what, 2.0 * B_COLS * B_FF * B_EXPERTS * n_rows, "GMAC/s",
+                 from, to);
     must(cudaFree(x), "cudaFree");
     must(cudaFree(out), "cudaFree");
     must(cudaFree(dev_group), "cudaFree");

@@ -1,7 +1,8 @@
-/* The kernels of the CUDA plugin (kernels.h) but for products, in the words of gpu.h: C and CUDA at once.  Owns nothing.
+/* The kernels of the CUDA plugin (kernels.h) but for products, in the words of gpu.h: C and CUDA at once.
+ * Owns nothing.
  *
- * DESIGN.  Attention.  A block makes one query head of one row, four pages a round.  The online softmax has an
- * order from page to page, but scores have none among each other, and the greatest so far is exact: so a
+ * DESIGN.  Attention.  A block makes one query head of one row, four pages a round.  The online softmax has
+ * an order from page to page, but scores have none among each other, and the greatest so far is exact: so a
  * round scores all its positions at once, a thread each, and then sums all values of the output at once,
  * a thread each from page to page.
  *

@@ -13,6 +13,38 @@
  *
  * Weights of one value are pieces of their own: p is the weight, v the activation's bits.
  *
+ * Many rows: tensor cores, mma.m16n8k32 of signed bytes.  A tile is its 16 outputs, eight rows its n, a run
+ * of 32 columns its k, and what a thread holds of A lies in the tile as dwords: threads g, u of a warp read
+ * dwords u and u + 4 of rows g and g + 8.  A warp makes a tile for up to 64 rows and goes through the columns
+ * from the first to the last: a piece is unpacked once, into registers, and meets eight times eight rows.
+ * A thread has two outputs and two rows of each product, sums them over a block in integers and takes the
+ * float steps itself, in registers.  Sub-blocks of 16 are two products of k = 16.  Of mins the sum over
+ * sub-blocks is a product, too: A is the mins, B the low and the high bytes of the prepared row's sums.
+ * A block of threads is eight warps with as many tiles and the same rows, 256 columns of which lie in shared
+ * memory as the warps read them, with the tiles' scales taken apart.  Of blocks of 32 the float step comes
+ * for every product, so there the sum begins at 1.5 * 2^23: what comes out is a float already.
+ * Where that makes too few blocks for a card, two or four warps share a tile, with 16 or 32 rows each.
+ *
+ * What to expect, in multiply-accumulates (MAC) per cycle of an SM; the H100's tensor cores do 4096 of
+ * bytes, those of the cards with 7.5, 8.6 and 8.9 do 1024:
+ *   - instructions, as compiled for 9.0, of a warp for 4096 MAC and 64 rows: Q4_K 17, IQ4_XS 18, Q5_K 19,
+ *     Q2_K, Q3_K 22, Q6_K, Q8_0 24, Q4_0 26, Q5_0 28, MXFP4, IQ4_NL 29, Q4_1, Q5_1 34 to 36, NVFP4 46.  Four
+ *     a cycle make 960 MAC for Q4_K, 680 for Q8_0: 23 and 17 % of the H100's peak, 94 and 67 % of the others',
+ *     where the product itself (16 cycles of a quarter of an SM, 18 with Q4_K's mins) is the limit.  Of Q8_0's
+ *     24, 15 cannot be less in this order: four sums, each becoming a float (1), being scaled (1: the
+ *     rounded product of two scales) and added (1), two reads of shared memory and the product; 6 of the rest
+ *     are a stage's.  Of K types a step is shared by 256 columns, but every sub-block's scale is a
+ *     multiplication for each sum, at half of the rate.
+ *   - bytes from L2: 256 columns of 8 tiles and 64 rows are 38 KB (Q4_K) or 55 KB (Q8_0) for 2.1 M MAC, 55
+ *     and 38 MAC a byte.  5.5 TB/s, an H100's L2, are 24 bytes a cycle and SM: 1300 and 900 MAC, above what
+ *     instructions allow.  With 32 rows it would be 37 and 23: below it.
+ *   - shared memory gives 128 bytes a cycle: B takes two of an SM's cycles for a product, scales one or two more
+ *     where each product has some.  That is 8 of the 17 in which four products are made (Q4_K), 16 of 24 (Q8_0).
+ * Against that, few rows by dp4a: 5 (Q8_0) to 7 (Q4_K) instructions for 128 MAC, seven to thirteen times as
+ * many.  But a block of them makes one tile, not eight: of a matrix of 2048 outputs that is 128 blocks
+ * where here are 16, so for up to eight rows, half of which a product of 16 would waste, it stays.  Between 9
+ * and some 64 rows of a small matrix either may win: `check_cuda --bench` times both.
+ *
  * Nothing here has been measured on a GPU yet (moe/compute/cuda/README.md). */
 #include "moe/compute/cuda/kernels_int.h"
 #include "moe/compute/cuda/unpack.h"
