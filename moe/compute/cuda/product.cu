@@ -57,15 +57,17 @@ enum { LANES = 16, SLICES = GPU_THREADS / LANES, SLOTS = 64 };
 struct rows {
     const struct gpu_group *group; /* NULL: the matrices of the launch, or of an id */
     int first, n, expert;
+    int n_tiles;                   /* of all matrices */
 };
 
 DEV struct rows rows_of(const struct gpu_product *a, int g)
 {
-    struct rows r = {a->group ? &a->group[g] : 0, g * a->share, 0, 0};
+    struct rows r = {a->group ? &a->group[g] : 0, g * a->share, 0, 0, 0};
     const int left = a->n_rows - r.first;
     r.n = left < a->share ? left : a->share;
     if (r.group) r.first = r.group->first, r.n = r.group->n, r.expert = r.group->expert;
     else if (a->id) r.expert = a->id[r.first];
+    for (int m = 0; m < a->n_mats; m++) r.n_tiles += a->mat[m].n_tiles;
     return r;
 }
 
@@ -296,7 +298,6 @@ enum { SHORT_MINS = RUNS, LONG_SCALE = RUNS, LONG_MINS };
 
 /* What a thread of a warp has of its tile and of its rows, beside its part of the matrices. */
 struct own {
-    const char *in;         /* the row that it brings to shared memory */
     const uint8_t *w;       /* its tile from the stage's first column on */
     int warp, g, u;         /* and its place there */
     int first;              /* eight rows of the warp */
@@ -399,6 +400,7 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
 {
     SHARED struct stage s;
     SHARED struct rows rows;
+    SHARED const char *in[GPU_MANY];
     struct own own[OWN];
     struct quad acc[EIGHTS][OWN];
     struct gpu_c sum[EIGHTS][OWN], c[OWN], high[OWN], from[OWN];
@@ -409,20 +411,18 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
         if (t == 0) rows = rows_of(a, g);
     } SYNC
     const int slices = a->slices, per = 2 * (((rows.n + 15) / 16 + slices - 1) / slices); /* eights of a warp */
-    int n_tiles = 0;
-    for (int m = 0; m < a->n_mats; m++) n_tiles += a->mat[m].n_tiles;
     EACH_THREAD(t) {
         struct own *o = &own[ME(t)];
-        const int i = (x * WARPS + t / GPU_WARP) / slices, row = t / QUAD;
-        o->in = row_in(a, head, rows.first + (row < rows.n ? row : 0));
-        o->w = tile_of(a, &rows, i < n_tiles ? i : n_tiles - 1, head).w;
+        const int i = (x * WARPS + t / GPU_WARP) / slices;
+        if (t < GPU_MANY) in[t] = row_in(a, head, rows.first + (t < rows.n ? t : 0));
+        o->w = tile_of(a, &rows, i < rows.n_tiles ? i : rows.n_tiles - 1, head).w;
         o->warp = t / GPU_WARP;
         o->g = t % GPU_WARP / QUAD;
         o->u = t % QUAD;
         o->first = o->warp % slices * per;
         UNROLL for (int k = 0; k < QUAD; k++) from[ME(t)].r[k] = is_long(type) ? 0 : TENSOR_MAGIC;
         UNROLL for (int r = 0; r < EIGHTS; r++) acc[r][ME(t)] = (struct quad){{0, 0, 0, 0}};
-    }
+    } SYNC
     for (int at = 0; at < a->n_cols; at += STAGE) {
         const int left = a->n_cols - at, n = is_long(type) || left > STAGE ? STAGE : left;
         const int bytes = STAGE / block_cols(type) * column_bytes(type);
@@ -430,7 +430,7 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
         EACH_THREAD(t) {
             const struct own *o = &own[ME(t)];
             if (t / QUAD < 8 * per * slices)
-                stage_row(type, &s, t / QUAD, o->u, o->in, a->n_cols, at, n);
+                stage_row(type, &s, t / QUAD, o->u, in[t / QUAD], a->n_cols, at, n);
             stage_scales(type, s.of[o->warp], t % GPU_WARP, o->w, n);
             for (int i = bytes + 128 * (t % GPU_WARP); i < 2 * bytes && i < to_end; i += 128 * GPU_WARP)
                 gpu_ahead(o->w + i);
@@ -500,9 +500,9 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
     EACH_THREAD(t) {
         const struct own *o = &own[ME(t)];
         const int i = (x * WARPS + o->warp) / slices;
-        const struct tile tile = tile_of(a, &rows, i < n_tiles ? i : n_tiles - 1, head);
+        const struct tile tile = tile_of(a, &rows, i < rows.n_tiles ? i : rows.n_tiles - 1, head);
         UNROLL for (int r = 0; r < EIGHTS; r++) {
-            if (i >= n_tiles || r >= per) break;
+            if (i >= rows.n_tiles || r >= per) break;
             UNROLL for (int q = 0; q < QUAD; q++) {
                 const int row = 8 * (o->first + r) + 2 * o->u + q % 2;
                 if (row < rows.n)
