@@ -51,7 +51,7 @@ static struct dev *cpu, *gpu;
 static const struct dev_api *api;
 
 enum { BUFS = 40, WEIGHTS = 32, ROWS = 4200, SESSIONS = 3, SLOTS = 2, PAGES = 7, EXPERTS = 5, USED = 4,
-       PARTS = 3, CROWD = 12 };
+       PARTS = 3, CROWD = 12, MIXED = 13 };
 
 struct world {
     struct dev_buf buf[BUFS];
@@ -625,13 +625,14 @@ static void check_matmul(struct check_opts *o, enum qtype type, int n_cols, int 
     run(o, name, what, w, &op, 1);
 }
 
-/* Experts of any shape, with biases, all activations, in one submission or several, summed or not. */
+/* Experts of any shape, with biases, all activations, in one submission or several, summed or not; of MIXED
+ * down is of a type that shares blocks otherwise. */
 static void check_experts(struct check_opts *o, enum qtype type, int n_rows, int trial, const char *name,
                           struct rng *r)
 {
-    const int unit = qtype_info((uint32_t)type)->block == 1 ? 23 : qtype_info((uint32_t)type)->block;
+    const int block = qtype_info((uint32_t)type)->block, unit = trial == MIXED ? 32 : block == 1 ? 23 : block;
     const int n_embd = unit * (1 + trial % 2), n_ff = unit * (1 + trial / 2 % 2);
-    const enum qtype down = trial % 2 ? type : partner(type, n_ff);
+    const enum qtype down = trial == MIXED ? QTYPE_Q8_0 : trial % 2 ? type : partner(type, n_ff);
     struct world *w = new_world(n_rows, r);
     char what[96];
     struct op op = an_op(OP_EXPERTS, ROWS_ALL,
@@ -677,6 +678,7 @@ static void check_type(struct check_opts *o, enum qtype type)
     if (type == QTYPE_F16 || type == QTYPE_MXFP4) { /* more pairs than a list has, and of one expert */
         check_experts(o, type, 1100, 0, name, &r);
         check_experts(o, type, 1100, CROWD, name, &r);
+        if (type == QTYPE_F16) check_experts(o, type, 40, MIXED, name, &r);
     }
     /* Enough tiles for warps that share none, or few. */
     for (int trial = type == QTYPE_Q4_0 ? 0 : 2; trial < 3 && (type == QTYPE_Q4_0 || type == QTYPE_Q4_K); trial++)

@@ -28,11 +28,11 @@
  * What to expect, in multiply-accumulates (MAC) per cycle of an SM; the H100's tensor cores do 4096 of
  * bytes, those of the cards with 7.5, 8.6 and 8.9 do 1024:
  *   - instructions, as compiled for 9.0, of a warp for 4096 MAC and 64 rows: Q4_K 17, IQ4_XS 18, Q5_K 19,
- *     Q2_K, Q3_K 22, Q6_K, Q8_0 24, Q4_0 26, Q5_0 28, MXFP4, IQ4_NL 29, Q4_1, Q5_1 34 to 36, NVFP4 46.  Four
- *     a cycle make 960 MAC for Q4_K, 680 for Q8_0: 23 and 17 % of the H100's peak, 94 and 67 % of the others',
- *     where the product itself (16 cycles of a quarter of an SM, 18 with Q4_K's mins) is the limit.  Of Q8_0's
+ *     Q2_K, Q3_K 22, Q6_K, Q8_0 24, Q4_0 25, Q5_0 27, MXFP4, IQ4_NL 28, Q4_1, Q5_1 35, NVFP4 46.  Four a cycle
+ *     make 960 MAC for Q4_K, 690 for Q8_0: 23 and 17 % of the H100's peak, 94 and 67 % of the others', where
+ *     the product itself (16 cycles of a quarter of an SM, 18 with Q4_K's mins) is Q4_K's limit.  Of Q8_0's
  *     24, 15 cannot be less in this order: four sums, each becoming a float (1), being scaled (1: the
- *     rounded product of two scales) and added (1), two reads of shared memory and the product; 6 of the rest
+ *     rounded product of two scales) and added (1), two reads of shared memory and the product; 3 of the rest
  *     are a stage's.  Of K types a step is shared by 256 columns, but every sub-block's scale is a
  *     multiplication for each sum, at half of the rate.
  *   - bytes from L2: 256 columns of 8 tiles and 64 rows are 38 KB (Q4_K) or 55 KB (Q8_0) for 2.1 M MAC, 55
