@@ -836,17 +836,17 @@ static void check_supports(struct check_opts *o)
     static const enum op_code hosts[] = {OP_EMBED, OP_ROPE_TABLE, OP_CHOOSE, OP_DEPTH, OP_SPAN,
                                          OP_SMOOTH, OP_FORESEE, OP_SCATTER, OP_KV_CARRY, OP_L2_NORM,
                                          OP_CONV, OP_DELTA_GATES, OP_DELTA};
-    struct dev_weight w[] = {{NULL, QTYPE_IQ2_XS, true, 256, 256}, {NULL, QTYPE_Q8_0, false, 256, 256},
-                             {NULL, QTYPE_NEST2, true, 256, 256}, {NULL, QTYPE_Q8_0, true, 256, 256}};
+    struct dev_weight w[] = {{NULL, QTYPE_Q8_0, false, 256, 256}, {NULL, QTYPE_NEST2, true, 256, 256},
+                             {NULL, QTYPE_Q8_0, true, 256, 256}};
     if (!check_wanted(o, "cuda.supports")) return;
     struct op op[64];
     bool want[64];
     int n = 0;
     for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) want[n] = false, op[n++] = an_op(hosts[i], 0, 0, 0);
-    for (int i = 0; i < 4; i++) {
-        want[n] = i == 3, op[n] = an_op(OP_MATMUL, 0, 0, 0), op[n++].weight[0] = i;
-        want[n] = i == 3, op[n] = an_op(OP_EXPERTS, 0, 0, 0);
-        for (int k = 0; k < OP_IO; k++) op[n].weight[k] = k == i ? i : 3;
+    for (int i = 0; i < 3; i++) {
+        want[n] = i == 2, op[n] = an_op(OP_MATMUL, 0, 0, 0), op[n++].weight[0] = i;
+        want[n] = i == 2, op[n] = an_op(OP_EXPERTS, 0, 0, 0);
+        for (int k = 0; k < OP_IO; k++) op[n].weight[k] = k == i ? i : 2;
         n++;
     }
     want[n] = false, op[n] = an_op(OP_PREPARE, 0, 0, 0), op[n++].p.prepare.kind = ACT_Q8_64;

@@ -1141,16 +1141,17 @@ static void test_cuda_layers(void **state)
     assert_true(some);
 }
 
-/* Every type that it has kernels for, a step's pairs at once and in pieces. */
+/* Types of every kind that it has kernels for, a step's pairs at once and in pieces. */
 static void test_cuda_types(void **state)
 {
     static const struct { const char *arch; unsigned type; } m[] = {
         {"qwen3moe", QTYPE_MXFP4}, {"llama", QTYPE_Q5_K}, {"llama", QTYPE_Q6_K},
         {"qwen3moe", QTYPE_IQ4_XS}, {"olmoe", QTYPE_Q3_K}, {"qwen3moe", QTYPE_Q4_0},
+        {"qwen3moe", QTYPE_IQ2_XXS}, {"llama", QTYPE_IQ1_M}, {"olmoe", QTYPE_IQ3_S},
     };
     (void)state;
     (void)setenv("TEST_CUDA", "", 1);
-    for (size_t i = 0; i < sizeof m / sizeof m[0]; i++) {
+    for (size_t i = 0; i < sizeof m / sizeof m[0]; i += SLOW ? 2 : 1) {
         struct tessera_options o = options(model(m[i].arch, m[i].type));
         reference(&o);
         o.device = plugin("");

@@ -6,7 +6,8 @@
  *     EACH_THREAD(t) { ... } SYNC
  *
  * Nothing lives from phase to phase but what is SHARED, and in a phase no thread reads what another one
- * writes in it; so a phase may as well be a loop, forwards or backwards (the emulation does both).  All
+ * writes in it; so a phase may as well be a loop, forwards or backwards (the emulation does both).  A
+ * TABLE is constant data of the device, which threads read at places of their own.  All
  * float arithmetic is spelt out by the names below: one rounding each, to nearest, never contracted. */
 #ifndef MOE_COMPUTE_CUDA_GPU_H
 #define MOE_COMPUTE_CUDA_GPU_H
@@ -23,6 +24,7 @@ enum { GPU_THREADS = 256 };
 
 #define DEV static __device__ __forceinline__
 #define SHARED __shared__
+#define TABLE static __device__ const
 #define EACH_THREAD(t) for (int t = (int)threadIdx.x, once_ = 1; once_; once_ = 0)
 #define SYNC __syncthreads();
 #define FMA(a, b, c) __fmaf_rn(a, b, c)
@@ -62,6 +64,7 @@ DEV uint32_t gpu_load(const void *p) { return __ldg((const uint32_t *)p); }
 
 #define DEV static inline
 #define SHARED
+#define TABLE static const
 #define EACH_THREAD(t)                                                                             \
     for (int i_ = 0, t = emu_first(); i_ < GPU_THREADS; i_++, t += emu_backwards ? -1 : 1)
 #define SYNC

@@ -120,7 +120,14 @@ DEV int piece_cols(int type)
     case QTYPE_Q4_K:
     case QTYPE_Q5_K:
     case QTYPE_Q6_K:
-    case QTYPE_IQ4_XS: return 64;
+    case QTYPE_IQ4_XS:
+    case QTYPE_IQ3_S:
+    case QTYPE_IQ3_XXS:
+    case QTYPE_IQ2_S:
+    case QTYPE_IQ2_XS:
+    case QTYPE_IQ2_XXS:
+    case QTYPE_IQ1_S:
+    case QTYPE_IQ1_M: return 64;
     default: return 32;
     }
 }
@@ -327,6 +334,8 @@ DEV struct term piece_iq4_xs(int n, const uint8_t *tile, int lane, const char *x
     return t;
 }
 
+#include "moe/compute/cuda/grid_piece_body.h"
+
 DEV struct term piece(int type, int n, const uint8_t *tile, int lane, const char *x, int i)
 {
     switch (type) {
@@ -341,6 +350,13 @@ DEV struct term piece(int type, int n, const uint8_t *tile, int lane, const char
     case QTYPE_Q2_K:
     case QTYPE_Q3_K: return piece_q23_k(type, n, tile, lane, x, i);
     case QTYPE_IQ4_XS: return piece_iq4_xs(n, tile, lane, x, i);
+    case QTYPE_IQ3_S:
+    case QTYPE_IQ3_XXS:
+    case QTYPE_IQ2_S:
+    case QTYPE_IQ2_XS:
+    case QTYPE_IQ2_XXS:
+    case QTYPE_IQ1_S:
+    case QTYPE_IQ1_M: return piece_grid(type, n, tile, lane, x, i);
     default: return piece_32(type, n, tile, lane, x, i);
     }
 }
@@ -435,7 +451,8 @@ DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, 
 
 #define PRODUCT_TYPES(X)                                                                           \
     X(F32) X(F16) X(BF16) X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K)   \
-    X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) X(NVFP4)
+    X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) X(NVFP4) X(IQ3_S) X(IQ3_XXS) X(IQ2_S) X(IQ2_XS)            \
+    X(IQ2_XXS) X(IQ1_S) X(IQ1_M)
 #define DEFINE(T)                                                                                  \
     DEV void product_##T(const struct gpu_product *a, int x, int y, int z)                         \
     {                                                                                              \
@@ -1108,7 +1125,7 @@ cudaError_t gpu_start(cudaStream_t s, const struct gpu_launch *l)
 
 cudaError_t gpu_load_all(void)
 {
-    const void *all[64];
+    const void *all[96];
     struct cudaFuncAttributes f;
     cudaError_t e = cudaSuccess;
     int n = 0;
