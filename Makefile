@@ -144,7 +144,7 @@ NVFLAGS    = -O3 -std=c++17 -I. -fmad=false -ftz=false -prec-div=true -Xcompiler
              -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 CUDA_CC    = $(PLUGIN_CC) -I$(CUDA_HOME)/include -DCHECK_CUDA_ON='"a GPU"' -DCHECK_CUDA_CLOCK=1 -MMD -MP
 CUDA_LINK  = -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt -lm
-CUDA_H    := $(wildcard moe/compute/cuda/*.h) moe/compute/elem.h moe/compute/elem_exp.h moe/compute/op.h quant/tile.h quant/qtype.h quant/grid_body.h
+CUDA_H    := $(wildcard moe/compute/cuda/*.h) moe/compute/elem.h moe/compute/elem_exp.h moe/compute/op.h quant/tile.h quant/qtype.h quant/grid_body.h quant/nest_body.h
 
 cuda: tessera_cuda.so build/cuda/check_cuda
 

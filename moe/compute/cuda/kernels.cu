@@ -127,12 +127,13 @@ DEV int piece_cols(int type)
     case QTYPE_IQ2_XS:
     case QTYPE_IQ2_XXS:
     case QTYPE_IQ1_S:
-    case QTYPE_IQ1_M: return 64;
+    case QTYPE_IQ1_M:
+    case QTYPE_NEST2: return 64;
     default: return 32;
     }
 }
 
-DEV int step_pieces(int type) { return piece_cols(type) == 64 ? 4 : 1; }
+DEV int step_pieces(int type) { return piece_cols(type) == 64 && type != QTYPE_NEST2 ? 4 : 1; }
 
 DEV int has_min(int type)
 {
@@ -335,6 +336,7 @@ DEV struct term piece_iq4_xs(int n, const uint8_t *tile, int lane, const char *x
 }
 
 #include "moe/compute/cuda/grid_piece_body.h"
+#include "moe/compute/cuda/nest_piece_body.h"
 
 DEV struct term piece(int type, int n, const uint8_t *tile, int lane, const char *x, int i)
 {
@@ -425,7 +427,10 @@ DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, 
                 for (int k = 0; k < per; k++) {
                     const int r = slice / wide * per + k, to = i * rows + r;
                     if (r >= n_rows) break;
-                    const struct term v = piece(type, a->n_cols, w, lane, in[r], at + i);
+                    const struct term v =
+                        type == QTYPE_NEST2 ? piece_nest((const uint8_t *)tiles, tile, m->n_tiles, a->n_cols,
+                                                         lane, in[r], at + i)
+                                            : piece(type, a->n_cols, w, lane, in[r], at + i);
                     s.v[to][lane] = v.v;
                     s.p[to][lane] = v.p;
                     if (!has_min(type)) continue;
@@ -452,7 +457,7 @@ DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, 
 #define PRODUCT_TYPES(X)                                                                           \
     X(F32) X(F16) X(BF16) X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K)   \
     X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4) X(NVFP4) X(IQ3_S) X(IQ3_XXS) X(IQ2_S) X(IQ2_XS)            \
-    X(IQ2_XXS) X(IQ1_S) X(IQ1_M)
+    X(IQ2_XXS) X(IQ1_S) X(IQ1_M) X(NEST2)
 #define DEFINE(T)                                                                                  \
     DEV void product_##T(const struct gpu_product *a, int x, int y, int z)                         \
     {                                                                                              \
@@ -528,7 +533,7 @@ DEV void prepare(int kind, const struct gpu_prepare *a, int chunk, int row, int 
     SHARED float h[CHUNK];
     SHARED uint32_t most[CHUNK];
     SHARED int q[CHUNK];
-    const int n = a->n, from = chunk * CHUNK, group = kind == ACT_Q8_256 ? 256 : 32;
+    const int n = a->n, from = chunk * CHUNK, group = kind == ACT_Q8_256 ? 256 : kind == ACT_Q8_64 ? 64 : 32;
     const float *x = floats(a->x, a->x_stride, row) + (size_t)head * (size_t)a->x_head + from;
     const float *up = a->up ? floats(a->up, a->up_stride, row) + from : 0;
     char *out = a->out + a->out_stride * (uint64_t)row + a->out_head * (uint64_t)head;
@@ -552,21 +557,21 @@ DEV void prepare(int kind, const struct gpu_prepare *a, int chunk, int row, int 
         }
     } SYNC
     EACH_THREAD(t) {
-        const int wide = t % 32 == 0 ? 32 : 16;
-        int s16 = 0, s32 = 0;
-        if (t % 16 == 0 && from + t < n)
+        const int narrow = kind == ACT_Q8_256 ? 16 : group, wide = narrow > 16 || t % 32 ? narrow : 32;
+        int s16 = 0, sum = 0;
+        if (t % narrow == 0 && from + t < n)
             for (int i = 0; i < wide; i++) {
                 if (i < 16) s16 += q[t + i];
-                s32 += q[t + i];
+                sum += q[t + i];
             }
         char *sums = out + n + n / group * 4;
         const int at = from + t;
         if (t % 16 == 0 && at < n && kind == ACT_Q8_256)
             *(int16_t *)(void *)(sums + at / 16 * 2) = (int16_t)s16;
         if (t % 32 == 0 && at < n && kind == ACT_Q8_256)
-            *(int16_t *)(void *)(sums + n / 16 * 2 + at / 32 * 2) = (int16_t)s32;
-        if (t % 32 == 0 && at < n && kind == ACT_Q8_32)
-            *(int32_t *)(void *)(sums + at / 32 * 4) = s32;
+            *(int16_t *)(void *)(sums + n / 16 * 2 + at / 32 * 2) = (int16_t)sum;
+        if (t % group == 0 && at < n && kind != ACT_Q8_256)
+            *(int32_t *)(void *)(sums + at / group * 4) = sum;
     } SYNC
 }
 
@@ -579,6 +584,7 @@ DEV void prepare(int kind, const struct gpu_prepare *a, int chunk, int row, int 
 DEFINE_PREPARE(F32)
 DEFINE_PREPARE(Q8_32)
 DEFINE_PREPARE(Q8_256)
+DEFINE_PREPARE(Q8_64)
 
 /* Sixteen lanes, folded by 8, 4, 2, 1. */
 DEV float fold_add(const float *lane)
@@ -1018,8 +1024,12 @@ static const void *product_entry(enum qtype type, int many)
 
 static const void *prepare_entry(enum act_kind kind)
 {
-    if (kind == ACT_F32) return KERNEL_ENTRY(prepare_F32);
-    return kind == ACT_Q8_32 ? KERNEL_ENTRY(prepare_Q8_32) : KERNEL_ENTRY(prepare_Q8_256);
+    switch ((int)kind) {
+    case ACT_Q8_32: return KERNEL_ENTRY(prepare_Q8_32);
+    case ACT_Q8_64: return KERNEL_ENTRY(prepare_Q8_64);
+    case ACT_Q8_256: return KERNEL_ENTRY(prepare_Q8_256);
+    default: return KERNEL_ENTRY(prepare_F32);
+    }
 }
 
 static const void *attention_entry(int q8, int latent)
@@ -1042,11 +1052,6 @@ static struct gpu_launch launch(const void *kernel, int x, int y, int z)
 static int chunks(int n) { return (n + CHUNK - 1) / CHUNK; }
 
 bool gpu_has_product(enum qtype type) { return product_entry(type, 0) != 0; }
-
-bool gpu_has_prepare(enum act_kind kind)
-{
-    return kind == ACT_F32 || kind == ACT_Q8_32 || kind == ACT_Q8_256;
-}
 
 struct gpu_launch gpu_product(enum qtype type, const struct gpu_product *a)
 {
@@ -1131,7 +1136,7 @@ cudaError_t gpu_load_all(void)
     int n = 0;
 #define LIST(T) all[n++] = KERNEL_ENTRY(T), all[n++] = KERNEL_ENTRY(many_##T);
     PRODUCT_TYPES(LIST)
-    for (int k = 0; k < 3; k++) all[n++] = prepare_entry((enum act_kind)k);
+    for (int k = 0; k < ACT_N; k++) all[n++] = prepare_entry((enum act_kind)k);
     for (int k = 0; k < 4; k++) all[n++] = attention_entry(k & 1, k >> 1);
     all[n++] = KERNEL_ENTRY(norm);
     all[n++] = KERNEL_ENTRY(map);
