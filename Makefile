@@ -127,7 +127,7 @@ $(EMU)/old/tessera_cuda.so: $(filter-out %devid.o,$(PLUGIN_SRC:%.c=$(EMU)/plugin
 	@mkdir -p $(@D)
 	$(Q)$(filter-out -DDEV_DIGEST%,$(EMU_CC)) -DDEV_DIGEST='"of yesterday"' -shared -Wl,-Bsymbolic -o $@ $^ -lm
 
-$(BUILD)/tests/test_device: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
+$(BUILD)/tests/test_device $(BUILD)/tests/test_stack: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
 
 $(BUILD)/tests/check_cuda: $(EMU)/plugin/tests/check_cuda.o $(DEVICE_SRC:%.c=$(EMU)/plugin/%.o) $(EMU_OBJ) $(BUILD)/libtessera.a
 	@mkdir -p $(@D)

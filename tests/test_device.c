@@ -16,6 +16,7 @@
 #include "moe/run/engine_int.h"
 #include "routing/route.h"
 #include "tests/engine.h"
+#include "tests/plugin.h"
 #include "tests/shared.h"
 
 enum { N = 200, VOCAB = 512, MIB = 1 << 20 }; /* tokens of more than three KV pages */
@@ -1020,24 +1021,6 @@ static void test_sim_clock(void **state)
 }
 
 /* ---- the CUDA plugin, on a runtime that is emulated (tests/cuda_emu) ---- */
-
-/* What its context is assumed to take where nothing can tell, and what rounding up may. */
-enum { CUDA_OWN = 640 + 34 };
-
-static const struct dev_api *plugin(const char *folder)
-{
-    char path[512];
-    struct err e;
-    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
-    assert_true(n > 0);
-    path[n] = 0;
-    (void)snprintf(strrchr(path, '/'), 64, "/../cuda_emu%s", folder);
-    (void)setenv("TESSERA_PLUGINS", path, 1);
-    err_clear(&e);
-    const struct dev_api *api = dev_plugin("cuda", &e);
-    if (!api) fail_msg("%s", e.msg);
-    return api;
-}
 
 static void test_cuda_same_bits(void **state)
 {
