@@ -127,7 +127,7 @@ $(EMU)/old/tessera_cuda.so: $(filter-out %devid.o,$(PLUGIN_SRC:%.c=$(EMU)/plugin
 	@mkdir -p $(@D)
 	$(Q)$(filter-out -DDEV_DIGEST%,$(EMU_CC)) -DDEV_DIGEST='"of yesterday"' -shared -Wl,-Bsymbolic -o $@ $^ -lm
 
-$(BUILD)/tests/test_device: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
+$(BUILD)/tests/test_device $(BUILD)/tests/test_stack: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
 
 $(BUILD)/tests/check_cuda: $(EMU)/plugin/tests/check_cuda.o $(DEVICE_SRC:%.c=$(EMU)/plugin/%.o) $(EMU_OBJ) $(BUILD)/libtessera.a
 	@mkdir -p $(@D)
@@ -144,7 +144,7 @@ NVFLAGS    = -O3 -std=c++17 -I. -fmad=false -ftz=false -prec-div=true -Xcompiler
              -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 CUDA_CC    = $(PLUGIN_CC) -I$(CUDA_HOME)/include -DCHECK_CUDA_ON='"a GPU"' -DCHECK_CUDA_CLOCK=1 -MMD -MP
 CUDA_LINK  = -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt -lm
-CUDA_H    := $(wildcard moe/compute/cuda/*.h) moe/compute/elem.h moe/compute/elem_exp.h moe/compute/op.h quant/tile.h quant/qtype.h
+CUDA_H    := $(wildcard moe/compute/cuda/*.h) moe/compute/elem.h moe/compute/elem_exp.h moe/compute/op.h quant/tile.h quant/qtype.h quant/grid_body.h quant/nest_body.h
 
 cuda: tessera_cuda.so build/cuda/check_cuda
 

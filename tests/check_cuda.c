@@ -51,7 +51,7 @@ static struct dev *cpu, *gpu;
 static const struct dev_api *api;
 
 enum { BUFS = 40, WEIGHTS = 32, ROWS = 4200, SESSIONS = 3, SLOTS = 2, PAGES = 7, EXPERTS = 5, USED = 4,
-       PARTS = 3, CROWD = 12, MIXED = 13 };
+       PARTS = 3, CROWD = 12, MIXED = 13, STACKS = 32 };
 
 struct world {
     struct dev_buf buf[BUFS];
@@ -63,6 +63,8 @@ struct world {
     int n_bufs;
     struct dev_weight weight[WEIGHTS];
     int n_weights;
+    struct stacked stack[STACKS]; /* stacked matrices as the CPU sees what lies there as the GPU does */
+    int n_stacks;
     struct dev_row row[ROWS];
     int32_t some[ROWS], where[ROWS], pos[ROWS];
     struct dev_rows set[ROWS_MAX];
@@ -191,9 +193,37 @@ static void *tiles_of(enum qtype type, int n_cols, int n_rows, int trial, struct
     return p;
 }
 
+/* A stack of any depth. */
+static const struct stacked *stack_of(struct world *w, int n_cols, int n_rows, int trial, struct rng *r)
+{
+    const int depth = (int)rng_below(r, STACK_NESTED + 1), tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
+    const size_t base = tile_bytes(QTYPE_NEST2, n_cols) * (size_t)tiles;
+    const size_t plane = stack_level_bytes(QTYPE_NEST2, 0, n_cols, n_rows, 1);
+    const size_t bytes = base + plane * (size_t)depth;
+    uint8_t *p = need(malloc(bytes));
+    for (size_t i = 0; i < bytes; i++)
+        p[i] = (uint8_t)(trial % 5 == 1 ? 0 : trial % 5 == 2 ? 0xff : rng_below(r, 256));
+    for (size_t b = 0; b < base && trial % 5 != 3; b += TNEST2_BYTES) /* scales of any kind, or moderate ones */
+        for (int i = 0; i < TILE_ROWS; i++) p[b + (size_t)i] = (uint8_t)(0x40 + rng_below(r, 0x30));
+    struct stacked m = {.type = QTYPE_NEST2, .n_cols = n_cols, .n_rows = n_rows, .depth = depth, .base = p};
+    for (int l = 1; l <= depth; l++) m.level[l] = p + base + plane * (size_t)(l - 1);
+    char *to = take(dev_stacked_bytes(n_cols, n_rows, depth));
+    dev_stacked_put(&m, to);
+    free(p);
+    if (w->n_stacks == STACKS) abort();
+    w->stack[w->n_stacks] = dev_stacked_view(n_cols, n_rows, to);
+    return &w->stack[w->n_stacks++];
+}
+
+static const void *matrix_of(struct world *w, enum qtype type, int n_cols, int n_rows, int trial, struct rng *r)
+{
+    return type == QTYPE_NEST2 ? stack_of(w, n_cols, n_rows, trial, r)
+                               : (const void *)tiles_of(type, n_cols, n_rows, trial, r);
+}
+
 static int matrix(struct world *w, enum qtype type, int n_cols, int n_rows, int trial, struct rng *r)
 {
-    return new_weight(w, tiles_of(type, n_cols, n_rows, trial, r), type, true, n_cols, n_rows);
+    return new_weight(w, matrix_of(w, type, n_cols, n_rows, trial, r), type, true, n_cols, n_rows);
 }
 
 /* Pages of slots for so many KV heads, with anything in them. */
@@ -227,8 +257,8 @@ static void route(struct world *w, enum qtype up, enum qtype down, int n_embd, i
                 if (e == (trial == CROWD ? (i < EXPERTS && !s ? i : 2) : (i * (1 + trial % 4) + s) % EXPERTS))
                     w->pair[n++] = i * USED + s;
         for (int k = 0; k < OP_IO; k++)
-            w->expert[k][e] = tiles_of(k < 2 ? up : down, k < 2 ? n_embd : n_ff, k < 2 ? n_ff : n_embd,
-                                       trial ? trial + e + k : 0, r);
+            w->expert[k][e] = matrix_of(w, k < 2 ? up : down, k < 2 ? n_embd : n_ff, k < 2 ? n_ff : n_embd,
+                                        trial ? trial + e + k : 0, r);
     }
     w->first[EXPERTS] = n;
     check_fill(CHECK_UNIFORM, w->w, (size_t)(n_rows * USED), r);
@@ -259,6 +289,14 @@ static struct op an_op(enum op_code code, int rows, int in, int out)
 
 static void *there(const void *p) { return p ? arena.card + ((const char *)p - arena.here) : NULL; }
 
+/* Of a matrix, which may be a stack. */
+static const void *matrix_there(const struct world *w, const void *p)
+{
+    for (int i = 0; i < w->n_stacks; i++)
+        if (p == &w->stack[i]) return there((const char *)w->stack[i].base - TNEST_HEAD);
+    return there(p);
+}
+
 static void over(void *to, const void *from, size_t n)
 {
     struct err e;
@@ -274,11 +312,11 @@ static struct world *world_there(const struct world *w)
     static struct world g;
     g = *w;
     for (int i = 0; i < g.n_bufs; i++) g.buf[i].base = there(g.buf[i].base);
-    for (int i = 0; i < g.n_weights; i++) g.weight[i].data = there(g.weight[i].data);
+    for (int i = 0; i < g.n_weights; i++) g.weight[i].data = matrix_there(w, g.weight[i].data);
     for (int i = 0; i < SESSIONS; i++) g.kv[i] = there(g.kv[i]);
     for (int i = 0; i < ROWS_MAX; i++) g.set[i].kv_base = g.kv;
     for (int k = 0; k < OP_IO; k++)
-        for (int i = 0; i < EXPERTS; i++) g.expert[k][i] = there(g.expert[k][i]);
+        for (int i = 0; i < EXPERTS; i++) g.expert[k][i] = matrix_there(w, g.expert[k][i]);
     g.bind.buf = g.buf;
     g.bind.weight = g.weight;
     g.bind.set = g.set;
@@ -309,8 +347,8 @@ static enum dev_state submit(const struct dev_api *to, struct dev *d, struct wor
 static size_t prepared_bytes(enum act_kind kind, int n) /* without what rounds them up */
 {
     if (kind == ACT_F32) return 4 * (size_t)n;
-    return (size_t)n + (kind == ACT_Q8_32 ? (size_t)n / 32 * 8
-                                          : (size_t)n / 256 * 4 + (size_t)n / 16 * 2 + (size_t)n / 32 * 2);
+    if (kind == ACT_Q8_256) return (size_t)n + (size_t)n / 256 * 4 + (size_t)n / 16 * 2 + (size_t)n / 32 * 2;
+    return (size_t)n + (size_t)n / (kind == ACT_Q8_32 ? 32 : 64) * 8;
 }
 
 static void check_untouched(struct check_opts *o, const char *name, const char *what, const char *p, size_t n)
@@ -387,7 +425,7 @@ static void run(struct check_opts *o, const char *name, const char *what, struct
 /* ---- ops of one kind, in all shapes ---- */
 
 static const int sets[] = {ROWS_ALL, ROWS_OUT, ROWS_FIRST, ROWS_ALL};
-static const int units[] = {5, 32, 256};
+static const int units[] = {[ACT_F32] = 5, [ACT_Q8_32] = 32, [ACT_Q8_256] = 256, [ACT_Q8_64] = 64};
 
 static struct op make_norm(struct world *w, enum op_code code, int trial, struct rng *r)
 {
@@ -412,9 +450,9 @@ static struct op make_norm(struct world *w, enum op_code code, int trial, struct
 static struct op make_prepare(struct world *w, enum op_code code, int trial, struct rng *r)
 {
     static const int blocks[] = {1, 2, 3, 8, 9, 24};
-    const enum act_kind kind = (enum act_kind)(trial % 3);
+    const enum act_kind kind = (enum act_kind)(trial % ACT_N);
     const int set = sets[trial / 3 % 4], heads = code == OP_HEAD_PREPARE ? 3 : 1;
-    const int n = blocks[trial / 2 % 6] * units[kind], stride = n + trial % 4 * 3;
+    const int n = blocks[trial / ACT_N % 6] * units[kind], stride = n + trial / ACT_N % 4 * 3;
     struct op op = an_op(code, set, floats(w, set, stride * heads, false, trial, r),
                          acts(w, set, kind, n, heads, -1, r));
     op.p.prepare.kind = kind;
@@ -848,20 +886,19 @@ static void check_supports(struct check_opts *o)
     static const enum op_code hosts[] = {OP_EMBED, OP_ROPE_TABLE, OP_CHOOSE, OP_DEPTH, OP_SPAN,
                                          OP_SMOOTH, OP_FORESEE, OP_SCATTER, OP_KV_CARRY, OP_L2_NORM,
                                          OP_CONV, OP_DELTA_GATES, OP_DELTA};
-    struct dev_weight w[] = {{NULL, QTYPE_IQ2_XS, true, 256, 256}, {NULL, QTYPE_Q8_0, false, 256, 256},
-                             {NULL, QTYPE_NEST2, true, 256, 256}, {NULL, QTYPE_Q8_0, true, 256, 256}};
+    struct dev_weight w[] = {{NULL, QTYPE_Q8_0, false, 256, 256}, {NULL, QTYPE_SIGN1, true, 256, 256},
+                             {NULL, QTYPE_Q8_0, true, 256, 256}};
     if (!check_wanted(o, "cuda.supports")) return;
     struct op op[64];
     bool want[64];
     int n = 0;
     for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) want[n] = false, op[n++] = an_op(hosts[i], 0, 0, 0);
-    for (int i = 0; i < 4; i++) {
-        want[n] = i == 3, op[n] = an_op(OP_MATMUL, 0, 0, 0), op[n++].weight[0] = i;
-        want[n] = i == 3, op[n] = an_op(OP_EXPERTS, 0, 0, 0);
-        for (int k = 0; k < OP_IO; k++) op[n].weight[k] = k == i ? i : 3;
+    for (int i = 0; i < 3; i++) {
+        want[n] = i == 2, op[n] = an_op(OP_MATMUL, 0, 0, 0), op[n++].weight[0] = i;
+        want[n] = i == 2, op[n] = an_op(OP_EXPERTS, 0, 0, 0);
+        for (int k = 0; k < OP_IO; k++) op[n].weight[k] = k == i ? i : 2;
         n++;
     }
-    want[n] = false, op[n] = an_op(OP_PREPARE, 0, 0, 0), op[n++].p.prepare.kind = ACT_Q8_64;
     for (int i = 0; i < 2; i++) {
         want[n] = !i, op[n] = an_op(OP_ATTENTION, 0, 0, 0);
         op[n].p.attn.dk = op[n].p.attn.dv = GPU_HEAD + 16 * i;
@@ -1168,6 +1205,7 @@ int main(int argc, char **argv)
     }
     for (int i = 0; qtype_at(i); i++)
         if (gpu_has_product(qtype_at(i)->id)) check_type(&o, qtype_at(i)->id);
+    check_type(&o, QTYPE_NEST2);
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         check_op(&o, kinds[i].code, kinds[i].n, kinds[i].make);
     check_many_rows(&o);

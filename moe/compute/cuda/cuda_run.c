@@ -30,6 +30,7 @@ static int n_tiles(const struct dev_weight *w) { return (w->n_rows + TILE_ROWS -
 
 static uint64_t matrix_bytes(const struct dev_weight *w)
 {
+    if (w->type == QTYPE_NEST2) return dev_stacked_bytes(w->n_cols, w->n_rows, STACK_NESTED);
     return (uint64_t)n_tiles(w) * tile_bytes(w->type, w->n_cols);
 }
 
@@ -593,14 +594,14 @@ bool cuda_can(const struct op *op, const struct dev_weight *weight)
         for (int k = 0; k < OP_IO && w[k]; k++)
             if (!has_product(w[k])) return false;
         return w[0] != NULL;
-    case OP_HEAD_MATMUL: return has_product(w[0]);
+    case OP_HEAD_MATMUL: return has_product(w[0]) && !qtype_is_stacked(w[0]->type);
     case OP_ROUTE: {
         const struct route_params *p = &op->p.moe.route;
         return p->n_expert <= GPU_EXPERTS && p->n_used <= GPU_USED && p->n_group <= GPU_GROUPS &&
                !p->choice.k_max && (!w[0] || is_vector(w[0])) && (!w[1] || is_vector(w[1]));
     }
     case OP_PREPARE:
-    case OP_HEAD_PREPARE: return gpu_has_prepare(op->p.prepare.kind);
+    case OP_HEAD_PREPARE:
     case OP_KV_PUT: return true;
     case OP_ATTENTION:
         return op->p.attn.dk <= GPU_HEAD && op->p.attn.dv <= GPU_HEAD && (!w[0] || is_vector(w[0]));

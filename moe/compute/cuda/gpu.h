@@ -6,7 +6,8 @@
  *     EACH_THREAD(t) { ... } SYNC
  *
  * Nothing lives from phase to phase but what is SHARED, and in a phase no thread reads what another one
- * writes in it; so a phase may as well be a loop, forwards or backwards (the emulation does both).  All
+ * writes in it; so a phase may as well be a loop, forwards or backwards (the emulation does both).  A
+ * TABLE is constant data of the device, which threads read at places of their own.  All
  * float arithmetic is spelt out by the names below: one rounding each, to nearest, never contracted.
  *
  * Tensor cores belong to warps: 32 neighbouring threads hold a matrix between them, and multiply
@@ -37,6 +38,7 @@ struct gpu_c { int32_t r[4]; };
 
 #define DEV static __device__ __forceinline__
 #define SHARED __shared__
+#define TABLE static __device__ const
 #define EACH_THREAD(t) for (int t = (int)threadIdx.x, once_ = 1; once_; once_ = 0)
 #define SYNC __syncthreads();
 #define FMA(a, b, c) __fmaf_rn(a, b, c)
@@ -128,6 +130,7 @@ DEV void gpu_mma32(struct gpu_c *d, const struct gpu_a *a, const struct gpu_b *b
 
 #define DEV static inline
 #define SHARED
+#define TABLE static const
 #define EACH_THREAD(t)                                                                             \
     for (int i_ = 0, t = emu_first(); i_ < GPU_THREADS; i_++, t += emu_backwards ? -1 : 1)
 #define SYNC

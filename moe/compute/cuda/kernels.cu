@@ -78,7 +78,7 @@ DEV void prepare(int kind, const struct gpu_prepare *a, int chunk, int row, int 
     SHARED float h[CHUNK];
     SHARED uint32_t most[CHUNK];
     SHARED int q[CHUNK];
-    const int n = a->n, from = chunk * CHUNK, group = kind == ACT_Q8_256 ? 256 : 32;
+    const int n = a->n, from = chunk * CHUNK, group = kind == ACT_Q8_256 ? 256 : kind == ACT_Q8_64 ? 64 : 32;
     const float *x = floats(a->x, a->x_stride, row) + (size_t)head * (size_t)a->x_head + from;
     const float *up = a->up ? floats(a->up, a->up_stride, row) + from : 0;
     char *out = a->out + a->out_stride * (uint64_t)row + a->out_head * (uint64_t)head;
@@ -102,21 +102,21 @@ DEV void prepare(int kind, const struct gpu_prepare *a, int chunk, int row, int 
         }
     } SYNC
     EACH_THREAD(t) {
-        const int wide = t % 32 == 0 ? 32 : 16;
-        int s16 = 0, s32 = 0;
-        if (t % 16 == 0 && from + t < n)
+        const int narrow = kind == ACT_Q8_256 ? 16 : group, wide = narrow > 16 || t % 32 ? narrow : 32;
+        int s16 = 0, sum = 0;
+        if (t % narrow == 0 && from + t < n)
             for (int i = 0; i < wide; i++) {
                 if (i < 16) s16 += q[t + i];
-                s32 += q[t + i];
+                sum += q[t + i];
             }
         char *sums = out + n + n / group * 4;
         const int at = from + t;
         if (t % 16 == 0 && at < n && kind == ACT_Q8_256)
             *(int16_t *)(void *)(sums + at / 16 * 2) = (int16_t)s16;
         if (t % 32 == 0 && at < n && kind == ACT_Q8_256)
-            *(int16_t *)(void *)(sums + n / 16 * 2 + at / 32 * 2) = (int16_t)s32;
-        if (t % 32 == 0 && at < n && kind == ACT_Q8_32)
-            *(int32_t *)(void *)(sums + at / 32 * 4) = s32;
+            *(int16_t *)(void *)(sums + n / 16 * 2 + at / 32 * 2) = (int16_t)sum;
+        if (t % group == 0 && at < n && kind != ACT_Q8_256)
+            *(int32_t *)(void *)(sums + at / group * 4) = sum;
     } SYNC
 }
 
@@ -129,6 +129,7 @@ DEV void prepare(int kind, const struct gpu_prepare *a, int chunk, int row, int 
 DEFINE_PREPARE(F32)
 DEFINE_PREPARE(Q8_32)
 DEFINE_PREPARE(Q8_256)
+DEFINE_PREPARE(Q8_64)
 
 /* Sixteen lanes, folded by 8, 4, 2, 1. */
 DEV float fold_add(const float *lane)
@@ -558,8 +559,12 @@ DEFINE_ATTENTION(latent_q8, 1, 1)
 
 static const void *prepare_entry(enum act_kind kind)
 {
-    if (kind == ACT_F32) return KERNEL_ENTRY(prepare_F32);
-    return kind == ACT_Q8_32 ? KERNEL_ENTRY(prepare_Q8_32) : KERNEL_ENTRY(prepare_Q8_256);
+    switch ((int)kind) {
+    case ACT_Q8_32: return KERNEL_ENTRY(prepare_Q8_32);
+    case ACT_Q8_64: return KERNEL_ENTRY(prepare_Q8_64);
+    case ACT_Q8_256: return KERNEL_ENTRY(prepare_Q8_256);
+    default: return KERNEL_ENTRY(prepare_F32);
+    }
 }
 
 static const void *attention_entry(int q8, int latent)
@@ -569,11 +574,6 @@ static const void *attention_entry(int q8, int latent)
 }
 
 static int chunks(int n) { return (n + CHUNK - 1) / CHUNK; }
-
-bool gpu_has_prepare(enum act_kind kind)
-{
-    return kind == ACT_F32 || kind == ACT_Q8_32 || kind == ACT_Q8_256;
-}
 
 struct gpu_launch gpu_prepare(enum act_kind kind, const struct gpu_prepare *a)
 {
@@ -646,7 +646,7 @@ cudaError_t gpu_load_all(void)
     struct cudaFuncAttributes f;
     cudaError_t e = cudaSuccess;
     int n = gpu_product_entries(all);
-    for (int k = 0; k < 3; k++) all[n++] = prepare_entry((enum act_kind)k);
+    for (int k = 0; k < ACT_N; k++) all[n++] = prepare_entry((enum act_kind)k);
     for (int k = 0; k < 4; k++) all[n++] = attention_entry(k & 1, k >> 1);
     all[n++] = KERNEL_ENTRY(norm);
     all[n++] = KERNEL_ENTRY(map);

@@ -33,7 +33,7 @@ struct gpu_group {
 };
 
 struct gpu_mat {
-    const void *w;        /* tiles; of groups: theirs */
+    const void *w;        /* tiles, or a stack (moe/compute/dev.h); of groups: theirs */
     const float *bias;    /* of groups, [n_expert][n_rows]; NULL = none */
     char *out;            /* rows of floats */
     uint64_t out_stride;
@@ -169,7 +169,6 @@ struct gpu_launch {
 bool gpu_has_product(enum qtype type);
 /* How many of n rows should share a block. */
 int gpu_share(enum qtype type, int n_rows);
-bool gpu_has_prepare(enum act_kind kind);
 struct gpu_launch gpu_product(enum qtype type, const struct gpu_product *a);
 struct gpu_launch gpu_prepare(enum act_kind kind, const struct gpu_prepare *a);
 struct gpu_launch gpu_norm(const struct gpu_norm *a);

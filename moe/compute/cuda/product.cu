@@ -28,13 +28,13 @@
  * What to expect, in multiply-accumulates (MAC) per cycle of an SM; the H100's tensor cores do 4096 of
  * bytes, those of the cards with 7.5, 8.6 and 8.9 do 1024:
  *   - instructions, as compiled for 9.0, of a warp for 4096 MAC and 64 rows: Q4_K 17, IQ4_XS 18, Q5_K 19,
- *     Q2_K, Q3_K 22, Q6_K, Q8_0 24, Q4_0 25, Q5_0 27, MXFP4, IQ4_NL 28, Q4_1, Q5_1 35, NVFP4 46.  Four a cycle
- *     make 960 MAC for Q4_K, 690 for Q8_0: 23 and 17 % of the H100's peak, 94 and 67 % of the others', where
- *     the product itself (16 cycles of a quarter of an SM, 18 with Q4_K's mins) is Q4_K's limit.  Of Q8_0's
- *     24, 15 cannot be less in this order: four sums, each becoming a float (1), being scaled (1: the
- *     rounded product of two scales) and added (1), two reads of shared memory and the product; 3 of the rest
- *     are a stage's.  Of K types a step is shared by 256 columns, but every sub-block's scale is a
- *     multiplication for each sum, at half of the rate.
+ *     Q2_K, Q3_K 22, Q6_K, Q8_0 24, Q4_0 25, Q5_0 27, MXFP4, IQ4_NL 28, Q4_1, Q5_1 35, NVFP4 46,
+ *     the grid types 25 to 33.  Four a cycle make 960 MAC for Q4_K, 690 for Q8_0: 23 and 17 % of the H100's
+ *     peak, 94 and 67 % of the others', where the product itself (16 cycles of a quarter of an SM, 18 with
+ *     Q4_K's mins) is Q4_K's limit.  Of Q8_0's 24, 15 cannot be less in this order: four sums, each becoming a
+ *     float (1), being scaled (1: the rounded product of two scales) and added (1), two reads of shared
+ *     memory and the product; 3 of the rest are a stage's.  Of K types a step is shared by 256 columns, but
+ *     every sub-block's scale is a multiplication for each sum, at half of the rate.
  *   - bytes from L2: 256 columns of 8 tiles and 64 rows are 38 KB (Q4_K) or 55 KB (Q8_0) for 2.1 M MAC, 55
  *     and 38 MAC a byte.  5.5 TB/s, an H100's L2, are 24 bytes a cycle and SM: 1300 and 900 MAC, above what
  *     instructions allow.  With 32 rows it would be 37 and 23: below it.
@@ -81,18 +81,18 @@ DEV const char *row_in(const struct gpu_product *a, int head, int i)
 /* Which matrix has tile x of all of them, and which of its tiles that is. */
 struct tile {
     int mat, i;
-    const uint8_t *w;
+    const uint8_t *matrix, *w;
 };
 
 DEV struct tile tile_of(const struct gpu_product *a, const struct rows *r, int x, int head)
 {
-    struct tile t = {0, x, 0};
+    struct tile t = {0, x, 0, 0};
     while (t.i >= a->mat[t.mat].n_tiles) t.i -= a->mat[t.mat++].n_tiles;
     const struct gpu_mat *m = &a->mat[t.mat];
-    const void *w = r->group ? r->group->w[a->first + t.mat]
-                    : a->id  ? a->table[r->expert * GPU_MATS + a->first + t.mat]
-                             : m->w;
-    t.w = (const uint8_t *)w + ((size_t)head * (size_t)m->n_tiles + (size_t)t.i) * a->tile_bytes;
+    t.matrix = (const uint8_t *)(r->group ? r->group->w[a->first + t.mat]
+                                 : a->id  ? a->table[r->expert * GPU_MATS + a->first + t.mat]
+                                          : m->w);
+    t.w = t.matrix + ((size_t)head * (size_t)m->n_tiles + (size_t)t.i) * a->tile_bytes;
     return t;
 }
 
@@ -116,15 +116,18 @@ struct term {
     float p, pm;
 };
 
+#include "moe/compute/cuda/nest_piece_body.h"
+
 DEV int is_float(int type) { return type == QTYPE_F32 || type == QTYPE_F16 || type == QTYPE_BF16; }
 
 DEV int piece_cols(int type)
 {
     if (is_float(type)) return 1;
+    if (type == QTYPE_NEST2) return 64;
     return type == QTYPE_NVFP4 ? 16 : block_cols(type) == 256 ? 64 : 32;
 }
 
-DEV int step_pieces(int type) { return piece_cols(type) == 64 ? 4 : 1; }
+DEV int step_pieces(int type) { return block_cols(type) == 256 ? 4 : 1; }
 
 /* Weights of one value: column i. */
 DEV struct term piece_float(int type, const uint8_t *tile, int lane, const char *x, int i)
@@ -187,7 +190,7 @@ DEV struct term piece_64(int type, int n, const uint8_t *tile, int lane, const c
             const char *sum = scale_cols(type) == 16 ? at_sum16(x, n, 16 * b + s) : at_sum32(x, n, 8 * b + s);
             const int d = scale_cols(type) == 16 ? dot[h] : dot[0] + dot[1];
             const int from = code_zero(type) ? code_zero(type) * load_i16(sum) : 0;
-            t.v += byte_of(scales(type, c, lane, s >> 2), s & 3) * (d - from);
+            t.v += scale(type, c, lane, s) * (d - from);
             if (has_min(type)) t.m += byte_of(mins(type, c, lane, s >> 2), s & 3) * load_i16(sum);
         }
     }
@@ -252,7 +255,10 @@ DEV void product(int type, int rows, const struct gpu_product *a, int x, int g, 
                 UNROLL for (int k = 0; k < per; k++) {
                     const int r = slice / wide * per + k, to = i * rows + r;
                     if (r >= in_all.n) break;
-                    const struct term v = piece(type, a->n_cols, tile.w, lane, in[r], at + i);
+                    const struct term v =
+                        type == QTYPE_NEST2 ? piece_nest(tile.matrix, tile.i, a->mat[tile.mat].n_tiles,
+                                                         a->n_cols, lane, in[r], at + i)
+                                            : piece(type, a->n_cols, tile.w, lane, in[r], at + i);
                     s.v[to][lane] = v.v;
                     s.p[to][lane] = v.p;
                     if (!has_min(type)) continue;
@@ -514,10 +520,10 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
 
 /* ---- kernels ---------------------------------------------------------------------------------- */
 
-#define FLOAT_TYPES(X) X(F32) X(F16) X(BF16)
+#define FEW_TYPES(X) X(F32) X(F16) X(BF16) X(NEST2)
 #define TENSOR_TYPES(X)                                                                            \
     X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL)       \
-    X(IQ4_XS) X(MXFP4) X(NVFP4)
+    X(IQ4_XS) X(MXFP4) X(NVFP4) X(IQ3_S) X(IQ3_XXS) X(IQ2_S) X(IQ2_XS) X(IQ2_XXS) X(IQ1_S) X(IQ1_M)
 #define DEFINE(T)                                                                                  \
     DEV void product_##T(const struct gpu_product *a, int x, int y, int z)                         \
     {                                                                                              \
@@ -535,7 +541,7 @@ DEV void tensor(int type, const struct gpu_product *a, int x, int g, int head)
         tensor(QTYPE_##T, a, x, y, z);                                                             \
     }                                                                                              \
     KERNEL(tensor_##T, struct gpu_product, tensor_##T)
-FLOAT_TYPES(DEFINE)
+FEW_TYPES(DEFINE)
 TENSOR_TYPES(DEFINE)
 TENSOR_TYPES(DEFINE_TENSOR)
 
@@ -549,7 +555,7 @@ static const void *entry(enum qtype type, int share)
         return share > GPU_ROWS ? KERNEL_ENTRY(tensor_##T)                                         \
                : share > 1      ? KERNEL_ENTRY(many_##T)                                           \
                                 : KERNEL_ENTRY(T);
-        FLOAT_TYPES(CASE)
+        FEW_TYPES(CASE)
         TENSOR_TYPES(CASE_TENSOR)
     default: return 0;
     }
@@ -585,7 +591,7 @@ int gpu_product_entries(const void **all)
     int n = 0;
 #define LIST(T) all[n++] = KERNEL_ENTRY(T), all[n++] = KERNEL_ENTRY(many_##T);
 #define LIST_TENSOR(T) all[n++] = KERNEL_ENTRY(tensor_##T);
-    FLOAT_TYPES(LIST)
+    FEW_TYPES(LIST)
     TENSOR_TYPES(LIST)
     TENSOR_TYPES(LIST_TENSOR)
     return n;

@@ -71,6 +71,8 @@ DEV float ue4m3(uint32_t e)
     return MUL((float)(8 + man), FLOAT((exp - 11 + 127) << 23));
 }
 
+#include "moe/compute/cuda/grid_piece_body.h"
+
 /* ---- prepared rows of n columns ------------------------------------------------------------- */
 
 /* Of 256 columns a block: the sums of columns 16 i .., 32 i ... */
@@ -81,9 +83,16 @@ DEV int sum_of(const char *x, int n, int i) { return (int)gpu_load(x + n + n / 3
 
 /* ---- types ---------------------------------------------------------------------------------- */
 
+DEV int is_grid(int type)
+{
+    return type == QTYPE_IQ3_S || type == QTYPE_IQ3_XXS || type == QTYPE_IQ2_S || type == QTYPE_IQ2_XS ||
+           type == QTYPE_IQ2_XXS || type == QTYPE_IQ1_S || type == QTYPE_IQ1_M;
+}
+
 /* Columns of a block of weights, and of a sub-block with a scale. */
 DEV int block_cols(int type)
 {
+    if (is_grid(type)) return 256;
     switch (type) {
     case QTYPE_Q2_K:
     case QTYPE_Q3_K:
@@ -97,7 +106,16 @@ DEV int block_cols(int type)
 }
 DEV int scale_cols(int type)
 {
-    return type == QTYPE_Q2_K || type == QTYPE_Q3_K || type == QTYPE_Q6_K || type == QTYPE_NVFP4 ? 16 : 32;
+    switch (type) {
+    case QTYPE_Q2_K:
+    case QTYPE_Q3_K:
+    case QTYPE_Q6_K:
+    case QTYPE_NVFP4:
+    case QTYPE_IQ2_S:
+    case QTYPE_IQ2_XS:
+    case QTYPE_IQ1_M: return 16;
+    default: return 32;
+    }
 }
 
 DEV int has_min(int type)
@@ -108,6 +126,7 @@ DEV int has_min(int type)
 
 DEV int column_bytes(int type)
 {
+    if (is_grid(type)) return 16 * grid_block(type);
     switch (type) {
     case QTYPE_Q8_0: return T8_0_BYTES;
     case QTYPE_Q4_1: return T4_1_BYTES;
@@ -149,6 +168,7 @@ DEV int code_zero(int type)
 DEV uint32_t codes(int type, const uint8_t *c, int lane, int i, int k, int h, int j)
 {
     const int half = i >> 1 & 1, u = i & 1;
+    if (is_grid(type)) return grid_four(type, c, lane, 8 * (i & 3) + 4 * k + 2 * h + (j >> 1), j & 1);
     switch (type) {
     case QTYPE_Q8_0: return field(c + T8_0_Q, lane, 4 * h + j) ^ 0x80808080u;
     case QTYPE_NVFP4: return fp4(field(c + TNV4_Q, lane, 4 * k + 2 * h + (j & 1)), j >> 1);
@@ -187,6 +207,9 @@ DEV uint32_t codes(int type, const uint8_t *c, int lane, int i, int k, int h, in
 /* Scales of sub-blocks 4 j .. of a block of 256, signed. */
 DEV uint32_t scales(int type, const uint8_t *c, int lane, int j)
 {
+    uint32_t four = 0;
+    for (int s = 0; is_grid(type) && s < 4; s++) four |= (uint32_t)grid_scale(type, c, lane, 4 * j + s) << 8 * s;
+    if (is_grid(type)) return four;
     switch (type) {
     case QTYPE_Q6_K: return field(c + T6_K_SC, lane, j);
     case QTYPE_Q2_K: return low4(field(c + T2_K_SC, lane, j));
@@ -209,6 +232,12 @@ DEV uint32_t scales(int type, const uint8_t *c, int lane, int j)
     }
 }
 
+/* That of sub-block s. */
+DEV int scale(int type, const uint8_t *c, int lane, int s)
+{
+    return is_grid(type) ? grid_scale(type, c, lane, s) : byte_of(scales(type, c, lane, s >> 2), s & 3);
+}
+
 /* Mins of sub-blocks 4 j .. of a block of 256. */
 DEV uint32_t mins(int type, const uint8_t *c, int lane, int j)
 {
@@ -223,6 +252,7 @@ DEV float scale_of(int type, const uint8_t *c, int lane, int s)
 {
     if (type == QTYPE_MXFP4) return e8m0(c[lane]);
     if (type == QTYPE_NVFP4) return ue4m3(c[4 * lane + s]);
+    if (is_grid(type)) return grid_d(type, c, lane);
     return load_half(c + 2 * lane);
 }
 DEV float min_of(int type, const uint8_t *c, int lane)
