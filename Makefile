@@ -100,10 +100,10 @@ PLUGIN_CC  = $(CC) $(CFLAGS) -fPIC -fvisibility=hidden $(DEVID)
 # Without CUDA: its runtime, and the threads of kernels, emulated, for tests.
 EMU     := $(BUILD)/cuda_emu
 EMU_CC   = $(PLUGIN_CC) -Itests/cuda_emu -DCHECK_CUDA_ON='"the CPU, emulated"' -DCHECK_CUDA_CLOCK=0 -MMD -MP
-EMU_OBJ := $(EMU)/kernels.o $(EMU)/emu.o
+EMU_OBJ := $(EMU)/kernels.o $(EMU)/product.o $(EMU)/emu.o $(EMU)/emu_mma.o
 EMU_SO  := $(EMU)/tessera_cuda.so
 
-$(EMU)/kernels.o: moe/compute/cuda/kernels.cu
+$(EMU)/%.o: moe/compute/cuda/%.cu
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  cc    $< (as C)")
 	$(Q)$(EMU_CC) -x c -c -o $@ $<
@@ -127,7 +127,7 @@ $(EMU)/old/tessera_cuda.so: $(filter-out %devid.o,$(PLUGIN_SRC:%.c=$(EMU)/plugin
 	@mkdir -p $(@D)
 	$(Q)$(filter-out -DDEV_DIGEST%,$(EMU_CC)) -DDEV_DIGEST='"of yesterday"' -shared -Wl,-Bsymbolic -o $@ $^ -lm
 
-$(BUILD)/tests/test_device: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
+$(BUILD)/tests/test_device $(BUILD)/tests/test_stack: | $(EMU_SO) $(EMU)/old/tessera_cuda.so
 
 $(BUILD)/tests/check_cuda: $(EMU)/plugin/tests/check_cuda.o $(DEVICE_SRC:%.c=$(EMU)/plugin/%.o) $(EMU_OBJ) $(BUILD)/libtessera.a
 	@mkdir -p $(@D)
@@ -144,11 +144,13 @@ NVFLAGS    = -O3 -std=c++17 -I. -fmad=false -ftz=false -prec-div=true -Xcompiler
              -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 CUDA_CC    = $(PLUGIN_CC) -I$(CUDA_HOME)/include -DCHECK_CUDA_ON='"a GPU"' -DCHECK_CUDA_CLOCK=1 -MMD -MP
 CUDA_LINK  = -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt -lm
-CUDA_H    := $(wildcard moe/compute/cuda/*.h) moe/compute/elem.h moe/compute/elem_exp.h moe/compute/op.h quant/tile.h quant/qtype.h
+CUDA_H    := $(wildcard moe/compute/cuda/*.h) moe/compute/elem.h moe/compute/elem_exp.h moe/compute/op.h quant/tile.h quant/qtype.h quant/grid_body.h quant/nest_body.h
 
 cuda: tessera_cuda.so build/cuda/check_cuda
 
-build/cuda/kernels.o: moe/compute/cuda/kernels.cu $(CUDA_H)
+CUDA_OBJ  := build/cuda/kernels.o build/cuda/product.o
+
+$(CUDA_OBJ): build/cuda/%.o: moe/compute/cuda/%.cu $(CUDA_H)
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  nvcc  $< ($(CUDA_ARCH))")
 	$(Q)$(NVCC) $(NVFLAGS) -c -o $@ $<
@@ -158,11 +160,11 @@ build/cuda/%.o: %.c build/digest
 	@$(if $(V),,echo "  cc    $< (CUDA)")
 	$(Q)$(CUDA_CC) -c -o $@ $<
 
-tessera_cuda.so: $(PLUGIN_SRC:%.c=build/cuda/%.o) build/cuda/kernels.o
+tessera_cuda.so: $(PLUGIN_SRC:%.c=build/cuda/%.o) $(CUDA_OBJ)
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) -shared -Wl,-Bsymbolic,-z,defs -Wl,--exclude-libs,ALL -static-libgcc -o $@ $^ $(CUDA_LINK)
 
-build/cuda/check_cuda: build/cuda/tests/check_cuda.o $(DEVICE_SRC:%.c=build/cuda/%.o) build/cuda/kernels.o $(BUILD)/libtessera.a
+build/cuda/check_cuda: build/cuda/tests/check_cuda.o $(DEVICE_SRC:%.c=build/cuda/%.o) $(CUDA_OBJ) $(BUILD)/libtessera.a
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LINK)
 

@@ -84,9 +84,9 @@ else bad check "$(grep -m 1 -E 'FAIL|check_cuda:' "$work/check" | tr , ';')" FAI
 "$check" --bench >"$work/bench" 2>&1 || bad kernels 'check_cuda --bench' FAILED ''
 copy=$(awk '/^bench device copy/ {print $4}' "$work/bench")
 row kernels 'device copy, read and written' "${copy:-0}" GB/s
-awk '/^bench cuda\./ {print $2, $5, $7}' "$work/bench" | tr -d : | while read -r what us gbs; do
-    row kernels "$what us" "$us" us
-    row kernels "$what" "$gbs" GB/s
+awk '/^bench cuda\./ {print $2, $3, $5, $7, $8}' "$work/bench" | while read -r what n us rate unit; do
+    row kernels "$what, $n" "$us" us
+    row kernels "$what, $n" "$rate" "$unit"
 done
 
 # ---- decode: the model, and what it takes ----

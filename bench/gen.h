@@ -137,6 +137,19 @@ static float gen_scale(struct rng *r, float sigma, float spread)
     return sigma / spread * rng_range(r, 0.8f, 1.2f);
 }
 
+/* The root mean square of a grid type's weights when all bits but those of d are random and d is 1. */
+static float gen_grid_rms(enum qtype type)
+{
+    switch (type) {
+    case QTYPE_IQ3_S: return 140.5f;
+    case QTYPE_IQ3_XXS: return 142.7f;
+    case QTYPE_IQ2_S: return 56.4f;
+    case QTYPE_IQ2_XS: return 56.0f;
+    case QTYPE_IQ2_XXS: return 53.5f;
+    default: return 7.2f; /* IQ1_S, IQ1_M */
+    }
+}
+
 /* One block with weights of standard deviation sigma; false for a type without a generator. */
 static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char *p)
 {
@@ -204,6 +217,21 @@ static bool gen_block(struct rng *r, enum qtype type, float sigma, unsigned char
         gen_bytes(r, p + 1, 16);
         for (x = sigma / 5.85f; x < 1; x *= 2) exponent--;
         p[0] = (unsigned char)(128 + exponent + (int)(rng_u64(r) & 1));
+        return true;
+    case QTYPE_IQ3_S: /* half d, codes, signs and scales */
+    case QTYPE_IQ3_XXS:
+    case QTYPE_IQ2_S:
+    case QTYPE_IQ2_XS:
+    case QTYPE_IQ2_XXS:
+    case QTYPE_IQ1_S:
+        gen_bytes(r, p + 2, (size_t)qtype_info(type)->block_bytes - 2);
+        gen_half(p, gen_scale(r, sigma, gen_grid_rms(type)));
+        return true;
+    case QTYPE_IQ1_M: /* the same, d being the top nibbles of the last four words */
+        gen_bytes(r, p, 56);
+        h = f16_from_f32(gen_scale(r, sigma, gen_grid_rms(type)));
+        for (int i = 0; i < 4; i++)
+            p[49 + 2 * i] = (unsigned char)((p[49 + 2 * i] & 15) | (h >> 4 * i & 15) << 4);
         return true;
     default: break; /* no generator for this type */
     }

@@ -13,7 +13,7 @@ static int usage(FILE *to)
         "usage: gen_model OUT [options]     a GGUF model with random weights\n"
         "  --arch NAME      qwen3moe (default), olmoe, llama, mor, ouro, conceptmoe, ecdlm\n"
         "  --type TYPE      F32 F16 BF16 Q8_0 (default) Q4_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS\n"
-        "                   MXFP4, or the mixture Q4_K_M\n"
+        "                   MXFP4 IQ3_S IQ3_XXS IQ2_S IQ2_XS IQ2_XXS IQ1_S IQ1_M, or the mixture Q4_K_M\n"
         "  --layers N --embd N --heads N --kv-heads N --head-dim N --ff N (of one expert)\n"
         "  --experts N      0 = dense (llama, mor, ouro)\n"
         "  --router-spread N  of mor's and ouro's routers, in hundredths (default 0: all scores a half)\n"

@@ -32,6 +32,24 @@ static const struct weight *weight_of(const struct devtier_options *o, int bank,
     return &o->weights->at[o->bank[bank].op->weight[k]];
 }
 
+/* Bytes of a matrix there, of a stack with so many levels. */
+static uint64_t matrix_bytes(const struct weight *w, int depth)
+{
+    return qtype_is_stacked(w->type) ? dev_stacked_bytes(w->n_cols, w->n_rows, depth) : up(w->mat_bytes, 64);
+}
+
+/* Bytes of a slot there: as in RAM, but of stacks with all levels, because any resize may bring them. */
+static uint64_t slot_bytes(const struct devtier_options *o, int c)
+{
+    uint64_t most = o->resid->sizes.slot[c];
+    for (int b = 0; b < o->resid->n_banks; b++) {
+        uint64_t sum = 0;
+        for (int k = 0; k < OP_IO && o->resid->class_of[b] == c; k++) sum += matrix_bytes(weight_of(o, b, k), STACK_NESTED);
+        if (page_up(sum) > most) most = page_up(sum);
+    }
+    return most;
+}
+
 /* Bytes of the biases that a bank's experts add, on the device. */
 static uint64_t bias_bytes(const struct devtier_options *o, int bank)
 {
@@ -68,7 +86,7 @@ static struct fixed fixed_of(const struct devtier_options *o)
         if (scratch > f.scratch) f.scratch = scratch;
     }
     for (int c = 0; c < o->resid->sizes.n_classes; c++)
-        if (o->resid->sizes.slot[c] > f.slot) f.slot = o->resid->sizes.slot[c];
+        if (slot_bytes(o, c) > f.slot) f.slot = slot_bytes(o, c);
     return f;
 }
 
@@ -87,7 +105,7 @@ static int layout(const struct place_sizes *s, const struct devtier_plan *p, uin
                 c = k;
         }
         n[c]++;
-        at -= s->slot[c];
+        at -= p->slot[c];
         n_sure += at >= shared;
         if (slot) slot[i] = (struct devtier_slot){.at = at, .item = -1, .cls = (uint8_t)c};
     }
@@ -105,8 +123,8 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
     p->host = page_up(f.x) + page_up(f.land) + DEVTIER_RING * page_up(f.slot) +
               page_up(o->api->caps(o->dev).host);
     for (int c = 0; c < s->n_classes; c++) {
-        least += s->slot[c];
-        all += s->slot[c] * (uint64_t)s->n_groups[c];
+        least += slot_bytes(o, c);
+        all += slot_bytes(o, c) * (uint64_t)s->n_groups[c];
     }
     p->least = p->fixed + least + o->elsewhere + o->shared;
     if (!s->n_classes && !o->elsewhere)
@@ -119,13 +137,14 @@ enum status devtier_size(const struct devtier_options *o, uint64_t memory, struc
     uint64_t later = least; /* what the classes to come take at the least */
     const double share = (double)left / (double)all;
     for (int c = 0; c < s->n_classes; c++) {
+        const uint64_t slot = p->slot[c] = slot_bytes(o, c);
         const int want = share >= 1 ? s->n_groups[c] : (int)(s->n_groups[c] * share);
         p->n_slots[c] = want > 1 ? want : 1;
-        later -= s->slot[c];
-        while (p->n_slots[c] > 1 && s->slot[c] * (uint64_t)p->n_slots[c] > left - later) p->n_slots[c]--;
-        left -= s->slot[c] * (uint64_t)p->n_slots[c];
+        later -= slot;
+        while (p->n_slots[c] > 1 && slot * (uint64_t)p->n_slots[c] > left - later) p->n_slots[c]--;
+        left -= slot * (uint64_t)p->n_slots[c];
         p->n_all += p->n_slots[c];
-        p->slots += s->slot[c] * (uint64_t)p->n_slots[c];
+        p->slots += slot * (uint64_t)p->n_slots[c];
     }
     /* Where not all experts fit the arena is theirs to the last slot. */
     p->arena = p->slots + (o->shared < left ? o->shared : left) / 4096 * 4096;
@@ -188,7 +207,7 @@ static void vacate(struct devtier *t, int slot)
     }
     if (k->item < 0) return;
     const int to = t->cls[c].idle[--t->cls[c].n_idle];
-    const uint64_t bytes = t->o.resid->sizes.slot[c];
+    const uint64_t bytes = t->plan.slot[c];
     (void)t->api->copy(t->dev, slot_base(t, to), slot_base(t, slot), bytes);
     t->slot_of[k->item] = to;
     t->slot[to].item = k->item;
@@ -206,7 +225,7 @@ void devtier_claim(struct devtier *t, int i, uint64_t from, uint64_t to)
     t->claim[i].to = to;
     for (int k = 0; k < t->plan.n_all; k++) {
         struct devtier_slot *s = &t->slot[k];
-        const uint64_t end = s->at + t->o.resid->sizes.slot[s->cls];
+        const uint64_t end = s->at + t->plan.slot[s->cls];
         s->claimed = false;
         for (int n = 0; n < t->n_claims && s->at < t->o.shared && !s->claimed; n++)
             s->claimed = t->claim[n].from < t->claim[n].to && t->claim[n].from < end &&
@@ -261,6 +280,7 @@ static enum status open_lists(struct devtier *t, struct err *e)
     };
     t->slot_of = calloc(ne * nb + 1, sizeof *t->slot_of);
     t->slot = calloc((size_t)t->plan.n_all + 1, sizeof *t->slot);
+    t->lies = calloc(ne * nb + 1, sizeof *t->lies);
     t->weight = calloc(nb * OP_WEIGHTS + 1, sizeof *t->weight);
     t->number = calloc(ne + 1, sizeof *t->number);
     t->expert = calloc(ne + 1, sizeof *t->expert);
@@ -270,7 +290,7 @@ static enum status open_lists(struct devtier *t, struct err *e)
     t->rest = calloc(ne + 1, sizeof *t->rest);
     t->rest_expert = calloc(ne + 1, sizeof *t->rest_expert);
     t->rest_count = calloc(ne + 1, sizeof *t->rest_count);
-    bool ok = t->slot_of && t->slot && t->weight && t->number && t->expert && t->first && t->pair && t->w && t->rest &&
+    bool ok = t->slot_of && t->slot && t->lies && t->weight && t->number && t->expert && t->first && t->pair && t->w && t->rest &&
               t->rest_expert && t->rest_count;
     for (int k = 0; k < OP_IO; k++) {
         t->table[k] = calloc(ne + 1, sizeof **t->table);
@@ -370,6 +390,7 @@ void devtier_close(struct devtier *t)
     for (int k = 0; k < OP_IO; k++) free(t->table[k]);
     free(t->slot_of);
     free(t->slot);
+    free(t->lies);
     free(t->weight);
     free(t->number);
     free(t->expert);
@@ -419,15 +440,34 @@ static int item_of(const struct devtier *t, int bank, int expert)
     return bank * t->o.resid->n_experts + expert;
 }
 
+static char *expert_at(const struct devtier *t, int item, int k)
+{
+    return slot_base(t, t->slot_of[item]) + t->lies[item].at[k];
+}
+
+/* Levels of an expert's matrix that the host has; 0 where it is no stack. */
+static int depth_of(const struct devtier *t, int item, int k)
+{
+    const struct resid *r = t->o.resid;
+    return r->stack.mat ? r->stack.mat[r->group[r->first_expert + item].part[k]].depth : 0;
+}
+
+/* An expert of other levels than the host has now is none that is there. */
+static void forget_outdated(struct devtier *t, int item)
+{
+    const int c = t->o.resid->class_of[item / t->o.resid->n_experts];
+    bool same = true;
+    for (int k = 0; k < OP_IO; k++) same = same && t->lies[item].depth[k] == depth_of(t, item, k);
+    if (t->slot_of[item] >= 0 && !same) t->cls[c].idle[t->cls[c].n_idle++] = forget(t, item);
+}
+
 /* Appends expert number a of the step to the device's list; false when its rows do not fit. */
 static bool append(struct devtier *t, const struct dev_route *r, int a)
 {
     const int n = r->first[a + 1] - r->first[a], at = t->n ? t->first[t->n] : 0;
     const int bank = t->at_bank, item = item_of(t, bank, r->expert[a]);
-    const struct group *g = &t->o.resid->group[t->o.resid->first_expert + item];
     if (at + n > t->n_pairs || n > t->n_land) return false;
-    char *base = slot_base(t, t->slot_of[item]);
-    for (int k = 0; k < OP_IO; k++) t->table[k][t->n] = base + g->at[k];
+    for (int k = 0; k < OP_IO; k++) t->table[k][t->n] = expert_at(t, item, k);
     t->number[t->n] = a;
     t->expert[t->n] = r->expert[a];
     t->first[t->n] = at;
@@ -442,6 +482,7 @@ void devtier_route(struct devtier *t, int bank, const struct dev_route *r, const
     const bool on = devtier_on(t) && devtier_passed(t, t->last);
     t->at_bank = bank;
     t->n = t->n_rest = 0;
+    for (int a = 0; on && a < r->n_active; a++) forget_outdated(t, item_of(t, bank, r->expert[a]));
     if (on) policy_route(t->policy, bank, r->expert, count, r->n_active);
     for (int a = 0; a < r->n_active; a++) {
         if (on && t->slot_of[item_of(t, bank, r->expert[a])] >= 0 && append(t, r, a)) continue;
@@ -507,9 +548,9 @@ void devtier_run_there(struct devtier *t, const struct dev_route *r, const struc
 static bool fill(struct devtier *t, int item, const void *const m[OP_IO])
 {
     const struct resid *r = t->o.resid;
-    const int c = r->class_of[item / r->n_experts];
-    const struct group *g = &r->group[r->first_expert + item];
+    const int bank = item / r->n_experts, c = r->class_of[bank];
     char *to = t->ring[t->ring_next];
+    uint64_t at = 0;
     int slot;
     if (t->api->wait(t->dev, t->ring_fence[t->ring_next], 0, NULL) != DEV_PASSED) return false;
     if (t->cls[c].n_idle) {
@@ -522,17 +563,24 @@ static bool fill(struct devtier *t, int item, const void *const m[OP_IO])
         }
         slot = forget(t, v);
     }
-    for (int k = 0; k < OP_IO; k++)
-        memcpy(to + g->at[k], m[k], r->parts.weights->at[r->bank[item / r->n_experts].weight[k]].mat_bytes);
+    for (int k = 0; k < OP_IO; k++) {
+        const struct weight *w = weight_of(&t->o, bank, k);
+        const int depth = depth_of(t, item, k);
+        t->lies[item].at[k] = (uint32_t)at;
+        t->lies[item].depth[k] = (uint8_t)depth;
+        if (qtype_is_stacked(w->type)) dev_stacked_put(m[k], to + at);
+        else memcpy(to + at, m[k], w->mat_bytes);
+        at += matrix_bytes(w, depth);
+    }
     t->slot[slot].item = item;
     t->slot_of[item] = slot;
     t->n_there++;
     t->n_changes++;
     policy_added(t->policy, item, false);
-    t->ring_fence[t->ring_next] = t->api->copy(t->dev, slot_base(t, slot), to, r->sizes.slot[c]);
+    t->ring_fence[t->ring_next] = t->api->copy(t->dev, slot_base(t, slot), to, at);
     t->ring_next = (t->ring_next + 1) % DEVTIER_RING;
     t->count.uploads++;
-    t->count.bytes += r->sizes.slot[c];
+    t->count.bytes += at;
     return true;
 }
 
@@ -547,7 +595,8 @@ static enum dev_state bring(struct devtier *t, double seconds, struct err *e)
         if (g->state != GROUP_RAM || t->slot_of[item] >= 0 || !t->cls[c].n_idle) continue;
         s = t->api->wait(t->dev, t->ring_fence[at], seconds, e);
         if (s != DEV_PASSED) break;
-        const void *const m[OP_IO] = {g->base + g->at[0], g->base + g->at[1], g->base + g->at[2]};
+        const void *m[OP_IO];
+        for (int k = 0; k < OP_IO; k++) m[k] = resid_matrix(r, r->first_expert + item, k);
         (void)fill(t, item, m);
     }
     return s;
@@ -576,12 +625,8 @@ bool devtier_settled(struct devtier *t)
 
 void devtier_addresses(const struct devtier *t, int bank, const void **to)
 {
-    const struct resid *r = t->o.resid;
-    for (int x = 0; x < r->n_experts; x++) {
-        const struct group *g = &r->group[r->first_expert + item_of(t, bank, x)];
-        char *base = slot_base(t, t->slot_of[item_of(t, bank, x)]);
-        for (int k = 0; k < OP_IO; k++) to[x * OP_IO + k] = base + g->at[k];
-    }
+    for (int x = 0; x < t->o.resid->n_experts; x++)
+        for (int k = 0; k < OP_IO; k++) to[x * OP_IO + k] = expert_at(t, item_of(t, bank, x), k);
 }
 
 int devtier_send(struct devtier *t, const struct dev_route *r, const int32_t *numbers, int n,
@@ -589,7 +634,7 @@ int devtier_send(struct devtier *t, const struct dev_route *r, const int32_t *nu
 {
     if (!devtier_on(t) || r->n_rows > SEND_ROWS) return 0;
     const int had = t->n, c = t->o.resid->class_of[t->at_bank];
-    const int most = devtier_split(&t->caps, t->o.rate_ram, (double)t->o.resid->sizes.slot[c], had, n);
+    const int most = devtier_split(&t->caps, t->o.rate_ram, (double)t->plan.slot[c], had, n);
     int sent = 0;
     for (; sent < most; sent++) {
         const int a = numbers[sent];

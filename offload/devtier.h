@@ -9,6 +9,9 @@
  * The RAM tier is not asked for what the device runs, so its policy forgets those experts and their
  * slots in RAM go to others: the tiers become exclusive where memory is short, without a rule.
  *
+ * A stack's experts go over with the levels that the host has. When a resize has changed them, what is there is
+ * forgotten the next time that a router chooses it, and comes in again as a newcomer.
+ *
  * DESIGN.  Slots lie one below the other in one block, the arena, from its end down, sizes mixed, and none
  * ever moves.  The arena's beginning may belong to others, who need rows of bytes that grow and shrink in
  * place (copies of KV caches: moe/run/devstep.h): they claim them, and give them back.  The invariant: a slot
@@ -60,6 +63,7 @@ struct devtier_options {
 /* What a device would hold: n_slots [classes], bytes of each kind. */
 struct devtier_plan {
     int n_slots[PLACE_CLASSES], n_all;
+    uint64_t slot[PLACE_CLASSES]; /* bytes of one */
     int n_sure;               /* slots that nobody can claim */
     uint64_t slots, fixed;    /* bytes on the device: experts; rows, scratch, biases */
     uint64_t arena;           /* ditto: slots, and what is shared beside them */
@@ -96,6 +100,8 @@ struct devtier {
     struct { uint64_t from, to; } claim[DEV_SESSIONS];
     int n_claims;             /* the last one that was ever made, plus one */
     int32_t *slot_of;         /* [n_items] -1 = not there */
+    struct { uint32_t at[OP_IO]; uint8_t depth[OP_IO]; } *lies; /* [n_items] in its slot: its matrices, and levels
+                                                                   of stacks */
     int n_there;              /* items that are */
     uint64_t n_changes;       /* of slot_of */
     /* host side of copies, and what is in flight */

@@ -250,6 +250,9 @@ enum status resid_await(struct resid *r, int weight, const void **data, struct e
  * come after the one that is routed next. */
 void resid_more(struct resid *r, bool more);
 
+/* Matrix k of an expert, whose group is in RAM. */
+const void *resid_matrix(const struct resid *r, int group, int k);
+
 /* An expert macro-step: the router chose experts [n] of a bank, count[i] tokens each.  take() waits
  * until some of them are in RAM that were not given before, pins them, puts their numbers
  * 0 .. n-1 in list and returns how many; 0: all have been given; -1: error.  ran() says that those

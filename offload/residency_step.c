@@ -502,11 +502,13 @@ void resid_ran(struct resid *r)
     pthread_mutex_unlock(&r->fetch.lock);
 }
 
-const void *resid_expert(const struct resid *r, int i, int k)
+const void *resid_matrix(const struct resid *r, int group, int k)
 {
-    const struct group *g = &r->group[r->want[i]];
+    const struct group *g = &r->group[group];
     return view_of(r, g->part[k], g->base + g->at[k]);
 }
+
+const void *resid_expert(const struct resid *r, int i, int k) { return resid_matrix(r, r->want[i], k); }
 
 /* ---- streamed matrices ---- */
 

@@ -11,16 +11,8 @@
 #include "moe/base/f16.h"
 #include "quant/mm_int.h"
 
-/* A Lloyd tree for Gaussian weights in blocks of 64 that share the best scale, split in two at every
- * level and rounded to integers (tests/stack/tree.py makes it). */
-const uint8_t nest_table[STACK_NESTED + 1][32] = {
-    {21, 70},
-    {11, 33, 59, 98},
-    {5, 16, 27, 39, 52, 68, 88, 115},
-    {3, 8, 13, 19, 24, 30, 36, 42, 49, 56, 64, 73, 84, 94, 109, 123},
-    {1,  4,  7,  9,  12, 15, 17, 20, 23, 26, 29, 32, 35, 38,  41,  44,
-     47, 51, 54, 58, 62, 66, 71, 75, 81, 86, 91, 97, 106, 113, 120, 127},
-};
+#define NEST_TABLE(name) const uint8_t name[STACK_NESTED + 1][32]
+#include "quant/nest_body.h"
 
 static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
 

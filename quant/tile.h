@@ -65,6 +65,7 @@ enum {
     TNEST2_BYTES = 272, /* u8 e[16] | u8 q[4][16][4], 64 columns */
     TNEST2_Q = 16,
     TNEST_LEVEL = 128,  /* of a level: h[2][16][4], bit i of byte k: weight 32 j + 4 i + k */
+    TNEST_HEAD = 64,    /* of a stack in a device's memory: see moe/compute/dev.h */
 
     TSIGN1_BYTES = 64, /* h[16][4], bit i of byte k: weight 4 i + k */
 };

@@ -51,7 +51,7 @@ static struct dev *cpu, *gpu;
 static const struct dev_api *api;
 
 enum { BUFS = 40, WEIGHTS = 32, ROWS = 4200, SESSIONS = 3, SLOTS = 2, PAGES = 7, EXPERTS = 5, USED = 4,
-       PARTS = 3 };
+       PARTS = 3, CROWD = 12, MIXED = 13, STACKS = 32 };
 
 struct world {
     struct dev_buf buf[BUFS];
@@ -63,6 +63,8 @@ struct world {
     int n_bufs;
     struct dev_weight weight[WEIGHTS];
     int n_weights;
+    struct stacked stack[STACKS]; /* stacked matrices as the CPU sees what lies there as the GPU does */
+    int n_stacks;
     struct dev_row row[ROWS];
     int32_t some[ROWS], where[ROWS], pos[ROWS];
     struct dev_rows set[ROWS_MAX];
@@ -191,9 +193,37 @@ static void *tiles_of(enum qtype type, int n_cols, int n_rows, int trial, struct
     return p;
 }
 
+/* A stack of any depth. */
+static const struct stacked *stack_of(struct world *w, int n_cols, int n_rows, int trial, struct rng *r)
+{
+    const int depth = (int)rng_below(r, STACK_NESTED + 1), tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
+    const size_t base = tile_bytes(QTYPE_NEST2, n_cols) * (size_t)tiles;
+    const size_t plane = stack_level_bytes(QTYPE_NEST2, 0, n_cols, n_rows, 1);
+    const size_t bytes = base + plane * (size_t)depth;
+    uint8_t *p = need(malloc(bytes));
+    for (size_t i = 0; i < bytes; i++)
+        p[i] = (uint8_t)(trial % 5 == 1 ? 0 : trial % 5 == 2 ? 0xff : rng_below(r, 256));
+    for (size_t b = 0; b < base && trial % 5 != 3; b += TNEST2_BYTES) /* scales of any kind, or moderate ones */
+        for (int i = 0; i < TILE_ROWS; i++) p[b + (size_t)i] = (uint8_t)(0x40 + rng_below(r, 0x30));
+    struct stacked m = {.type = QTYPE_NEST2, .n_cols = n_cols, .n_rows = n_rows, .depth = depth, .base = p};
+    for (int l = 1; l <= depth; l++) m.level[l] = p + base + plane * (size_t)(l - 1);
+    char *to = take(dev_stacked_bytes(n_cols, n_rows, depth));
+    dev_stacked_put(&m, to);
+    free(p);
+    if (w->n_stacks == STACKS) abort();
+    w->stack[w->n_stacks] = dev_stacked_view(n_cols, n_rows, to);
+    return &w->stack[w->n_stacks++];
+}
+
+static const void *matrix_of(struct world *w, enum qtype type, int n_cols, int n_rows, int trial, struct rng *r)
+{
+    return type == QTYPE_NEST2 ? stack_of(w, n_cols, n_rows, trial, r)
+                               : (const void *)tiles_of(type, n_cols, n_rows, trial, r);
+}
+
 static int matrix(struct world *w, enum qtype type, int n_cols, int n_rows, int trial, struct rng *r)
 {
-    return new_weight(w, tiles_of(type, n_cols, n_rows, trial, r), type, true, n_cols, n_rows);
+    return new_weight(w, matrix_of(w, type, n_cols, n_rows, trial, r), type, true, n_cols, n_rows);
 }
 
 /* Pages of slots for so many KV heads, with anything in them. */
@@ -211,10 +241,12 @@ static void pages(struct world *w, enum kv_type type, int n_kv, int dk, int dv, 
     w->dv = dv;
 }
 
-/* Trial 0 has weights as models have them; in some, rows have not all of their slots. */
+/* Trial 0 has weights as models have them; in some, rows have not all of their slots, and in
+ * one nearly all of them go to one expert. */
 static void route(struct world *w, enum qtype up, enum qtype down, int n_embd, int n_ff, int n_rows,
                   int trial, struct rng *r)
 {
+
     int n = 0;
     for (int i = 0; i < n_rows; i++) w->n_of[i] = trial % 3 == 1 ? (int)rng_below(r, USED + 1) : USED;
     for (int e = 0; e < EXPERTS; e++) {
@@ -222,10 +254,11 @@ static void route(struct world *w, enum qtype up, enum qtype down, int n_embd, i
         w->ids[e] = e;
         for (int i = 0; i < n_rows; i++)
             for (int s = 0; s < w->n_of[i]; s++)
-                if ((i * (1 + trial % 4) + s) % EXPERTS == e) w->pair[n++] = i * USED + s;
+                if (e == (trial == CROWD ? (i < EXPERTS && !s ? i : 2) : (i * (1 + trial % 4) + s) % EXPERTS))
+                    w->pair[n++] = i * USED + s;
         for (int k = 0; k < OP_IO; k++)
-            w->expert[k][e] = tiles_of(k < 2 ? up : down, k < 2 ? n_embd : n_ff, k < 2 ? n_ff : n_embd,
-                                       trial ? trial + e + k : 0, r);
+            w->expert[k][e] = matrix_of(w, k < 2 ? up : down, k < 2 ? n_embd : n_ff, k < 2 ? n_ff : n_embd,
+                                        trial ? trial + e + k : 0, r);
     }
     w->first[EXPERTS] = n;
     check_fill(CHECK_UNIFORM, w->w, (size_t)(n_rows * USED), r);
@@ -256,6 +289,14 @@ static struct op an_op(enum op_code code, int rows, int in, int out)
 
 static void *there(const void *p) { return p ? arena.card + ((const char *)p - arena.here) : NULL; }
 
+/* Of a matrix, which may be a stack. */
+static const void *matrix_there(const struct world *w, const void *p)
+{
+    for (int i = 0; i < w->n_stacks; i++)
+        if (p == &w->stack[i]) return there((const char *)w->stack[i].base - TNEST_HEAD);
+    return there(p);
+}
+
 static void over(void *to, const void *from, size_t n)
 {
     struct err e;
@@ -271,11 +312,11 @@ static struct world *world_there(const struct world *w)
     static struct world g;
     g = *w;
     for (int i = 0; i < g.n_bufs; i++) g.buf[i].base = there(g.buf[i].base);
-    for (int i = 0; i < g.n_weights; i++) g.weight[i].data = there(g.weight[i].data);
+    for (int i = 0; i < g.n_weights; i++) g.weight[i].data = matrix_there(w, g.weight[i].data);
     for (int i = 0; i < SESSIONS; i++) g.kv[i] = there(g.kv[i]);
     for (int i = 0; i < ROWS_MAX; i++) g.set[i].kv_base = g.kv;
     for (int k = 0; k < OP_IO; k++)
-        for (int i = 0; i < EXPERTS; i++) g.expert[k][i] = there(g.expert[k][i]);
+        for (int i = 0; i < EXPERTS; i++) g.expert[k][i] = matrix_there(w, g.expert[k][i]);
     g.bind.buf = g.buf;
     g.bind.weight = g.weight;
     g.bind.set = g.set;
@@ -306,8 +347,8 @@ static enum dev_state submit(const struct dev_api *to, struct dev *d, struct wor
 static size_t prepared_bytes(enum act_kind kind, int n) /* without what rounds them up */
 {
     if (kind == ACT_F32) return 4 * (size_t)n;
-    return (size_t)n + (kind == ACT_Q8_32 ? (size_t)n / 32 * 8
-                                          : (size_t)n / 256 * 4 + (size_t)n / 16 * 2 + (size_t)n / 32 * 2);
+    if (kind == ACT_Q8_256) return (size_t)n + (size_t)n / 256 * 4 + (size_t)n / 16 * 2 + (size_t)n / 32 * 2;
+    return (size_t)n + (size_t)n / (kind == ACT_Q8_32 ? 32 : 64) * 8;
 }
 
 static void check_untouched(struct check_opts *o, const char *name, const char *what, const char *p, size_t n)
@@ -384,7 +425,7 @@ static void run(struct check_opts *o, const char *name, const char *what, struct
 /* ---- ops of one kind, in all shapes ---- */
 
 static const int sets[] = {ROWS_ALL, ROWS_OUT, ROWS_FIRST, ROWS_ALL};
-static const int units[] = {5, 32, 256};
+static const int units[] = {[ACT_F32] = 5, [ACT_Q8_32] = 32, [ACT_Q8_256] = 256, [ACT_Q8_64] = 64};
 
 static struct op make_norm(struct world *w, enum op_code code, int trial, struct rng *r)
 {
@@ -409,9 +450,9 @@ static struct op make_norm(struct world *w, enum op_code code, int trial, struct
 static struct op make_prepare(struct world *w, enum op_code code, int trial, struct rng *r)
 {
     static const int blocks[] = {1, 2, 3, 8, 9, 24};
-    const enum act_kind kind = (enum act_kind)(trial % 3);
+    const enum act_kind kind = (enum act_kind)(trial % ACT_N);
     const int set = sets[trial / 3 % 4], heads = code == OP_HEAD_PREPARE ? 3 : 1;
-    const int n = blocks[trial / 2 % 6] * units[kind], stride = n + trial % 4 * 3;
+    const int n = blocks[trial / ACT_N % 6] * units[kind], stride = n + trial / ACT_N % 4 * 3;
     struct op op = an_op(code, set, floats(w, set, stride * heads, false, trial, r),
                          acts(w, set, kind, n, heads, -1, r));
     op.p.prepare.kind = kind;
@@ -608,10 +649,10 @@ static enum qtype partner(enum qtype type, int n_cols)
 static void check_matmul(struct check_opts *o, enum qtype type, int n_cols, int n_out, int trial,
                          const char *name, struct rng *r)
 {
-    static const int rows[] = {1, 3, 8, 9, 17};
+    static const int rows[] = {1, 9, 3, 17, 8, 33, 64, 70, 25};
     const enum qtype types[] = {type, trial % 2 ? type : partner(type, n_cols), type};
     const int set = sets[trial % 4], n = n_cols > 1000 ? 1 : 1 + trial % OP_IO;
-    struct world *w = new_world(rows[trial % 5], r);
+    struct world *w = new_world(rows[trial % (n_cols > 1000 ? 5 : 9)], r);
     char what[96];
     struct op op = an_op(OP_MATMUL, set, acts(w, set, qtype_info((uint32_t)type)->act, n_cols, 1, trial, r), -1);
     for (int i = 0; i < n; i++) {
@@ -622,13 +663,14 @@ static void check_matmul(struct check_opts *o, enum qtype type, int n_cols, int 
     run(o, name, what, w, &op, 1);
 }
 
-/* Experts of any shape, with biases, all activations, in one submission or several, summed or not. */
+/* Experts of any shape, with biases, all activations, in one submission or several, summed or not; of MIXED
+ * down is of a type that shares blocks otherwise. */
 static void check_experts(struct check_opts *o, enum qtype type, int n_rows, int trial, const char *name,
                           struct rng *r)
 {
-    const int unit = qtype_info((uint32_t)type)->block == 1 ? 23 : qtype_info((uint32_t)type)->block;
+    const int block = qtype_info((uint32_t)type)->block, unit = trial == MIXED ? 32 : block == 1 ? 23 : block;
     const int n_embd = unit * (1 + trial % 2), n_ff = unit * (1 + trial / 2 % 2);
-    const enum qtype down = trial % 2 ? type : partner(type, n_ff);
+    const enum qtype down = trial == MIXED ? QTYPE_Q8_0 : trial % 2 ? type : partner(type, n_ff);
     struct world *w = new_world(n_rows, r);
     char what[96];
     struct op op = an_op(OP_EXPERTS, ROWS_ALL,
@@ -670,7 +712,15 @@ static void check_type(struct check_opts *o, enum qtype type)
     for (int trial = 1; trial <= 10; trial++)
         if ((trial + (int)type) % CHECK_ONE_IN == 0)
             check_experts(o, type, trial % 3 ? 11 : 1 + trial % 2, trial, name, &r);
-    if (type == QTYPE_F16) check_experts(o, type, 300, 0, name, &r); /* more pairs than a list has */
+    if (CHECK_ONE_IN == 1) check_experts(o, type, 90, 8, name, &r); /* more pairs of an expert than share */
+    if (type == QTYPE_F16 || type == QTYPE_MXFP4) { /* more pairs than a list has, and of one expert */
+        check_experts(o, type, 1100, 0, name, &r);
+        check_experts(o, type, 1100, CROWD, name, &r);
+        if (type == QTYPE_F16) check_experts(o, type, 40, MIXED, name, &r);
+    }
+    /* Enough tiles for warps that share none, or few. */
+    for (int trial = type == QTYPE_Q4_0 ? 0 : 2; trial < 3 && (type == QTYPE_Q4_0 || type == QTYPE_Q4_K); trial++)
+        check_matmul(o, type, unit, TILE_ROWS * (2048 >> trial) + 5, 6 + trial * 9, name, &r);
 }
 
 /* ---- layers ---- */
@@ -836,20 +886,19 @@ static void check_supports(struct check_opts *o)
     static const enum op_code hosts[] = {OP_EMBED, OP_ROPE_TABLE, OP_CHOOSE, OP_DEPTH, OP_SPAN,
                                          OP_SMOOTH, OP_FORESEE, OP_SCATTER, OP_KV_CARRY, OP_L2_NORM,
                                          OP_CONV, OP_DELTA_GATES, OP_DELTA};
-    struct dev_weight w[] = {{NULL, QTYPE_IQ2_XS, true, 256, 256}, {NULL, QTYPE_Q8_0, false, 256, 256},
-                             {NULL, QTYPE_NEST2, true, 256, 256}, {NULL, QTYPE_Q8_0, true, 256, 256}};
+    struct dev_weight w[] = {{NULL, QTYPE_Q8_0, false, 256, 256}, {NULL, QTYPE_SIGN1, true, 256, 256},
+                             {NULL, QTYPE_Q8_0, true, 256, 256}};
     if (!check_wanted(o, "cuda.supports")) return;
     struct op op[64];
     bool want[64];
     int n = 0;
     for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) want[n] = false, op[n++] = an_op(hosts[i], 0, 0, 0);
-    for (int i = 0; i < 4; i++) {
-        want[n] = i == 3, op[n] = an_op(OP_MATMUL, 0, 0, 0), op[n++].weight[0] = i;
-        want[n] = i == 3, op[n] = an_op(OP_EXPERTS, 0, 0, 0);
-        for (int k = 0; k < OP_IO; k++) op[n].weight[k] = k == i ? i : 3;
+    for (int i = 0; i < 3; i++) {
+        want[n] = i == 2, op[n] = an_op(OP_MATMUL, 0, 0, 0), op[n++].weight[0] = i;
+        want[n] = i == 2, op[n] = an_op(OP_EXPERTS, 0, 0, 0);
+        for (int k = 0; k < OP_IO; k++) op[n].weight[k] = k == i ? i : 2;
         n++;
     }
-    want[n] = false, op[n] = an_op(OP_PREPARE, 0, 0, 0), op[n++].p.prepare.kind = ACT_Q8_64;
     for (int i = 0; i < 2; i++) {
         want[n] = !i, op[n] = an_op(OP_ATTENTION, 0, 0, 0);
         op[n].p.attn.dk = op[n].p.attn.dv = GPU_HEAD + 16 * i;
@@ -906,7 +955,7 @@ static void check_lost(struct check_opts *o)
 
 /* ---- benchmarks: on a GPU only, the emulation has no clock ---- */
 
-enum { B_PAIRS = 8, B_RUNS = 40, B_COLS = 2048, B_FF = 768 };
+enum { B_PAIRS = 8, B_RUNS = 40, B_COLS = 2048, B_FF = 768, B_EXPERTS = 128 };
 static const size_t B_BYTES = (size_t)512 << 20; /* of weights: many times any cache */
 
 static void *device_alloc(size_t n)
@@ -952,7 +1001,7 @@ static void bench_product(enum qtype type, int n_cols, int n_out, int n_mats, co
     for (int i = -3; i < B_RUNS; i++) {
         struct gpu_product a = {
             .group = dev_group + B_PAIRS * (i < 0 ? 0 : i), .n_groups = B_PAIRS, .n_heads = 1,
-            .n_mats = n_mats, .n_cols = n_cols, .tile_bytes = tile, .x = x, .x_stride = xbytes,
+            .n_mats = n_mats, .n_cols = n_cols, .tile_bytes = tile, .x = x, .x_stride = xbytes, .share = 1,
         };
         for (int m = 0; m < n_mats; m++)
             a.mat[m] = (struct gpu_mat){.out = out[m], .out_stride = stride, .n_rows = n_out,
@@ -971,9 +1020,10 @@ static void bench_product(enum qtype type, int n_cols, int n_out, int n_mats, co
     free(zeros);
 }
 
-/* A launch B_RUNS times: step() moves it on, so that it does not find what it read in a cache. */
+/* A launch B_RUNS times: step() moves it on, so that it does not find what it read in a cache; so much of
+ * a unit's billions are done. */
 static void bench_launch(struct gpu_launch l, void (*step)(struct gpu_launch *l, int run), const char *what,
-                         size_t bytes, cudaEvent_t from, cudaEvent_t to)
+                         double much, const char *unit, cudaEvent_t from, cudaEvent_t to)
 {
     for (int i = -3; i < B_RUNS; i++) {
         step(&l, i < 0 ? 0 : i);
@@ -982,7 +1032,7 @@ static void bench_launch(struct gpu_launch l, void (*step)(struct gpu_launch *l,
     }
     must(cudaEventRecord(to, stream), "an event");
     const double s = seconds_of(from, to) / B_RUNS;
-    printf("bench cuda.%s: %.1f us, %.0f GB/s\n", what, 1e6 * s, 1e-9 * (double)bytes / s);
+    printf("bench cuda.%s: %.1f us, %.0f %s\n", what, 1e6 * s, 1e-9 * much / s, unit);
 }
 
 static const char *bench_at; /* B_BYTES of anything */
@@ -997,25 +1047,57 @@ static void step_product(struct gpu_launch *l, int run) { l->a.product.mat[0].w 
 static void step_attention(struct gpu_launch *l, int run) { l->a.attention.kv_at = (uint64_t)(bench_piece(run) - bench_at); }
 static void step_nothing(struct gpu_launch *l, int run) { (void)l, (void)run; }
 
-/* A dense matrix of B_COLS squared; GB/s of its bytes, read once for each GPU_ROWS rows. */
-static void bench_dense(enum qtype type, int n_rows, cudaEvent_t from, cudaEvent_t to)
+/* A dense matrix of B_COLS squared and n_rows rows, so many of which share a block. */
+static void bench_dense(enum qtype type, int n_rows, int share, cudaEvent_t from, cudaEvent_t to)
 {
     const struct qtype_info *t = qtype_info((uint32_t)type);
     const size_t tile = tile_bytes(type, B_COLS), xbytes = act_bytes(t->act, B_COLS) * (size_t)n_rows;
-    const size_t groups = ((size_t)n_rows + GPU_ROWS - 1) / GPU_ROWS;
     char *zeros = need(calloc(1, xbytes)), *x = sent(zeros, xbytes), what[64];
     char *out = device_alloc(sizeof(float) * B_COLS * (size_t)n_rows);
     bench_step = tile * (B_COLS / TILE_ROWS);
     const struct gpu_product a = {
         .x = x, .x_stride = act_bytes(t->act, B_COLS), .tile_bytes = tile, .n_rows = n_rows, .n_heads = 1,
-        .n_mats = 1, .n_cols = B_COLS, .many = n_rows > 1,
+        .n_mats = 1, .n_cols = B_COLS, .share = share,
         .mat = {{.out = out, .out_stride = sizeof(float) * B_COLS, .n_rows = B_COLS,
                  .n_tiles = B_COLS / TILE_ROWS}},
     };
-    snprintf(what, sizeof what, "%s.dense%d %d rows", t->name, n_rows, n_rows);
-    bench_launch(gpu_product(type, &a), step_product, what, bench_step * groups, from, to);
+    snprintf(what, sizeof what, "%s.dense%d %d share", t->name, n_rows, share);
+    if (n_rows == 1) bench_launch(gpu_product(type, &a), step_product, what, (double)bench_step, "GB/s", from, to);
+    else bench_launch(gpu_product(type, &a), step_product, what, (double)B_COLS * B_COLS * n_rows, "GMAC/s", from, to);
     must(cudaFree(x), "cudaFree");
     must(cudaFree(out), "cudaFree");
+    free(zeros);
+}
+
+/* Up and gate of B_EXPERTS experts, each for n_rows rows of a prompt. */
+static void bench_experts(enum qtype type, int n_rows, int share, cudaEvent_t from, cudaEvent_t to)
+{
+    const struct qtype_info *t = qtype_info((uint32_t)type);
+    const size_t tile = tile_bytes(type, B_COLS), one = tile * (B_FF / TILE_ROWS), row = act_bytes(t->act, B_COLS);
+    static struct gpu_group group[B_EXPERTS * 64];
+    int n = 0;
+    for (int e = 0; e < B_EXPERTS; e++)
+        for (int r = 0; r < n_rows; r += share) {
+            group[n] = (struct gpu_group){.first = e * n_rows + r, .n = n_rows - r < share ? n_rows - r : share};
+            for (int m = 0; m < 2; m++) group[n].w[m] = bench_at + one * ((size_t)(2 * e + m) % (B_BYTES / one));
+            n++;
+        }
+    char *zeros = need(calloc(B_EXPERTS * (size_t)n_rows, row)), *x = sent(zeros, row * B_EXPERTS * (size_t)n_rows);
+    char *out = device_alloc(sizeof(float) * B_FF * B_EXPERTS * (size_t)n_rows), what[64];
+    struct gpu_group *dev_group = sent(group, sizeof group);
+    struct gpu_product a = {
+        .group = dev_group, .n_groups = n, .n_heads = 1, .n_mats = 2, .n_cols = B_COLS, .tile_bytes = tile, .x = x,
+        .x_stride = row, .share = share,
+    };
+    for (int m = 0; m < 2; m++)
+        a.mat[m] = (struct gpu_mat){.out = out, .out_stride = sizeof(float) * B_FF, .n_rows = B_FF,
+                                    .n_tiles = B_FF / TILE_ROWS};
+    snprintf(what, sizeof what, "%s.experts%d %d share", t->name, n_rows, share);
+    bench_launch(gpu_product(type, &a), step_nothing, what, 2.0 * B_COLS * B_FF * B_EXPERTS * n_rows, "GMAC/s",
+                 from, to);
+    must(cudaFree(x), "cudaFree");
+    must(cudaFree(out), "cudaFree");
+    must(cudaFree(dev_group), "cudaFree");
     free(zeros);
 }
 
@@ -1035,7 +1117,7 @@ static void bench_attention(int q8, cudaEvent_t from, cudaEvent_t to)
         .dim_v = DIM, .dk = DIM, .dv = DIM, .q8 = q8, .scale = 0.1f,
     };
     snprintf(what, sizeof what, "attention.%s %d positions", q8 ? "q8_0" : "f16", POS);
-    bench_launch(gpu_attention(&a), step_attention, what, bench_step, from, to);
+    bench_launch(gpu_attention(&a), step_attention, what, (double)bench_step, "GB/s", from, to);
     must(cudaFree(q), "cudaFree");
     must(cudaFree(out), "cudaFree");
     must(cudaFree(dev_place), "cudaFree");
@@ -1046,7 +1128,7 @@ static void bench_norm(cudaEvent_t from, cudaEvent_t to)
 {
     char *x = device_alloc(sizeof(float) * B_COLS);
     const struct gpu_norm a = {.x = x, .y = x, .n_rows = 1, .n_heads = 1, .n = B_COLS, .eps = 1e-6f};
-    bench_launch(gpu_norm(&a), step_nothing, "norm 1 row", 2 * sizeof(float) * B_COLS, from, to);
+    bench_launch(gpu_norm(&a), step_nothing, "norm 1 row", 2 * sizeof(float) * B_COLS, "GB/s", from, to);
     must(cudaFree(x), "cudaFree");
 }
 
@@ -1072,8 +1154,13 @@ static void bench(const struct check_opts *o)
             continue;
         bench_product(type, B_COLS, B_FF, 2, "up", weights, from, to);
         bench_product(type, B_FF, B_COLS, 1, "down", weights, from, to);
-        bench_dense(type, 1, from, to);
-        bench_dense(type, 512, from, to);
+        bench_dense(type, 1, 1, from, to);
+        for (int rows = 8; rows <= 512; rows *= 2) /* where tensor cores begin to pay */
+            for (int share = GPU_ROWS; share <= gpu_share(type, GPU_MANY); share += GPU_MANY - GPU_ROWS)
+                bench_dense(type, rows, share, from, to);
+        for (int rows = 8; rows <= 64; rows *= 2)
+            for (int share = GPU_ROWS; share <= gpu_share(type, GPU_MANY); share += GPU_MANY - GPU_ROWS)
+                bench_experts(type, rows, share, from, to);
     }
     for (int q8 = 0; q8 < 2; q8++)
         if (check_wanted(o, "cuda.attention")) bench_attention(q8, from, to);
@@ -1118,6 +1205,7 @@ int main(int argc, char **argv)
     }
     for (int i = 0; qtype_at(i); i++)
         if (gpu_has_product(qtype_at(i)->id)) check_type(&o, qtype_at(i)->id);
+    check_type(&o, QTYPE_NEST2);
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         check_op(&o, kinds[i].code, kinds[i].n, kinds[i].make);
     check_many_rows(&o);

@@ -16,6 +16,7 @@
 #include "moe/run/engine_int.h"
 #include "routing/route.h"
 #include "tests/engine.h"
+#include "tests/plugin.h"
 #include "tests/shared.h"
 
 enum { N = 200, VOCAB = 512, MIB = 1 << 20 }; /* tokens of more than three KV pages */
@@ -1021,24 +1022,6 @@ static void test_sim_clock(void **state)
 
 /* ---- the CUDA plugin, on a runtime that is emulated (tests/cuda_emu) ---- */
 
-/* What its context is assumed to take where nothing can tell, and what rounding up may. */
-enum { CUDA_OWN = 640 + 34 };
-
-static const struct dev_api *plugin(const char *folder)
-{
-    char path[512];
-    struct err e;
-    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
-    assert_true(n > 0);
-    path[n] = 0;
-    (void)snprintf(strrchr(path, '/'), 64, "/../cuda_emu%s", folder);
-    (void)setenv("TESSERA_PLUGINS", path, 1);
-    err_clear(&e);
-    const struct dev_api *api = dev_plugin("cuda", &e);
-    if (!api) fail_msg("%s", e.msg);
-    return api;
-}
-
 static void test_cuda_same_bits(void **state)
 {
     (void)state;
@@ -1141,16 +1124,17 @@ static void test_cuda_layers(void **state)
     assert_true(some);
 }
 
-/* Every type that it has kernels for, a step's pairs at once and in pieces. */
+/* Types of every kind that it has kernels for, a step's pairs at once and in pieces. */
 static void test_cuda_types(void **state)
 {
     static const struct { const char *arch; unsigned type; } m[] = {
         {"qwen3moe", QTYPE_MXFP4}, {"llama", QTYPE_Q5_K}, {"llama", QTYPE_Q6_K},
         {"qwen3moe", QTYPE_IQ4_XS}, {"olmoe", QTYPE_Q3_K}, {"qwen3moe", QTYPE_Q4_0},
+        {"qwen3moe", QTYPE_IQ2_XXS}, {"llama", QTYPE_IQ1_M}, {"olmoe", QTYPE_IQ3_S},
     };
     (void)state;
     (void)setenv("TEST_CUDA", "", 1);
-    for (size_t i = 0; i < sizeof m / sizeof m[0]; i++) {
+    for (size_t i = 0; i < sizeof m / sizeof m[0]; i += SLOW ? 2 : 1) {
         struct tessera_options o = options(model(m[i].arch, m[i].type));
         reference(&o);
         o.device = plugin("");

@@ -17,6 +17,7 @@
 #include "quant/build/stack_int.h"
 #include "quant/codec.h"
 #include "tests/engine.h"
+#include "tests/plugin.h"
 #include "tests/shared.h"
 
 enum { N = 24, VOCAB = 1024, MIB = 1 << 20 };
@@ -354,6 +355,13 @@ static void test_factored_budgets(void **state)
 {
     (void)state;
     check_budgets(QTYPE_SIGN1);
+    /* A device has no kernels for it. */
+    struct tessera_options o = options(in_dir("factored.gguf"), UINT64_MAX);
+    o.device = dev_sim_api();
+    tessera_engine *e = must_open(&o);
+    const char *line = tessera_warning(e, 0);
+    assert_true(line && strstr(line, "cannot run the experts of this model") && strstr(line, "SIGN1"));
+    tessera_close(e);
 }
 
 /* Resizes at random in one long timeline; after some, another engine that is given what is placed now
@@ -409,6 +417,85 @@ static void test_resizes(void **state)
     assert_true(depths > RESIZES / 2);
     tessera_session_close(s);
     tessera_close(e);
+}
+
+/* ---- a device ---- */
+
+/* What the model says behind some ids in one piece and some one by one, on a session of their own. */
+static void say(tessera_engine *e, float *out)
+{
+    enum { PIECE = 8, ALONE = 3 };
+    tessera_session *s = session(e);
+    const float *y = step(e, s, ids, PIECE);
+    for (int i = 0; i < ALONE; i++) y = step(e, s, ids + PIECE + i, 1);
+    memcpy(out, y, VOCAB * sizeof *out);
+    tessera_session_close(s);
+}
+
+/* The same as an engine without a device that has the same levels, before and after its experts come. */
+static void same_without(tessera_engine *e, int depth)
+{
+    struct tessera_options o = options(e->opt.model_path, UINT64_MAX);
+    struct err err;
+    float want[VOCAB], got[VOCAB];
+    tessera_engine *plain = must_open(&o);
+    if (resid_apply(&plain->resid, &e->placement, NULL, NULL, &err)) fail_msg("%s", err.msg);
+    if (depth < STACK_NESTED && tessera_stack_limit(plain, NULL, -1, depth, &err)) fail_msg("%s", err.msg);
+    say(plain, want);
+    tessera_close(plain);
+    for (int i = 0; i < 2; i++) {
+        say(e, got);
+        assert_memory_equal(got, want, sizeof want);
+    }
+}
+
+/* So many levels in memory, as a resize leaves them. */
+static void set_levels(tessera_engine *e, int n)
+{
+    struct err err;
+    const struct place_sizes *sizes = &e->resid.sizes;
+    e->placement.bytes += place_level_bytes(sizes, n) - place_level_bytes(sizes, e->placement.n_units);
+    e->placement.n_units = n;
+    if (resid_apply(&e->resid, &e->placement, NULL, NULL, &err)) fail_msg("%s", err.msg);
+    assert_int_equal(e->resid.now.n_units, n);
+}
+
+/* The experts that a device has follow the host's levels, whatever happens to those. */
+static void check_device(const char *path, const struct dev_api *api, uint64_t own)
+{
+    struct tessera_options o = options(path, UINT64_MAX);
+    struct err err;
+    o.device = api;
+    for (int some = 0; some < 2; some++) { /* room for all of them, or for some */
+        o.vram_budget = own + (uint64_t)(some ? 5 : 40) * MIB;
+        tessera_engine *e = must_open(&o);
+        if (tessera_warning(e, 0)) fail_msg("%s", tessera_warning(e, 0));
+        assert_true(some ? e->devtier.plan.n_all < 24 : e->devtier.plan.n_all == 24);
+        const int levels[] = {built.n_units, built.n_units / 2, built.n_floor, built.n_units * 3 / 4};
+        for (int i = 0; i < 4; i++) {
+            const struct tessera_traffic before = tessera_traffic(e);
+            set_levels(e, levels[i]);
+            same_without(e, STACK_NESTED);
+            const struct tessera_traffic t = tessera_traffic(e);
+            assert_true(t.device_ran > before.device_ran && (!i || t.device_filled > before.device_filled));
+            assert_null(tessera_warning(e, 0));
+        }
+        if (tessera_stack_limit(e, NULL, -1, 1, &err)) fail_msg("%s", err.msg);
+        same_without(e, 1);
+        if (tessera_resize(e, UINT64_MAX, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(tessera_stack(e).n_loaded, built.n_units);
+        same_without(e, STACK_NESTED);
+        tessera_close(e);
+    }
+}
+
+static void test_devices(void **state)
+{
+    (void)state;
+    const char *path = stack(QTYPE_NEST2);
+    check_device(path, dev_sim_api(), 0);
+    (void)setenv("TEST_CUDA", "", 1);
+    check_device(path, plugin(""), (uint64_t)CUDA_OWN * MIB);
 }
 
 /* What the file holds at full depth is what the encoder said of it. */
@@ -570,6 +657,7 @@ int main(void)
         cmocka_unit_test(test_interrupted),      cmocka_unit_test(test_nested_budgets),
         cmocka_unit_test(test_factored_budgets), cmocka_unit_test(test_resizes),
         cmocka_unit_test(test_comes_back),       cmocka_unit_test(test_broken),
+        cmocka_unit_test(test_devices),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -32,8 +32,10 @@
 #include "moe/compute/elem.h"
 #include "moe/compute/op.h"
 #include "quant/mm.h"
+#include "quant/stack.h"
+#include "quant/tile.h"
 
-enum { DEV_ABI = 5 };
+enum { DEV_ABI = 6 };
 enum { DEV_SESSIONS = 256 }; /* a step in which a device with memory of its own runs KV_PUT or ATTENTION
                                 has so many sessions at most */
 extern const char dev_build[]; /* what a plugin must have been built with: a digest of the sources that
@@ -59,7 +61,8 @@ static inline float *dev_buf_floats(const struct dev_buf *b, int r)
 /* A weight view resolved to pinned bytes. */
 struct dev_weight {
     const void *data;     /* first matrix (tiles, rows or vector); NULL for expert banks; of a
-                             stacked type a struct stacked (quant/stack.h) */
+                             stacked type a struct stacked (quant/stack.h), on devices with memory
+                             of their own what dev_stacked_put() makes of it */
     enum qtype type;
     bool tiles;           /* else rows, or a vector of f32 */
     int n_cols, n_rows;
@@ -109,7 +112,8 @@ struct dev_route {
     const int32_t *expert;          /* [n_active] expert ids */
     const int32_t *first;           /* [n_active + 1] into pair[] */
     const int32_t *pair;            /* [n_rows * n_used] */
-    const void *const *gate, *const *up, *const *down; /* [n_active] pinned tiles, or struct stacked */
+    const void *const *gate, *const *up, *const *down; /* [n_active] pinned tiles, or of a stacked
+                                       type what dev_weight.data is */
 };
 
 /* What a session's tokens have left where, in models that rows leave early.  Slots of depth d have K
@@ -214,6 +218,22 @@ static inline uint64_t dev_state_bytes(const struct kv_slot *s, uint64_t *matric
     *matrices = (window + 63) & ~(uint64_t)63;
     return (*matrices + (uint64_t)s->n_heads * matrix + 63) & ~(uint64_t)63;
 }
+
+/* A stacked matrix of the nested codec in memory of a device: a head of TNEST_HEAD bytes, which begins with
+ * its depth, an int32_t, then base and levels 1 .. depth, each from a multiple of 64 bytes on.  There are no
+ * addresses in it, so it may lie anywhere.  Where level l would begin: behind the last one, its end. */
+static inline uint64_t dev_stacked_level(int n_cols, int n_rows, int l)
+{
+    const uint64_t blocks = (uint64_t)((n_rows + TILE_ROWS - 1) / TILE_ROWS) * (uint64_t)(n_cols / 64);
+    return TNEST_HEAD + ((blocks * TNEST2_BYTES + 63) & ~(uint64_t)63) + (uint64_t)(l - 1) * blocks * TNEST_LEVEL;
+}
+static inline uint64_t dev_stacked_bytes(int n_cols, int n_rows, int depth)
+{
+    return dev_stacked_level(n_cols, n_rows, depth + 1);
+}
+/* Writes that many bytes; and a struct stacked of such bytes. */
+void dev_stacked_put(const struct stacked *m, char *to);
+struct stacked dev_stacked_view(int n_cols, int n_rows, const char *from);
 
 /* Bytes of scratch that OP_EXPERTS needs for n_pairs routed pairs of rows with n_slots slots. */
 uint64_t dev_experts_scratch(int n_pairs, int n_slots, int n_embd, int n_ff,

@@ -23,7 +23,7 @@
 #include "moe/base/mem.h"
 #include "moe/compute/dev.h"
 
-enum { QUEUE = 128, BLOCKS = 64, STEP = 256 };
+enum { QUEUE = 128, BLOCKS = 64, STEP = 256, EXPERTS_MAX = 4096 };
 static const uintptr_t TAG = (uintptr_t)1 << 62;
 enum { AUTO_MEMORY = 256 << 20 }; /* it is the host's RAM, after all */
 static const double RATE = 400e9, RATE_COPY = 25e9, LATENCY = 10e-6;
@@ -56,6 +56,7 @@ struct dev {
     pthread_cond_t changed;
     struct command queue[QUEUE];
     char *kv_base[DEV_SESSIONS]; /* of the op being run */
+    struct stacked stack[OP_IO][EXPERTS_MAX]; /* ditto */
     dev_fence n_put, n_done;
     struct err lost;
     double clock;
@@ -94,10 +95,10 @@ static char *end_of_copy(struct dev *d, struct err *e, const void *at, uint64_t 
 
 /* ---- running ---- */
 
-enum { EXPERTS_MAX = 4096 };
-
+/* Of a stack without levels. */
 static uint64_t bytes_of(const struct dev_weight *w)
 {
+    if (w->type == QTYPE_NEST2) return dev_stacked_bytes(w->n_cols, w->n_rows, 0);
     if (!w->tiles) return sizeof(float) * (uint64_t)w->n_cols * (uint64_t)w->n_rows;
     return (uint64_t)((w->n_rows + TILE_ROWS - 1) / TILE_ROWS) * tile_bytes(w->type, w->n_cols);
 }
@@ -148,6 +149,18 @@ static void run_plain(struct dev *d, const struct op *op, const struct dev_bind 
     *seconds += bytes / RATE;
 }
 
+/* A stacked matrix at `from`, with the addresses that the CPU device follows. */
+static uint64_t follow_stack(struct dev *d, struct err *e, const struct dev_weight *w, const void *from,
+                             struct stacked *to)
+{
+    const char *p = own(d, e, from, bytes_of(w));
+    if (!p) return 0;
+    *to = dev_stacked_view(w->n_cols, w->n_rows, p);
+    const uint64_t n = dev_stacked_bytes(w->n_cols, w->n_rows, to->depth);
+    (void)own(d, e, from, n);
+    return n;
+}
+
 /* OP_EXPERTS with every address turned into one that the CPU device can follow. */
 static void run_experts(struct dev *d, const struct op *op, const struct dev_bind *given,
                         struct err *e, double *seconds)
@@ -172,6 +185,11 @@ static void run_experts(struct dev *d, const struct op *op, const struct dev_bin
     }
     for (int a = rt.begin; a < rt.end; a++)
         for (int k = 0; k < OP_IO; k++) {
+            if (w[k].type == QTYPE_NEST2) {
+                at[k][a] = &d->stack[k][a];
+                bytes += (double)follow_stack(d, e, &w[k], table[k][a], &d->stack[k][a]);
+                continue;
+            }
             const uint64_t n = bytes_of(&w[k]);
             at[k][a] = own(d, e, table[k][a], n);
             bytes += (double)n;
@@ -242,8 +260,10 @@ static dev_fence put(struct dev *d, const struct command *c)
 static bool sim_supports(const struct dev *d, const struct op *op, const struct dev_weight *weight)
 {
     (void)d;
-    for (int k = 0; k < OP_WEIGHTS; k++)
-        if (op->weight[k] >= 0 && qtype_is_stacked(weight[op->weight[k]].type)) return false;
+    for (int k = 0; k < OP_WEIGHTS; k++) {
+        const enum qtype type = op->weight[k] < 0 ? QTYPE_F32 : weight[op->weight[k]].type;
+        if (qtype_is_stacked(type) && (type != QTYPE_NEST2 || op->code != OP_EXPERTS)) return false;
+    }
     switch (op->code) {
     case OP_EXPERTS: return op->p.moe.route.n_expert <= EXPERTS_MAX;
     case OP_RMS_NORM:

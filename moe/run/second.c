@@ -117,7 +117,6 @@ void second_find(struct tessera_engine *e)
     if (!api) return;
     err_clear(&err);
     const char *why = unfit(api);
-    if (!why && e->stack.present) why = "a stack's experts have no kernels there";
     if (why) {
         without(e, api->name && api->abi == DEV_ABI ? api->name : "", why);
         return;

@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_ARGS = 256, STREAMS = 8, QUEUE = 4096, KERNELS = 64 };
+enum { MAX_ARGS = 256, STREAMS = 8, QUEUE = 4096, KERNELS = 128 };
 
 struct emu_event { uint64_t recorded, passed; /* how often */ };
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the tables of the nested codec (quant/stack.c): a Lloyd tree for Gaussian weights in blocks of
+"""Makes the tables of the nested codec (quant/nest_body.h): a Lloyd tree for Gaussian weights in blocks of
 64 that share the best of the scales which the format can store.
 
     python3 tests/stack/tree.py          (NumPy; a minute)

@@ -6,15 +6,17 @@
  * semantics are those of dev_cpu.c, op by op.
  *
  * DESIGN.  Rows of an op beyond ROWS_MOST come in another launch.  Pairs of experts are listed in groups
- * of up to GPU_ROWS that meet the same expert, so that a block reads a tile once for them; where no
- * expert has two pairs, as when a single token is made, a pair has a block of its own. */
+ * that meet the same expert, so that a block reads a tile once for them: as many as the kernel takes that
+ * suits the pairs that an expert has on average.  Where no expert has two pairs, as when a single token is
+ * made, a pair has a block of its own.  A list ends with an expert, unless that alone is longer. */
 #include "moe/compute/cuda/cuda_int.h"
 
 #include <string.h>
 
 #include "quant/mm.h"
 
-enum { LIST_PAIRS = 512 };
+/* Of one launch. */
+enum { LIST_PAIRS = 4096, LIST_EXPERTS = BATCH_READS / OP_IO };
 
 /* Some rows of an op. */
 struct rows {
@@ -28,6 +30,7 @@ static int n_tiles(const struct dev_weight *w) { return (w->n_rows + TILE_ROWS -
 
 static uint64_t matrix_bytes(const struct dev_weight *w)
 {
+    if (w->type == QTYPE_NEST2) return dev_stacked_bytes(w->n_cols, w->n_rows, STACK_NESTED);
     return (uint64_t)n_tiles(w) * tile_bytes(w->type, w->n_cols);
 }
 
@@ -206,7 +209,8 @@ static void run_matmul(const struct rows *r, struct batch *q)
     for (int i = 0; i < GPU_MATS && w[i]; i++) {
         struct gpu_product a = {
             .x = row_at(r, op->in[0]), .x_stride = stride_of(r, op->in[0]), .n_rows = r->n, .n_heads = 1,
-            .tile_bytes = tile_bytes(w[i]->type, w[i]->n_cols), .n_cols = w[i]->n_cols, .many = r->n > 1,
+            .tile_bytes = tile_bytes(w[i]->type, w[i]->n_cols), .n_cols = w[i]->n_cols,
+            .share = gpu_share(w[i]->type, r->n),
         };
         bool done = false;
         for (int k = 0; k < GPU_MATS && w[k]; k++) {
@@ -230,7 +234,8 @@ static void run_head_matmul(const struct rows *r, struct batch *q)
         .x = row_at(r, op->in[0]), .x_stride = stride_of(r, op->in[0]), .n_rows = r->n,
         .n_heads = op->p.heads.n_heads, .x_head = act_bytes(qtype_info((uint32_t)w->type)->act, w->n_cols),
         .out_head = sizeof(float) * (uint64_t)op->p.heads.stride,
-        .tile_bytes = tile_bytes(w->type, w->n_cols), .n_cols = w->n_cols, .many = r->n > 1, .n_mats = 1,
+        .tile_bytes = tile_bytes(w->type, w->n_cols), .n_cols = w->n_cols,
+        .share = gpu_share(w->type, r->n), .n_mats = 1,
         .mat = {{.w = matrix(r, w), .out = row_at(r, op->out[0]), .out_stride = stride_of(r, op->out[0]),
                  .n_rows = per_head * TILE_ROWS, .n_tiles = per_head}},
     };
@@ -353,23 +358,48 @@ static void touch_layer(struct layer *l)
     for (int k = 0; k < OP_IO; k++) l->bias[k] = vector(&l->r, OP_IO + k);
 }
 
-/* Pairs c0 .. c0 + n - 1 in groups, the first of which are expert number a's; returns the number of the
- * last one's expert. */
-static int list_pairs(const struct layer *l, struct batch *q, int a, int c0, int n, struct gpu_group *group,
+/* Some pairs: at .. at + n - 1, the first of which are expert number a's, in groups of up to `share`. */
+struct list {
+    int a, at, n, n_experts, share;
+};
+
+/* As many as a list has from there on. */
+static struct list next_list(const struct layer *l, int a, int at)
+{
+    const int32_t *first = l->rt->first;
+    struct list s = {.a = a, .at = at};
+    for (; a < l->rt->end && first[a + 1] - at <= LIST_PAIRS && s.n_experts < LIST_EXPERTS; a++) {
+        s.n_experts += first[a + 1] > at + s.n;
+        s.n = first[a + 1] - at;
+    }
+    if (!s.n) s.n = LIST_PAIRS, s.n_experts = 1;
+    s.share = GPU_MANY;
+    for (int k = 0; k < OP_IO; k++) {
+        const int share = gpu_share(l->w[k]->type, (s.n + s.n_experts - 1) / s.n_experts);
+        if (share < s.share) s.share = share;
+    }
+    return s;
+}
+
+static int most_groups(const struct list *s) { return s->n / s->share + s->n_experts; }
+
+/* Returns the number of the last pair's expert. */
+static int list_pairs(const struct layer *l, struct batch *q, const struct list *s, struct gpu_group *group,
                       int *n_groups, int32_t *row)
 {
     const struct dev_route *rt = l->rt;
     struct gpu_group *g = NULL;
+    int a = s->a;
     *n_groups = 0;
-    for (int i = 0, last = -1; i < n; i++) {
-        while (c0 + i >= rt->first[a + 1]) a++;
-        if (a != last || g->n == GPU_ROWS) {
+    for (int i = 0, last = -1; i < s->n; i++) {
+        while (s->at + i >= rt->first[a + 1]) a++;
+        if (a != last || g->n == s->share) {
             g = &group[(*n_groups)++];
             *g = (struct gpu_group){.w = {rt->gate[a], rt->up[a], rt->down[a]}, .expert = rt->expert[a],
                                     .first = i};
         }
         g->n++;
-        row[i] = rt->pair[c0 + i] / rt->n_used;
+        row[i] = rt->pair[s->at + i] / rt->n_used;
         for (int k = 0; k < OP_IO && a != last; k++)
             batch_reads(l->r.d, q, g->w[k], matrix_bytes(l->w[k]));
         last = a;
@@ -415,25 +445,26 @@ static void feed_forward(const struct layer *l, struct batch *q, const struct gp
     multiply(l, q, *p, 2, 1, c0);
 }
 
-/* LIST_PAIRS pairs at a time. */
 static void run_pairs(struct layer *l)
 {
     const struct dev_route *rt = l->rt;
-    const int in = l->r.op->in[0], end_at = rt->first[rt->end];
-    const uint64_t group_bytes = sizeof(struct gpu_group) * LIST_PAIRS;
-    for (int a = rt->begin, at = rt->first[a], n, n_groups; at < end_at; at += n) {
-        n = end_at - at < LIST_PAIRS ? end_at - at : LIST_PAIRS;
-        struct batch *q = batch_room(l->r.d, 4, OP_IO * n, group_bytes + sizeof(int32_t) * LIST_PAIRS);
+    const int in = l->r.op->in[0];
+    for (int a = rt->begin, at = rt->first[a], n_groups; at < rt->first[rt->end];) {
+        const struct list s = next_list(l, a, at);
+        const uint64_t group_bytes = sizeof(struct gpu_group) * (uint64_t)most_groups(&s);
+        const uint64_t row_bytes = sizeof(int32_t) * (uint64_t)s.n;
+        struct batch *q = batch_room(l->r.d, 4, OP_IO * s.n_experts, group_bytes + row_bytes + 64);
         const void *group, *row;
         if (!q) return;
         touch_layer(l);
         struct gpu_group *groups = list_in(q, group_bytes, &group);
-        int32_t *rows = list_in(q, sizeof *rows * (uint64_t)n, &row);
-        a = list_pairs(l, q, a, at, n, groups, &n_groups, rows);
+        int32_t *rows = list_in(q, row_bytes, &row);
+        a = list_pairs(l, q, &s, groups, &n_groups, rows);
         const struct gpu_product p = {.group = group, .row = row, .x = row_at(&l->r, in),
                                       .x_stride = stride_of(&l->r, in), .n_groups = n_groups, .n_heads = 1,
-                                      .many = n_groups < n};
-        feed_forward(l, q, &p, at, n);
+                                      .share = s.share};
+        feed_forward(l, q, &p, at, s.n);
+        at += s.n;
     }
 }
 
@@ -497,7 +528,7 @@ static void run_chosen(struct dev *d, const struct op *op, const struct dev_bind
                                                        (uint64_t)op->p.moe.route.n_expert);
     feed_forward(&l, q, &(struct gpu_product){
         .id = c.id, .table = table, .x = row_at(&l.r, in), .x_stride = stride_of(&l.r, in),
-        .n_rows = n, .n_heads = 1, .n_used = k}, 0, n);
+        .n_rows = n, .n_heads = 1, .n_used = k, .share = 1}, 0, n);
     start(q, gpu_combine(&(struct gpu_combine){
         .w = c.w, .x = l.out, .x_stride = l.out_stride, .out = row_at(&l.r, out),
         .out_stride = stride_of(&l.r, out), .n_rows = l.r.n, .n_used = k, .n = l.w[0]->n_cols,
@@ -563,14 +594,14 @@ bool cuda_can(const struct op *op, const struct dev_weight *weight)
         for (int k = 0; k < OP_IO && w[k]; k++)
             if (!has_product(w[k])) return false;
         return w[0] != NULL;
-    case OP_HEAD_MATMUL: return has_product(w[0]);
+    case OP_HEAD_MATMUL: return has_product(w[0]) && !qtype_is_stacked(w[0]->type);
     case OP_ROUTE: {
         const struct route_params *p = &op->p.moe.route;
         return p->n_expert <= GPU_EXPERTS && p->n_used <= GPU_USED && p->n_group <= GPU_GROUPS &&
                !p->choice.k_max && (!w[0] || is_vector(w[0])) && (!w[1] || is_vector(w[1]));
     }
     case OP_PREPARE:
-    case OP_HEAD_PREPARE: return gpu_has_prepare(op->p.prepare.kind);
+    case OP_HEAD_PREPARE:
     case OP_KV_PUT: return true;
     case OP_ATTENTION:
         return op->p.attn.dk <= GPU_HEAD && op->p.attn.dv <= GPU_HEAD && (!w[0] || is_vector(w[0]));

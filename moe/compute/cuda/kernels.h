@@ -19,7 +19,8 @@ extern "C" {
 #endif
 
 enum {
-    GPU_ROWS = 8,   /* rows that share a block of a product */
+    GPU_ROWS = 8,   /* rows that share a block of a product, */
+    GPU_MANY = 64,  /* where tensor cores make it */
     GPU_MATS = 3,
     GPU_HEAD = 576, /* values of a head in attention at most */
     GPU_EXPERTS = 1024, GPU_USED = 32, GPU_GROUPS = 64, /* of a router at most */
@@ -32,7 +33,7 @@ struct gpu_group {
 };
 
 struct gpu_mat {
-    const void *w;        /* tiles; of groups: theirs */
+    const void *w;        /* tiles, or a stack (moe/compute/dev.h); of groups: theirs */
     const float *bias;    /* of groups, [n_expert][n_rows]; NULL = none */
     char *out;            /* rows of floats */
     uint64_t out_stride;
@@ -52,7 +53,8 @@ struct gpu_product {
     int32_t n_used;       /* of id: pair i is of row i / n_used; 0: of row i */
     int32_t first;        /* mat[m] is matrix first + m of a group */
     int32_t n_mats, n_cols;
-    int32_t many;         /* GPU_ROWS rows share a block, as many as a group may have; 0: one */
+    int32_t share;        /* rows that share a block, as many as a group may have: 1, GPU_ROWS, GPU_MANY */
+    int32_t slices;       /* set by gpu_product() */
     struct gpu_mat mat[GPU_MATS];
 };
 
@@ -165,7 +167,8 @@ struct gpu_launch {
 };
 
 bool gpu_has_product(enum qtype type);
-bool gpu_has_prepare(enum act_kind kind);
+/* How many of n rows should share a block. */
+int gpu_share(enum qtype type, int n_rows);
 struct gpu_launch gpu_product(enum qtype type, const struct gpu_product *a);
 struct gpu_launch gpu_prepare(enum act_kind kind, const struct gpu_prepare *a);
 struct gpu_launch gpu_norm(const struct gpu_norm *a);
