@@ -377,9 +377,8 @@ static void test_resizes(void **state)
 #endif
     const char *path = stack(QTYPE_NEST2), *kv = in_dir("kv.gguf");
     struct tessera_options o = options(path, UINT64_MAX);
-    const uint64_t least = smallest(&o), room = 4 * MIB;
     tessera_engine *e = must_open(&o);
-    const uint64_t most = fit_need(e, &e->placement) + room;
+    const uint64_t least = fit_least(e), most = fit_need(e, &e->placement) + MIB;
     tessera_session *s = session(e);
     struct err err;
     struct rng r;
@@ -388,9 +387,9 @@ static void test_resizes(void **state)
     rng_seed(&r, 5);
     (void)step(e, s, ids, N);
     for (int i = 0; i < RESIZES; i++) {
-        const uint64_t budget = i % 3 == 0 ? least + room
+        const uint64_t budget = i % 3 == 0   ? least
                                 : i % 3 == 1 ? most
-                                             : least + room + rng_below(&r, (uint32_t)(most - least));
+                                             : least + rng_below(&r, (uint32_t)(most - least));
         atomic_store(&e->ledger.peak, atomic_load(&e->ledger.total));
         if (tessera_resize(e, budget, &err)) fail_msg("%s", err.msg);
         const struct tessera_memory m = tessera_memory(e);
