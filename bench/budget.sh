@@ -137,7 +137,7 @@ chat_case() { # resizes between the answers; saved and loaded on the way
     below 3; a=(chat -m "$M" -c $c -n 12 --temp 0 -t $((R + 1)))
     smallest "${a[@]}" || return
     choose_budget "$1"; local first=$MEM most=$MEM
-    printf "%*s\n/save $T/s\n/load $T/s\n" $((c / 3)) hello | tee "$T/in" >"$T/plain"
+    printf "%*s\n/save $T/s\n/load $T/s\n" $(((c - 300) / 2)) hello | tee "$T/in" >"$T/plain"
     for k in 1 2 3; do
         # A resize keeps context and micro-batch, so its least may be more than the smallest budget.
         choose_budget "$1"; to=$((MEM > first ? MEM : first + 10 * k)); [ $to -gt $most ] && most=$to

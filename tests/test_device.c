@@ -1072,7 +1072,7 @@ static void test_cuda_growth(void **state)
     (void)setenv("TEST_CUDA", "", 1);
     o.vram_budget = (uint64_t)(CUDA_OWN + 64) * MIB;
     const uint64_t vram[2] = {vram_of(&o, 30), vram_of(&o, 60)};
-    for (int i = 0; i < (SLOW ? 2 : 4); i++) {
+    for (int i = SLOW; i < (SLOW ? 2 : 4); i++) {
         struct err err;
         const bool good = !mode[i][0];
         (void)setenv("TEST_CUDA", mode[i], 1);
@@ -1134,7 +1134,7 @@ static void test_cuda_types(void **state)
     };
     (void)state;
     (void)setenv("TEST_CUDA", "", 1);
-    for (size_t i = 0; i < sizeof m / sizeof m[0]; i += SLOW ? 2 : 1) {
+    for (size_t i = 0; i < sizeof m / sizeof m[0]; i += SLOW ? 4 : 1) {
         struct tessera_options o = options(model(m[i].arch, m[i].type));
         reference(&o);
         o.device = plugin("");
