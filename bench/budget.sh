@@ -8,7 +8,6 @@
 # (FILE, or one that is made in DIR) with less than half of it as budget.  For every one:
 #   - the smallest budget is what the refusal says, and a tenth of a MiB less is refused with exit code 3;
 #   - in an unlimited control group the peak charge stays under the budget, or, every second time,
-#   - in an unlimited control group the peak charge stays under the budget, or, every second time,
 #     in a group limited to the budget nothing is killed; the peak resident set stays under it.  Every start
 #     is a cold one: program and libraries are copies of ours that are not in the page cache, so that the
 #     group is charged for them, too;
@@ -50,7 +49,7 @@ cold() {
     "$CONFINED" "$limit" env LD_LIBRARY_PATH="$PWD/$C" "$COLD" "$@"
 }
 start=$(cold 0 --version 2>&1 >/dev/null | sed -n 's/.* peak=\([0-9]*\).*/\1/p')
-[ "$start" -gt $((4 * MIB)) ] || echo "note: starts are not cold here: $((start / 1024)) KiB charged"
+[ "${start:-0}" -gt $((4 * MIB)) ] || echo "note: starts are not cold here: $((${start:-0} / 1024)) KiB charged"
 
 below() { R=$(((RANDOM * 32768 + RANDOM) % $1)); } # 0 .. $1 - 1, in R
 fail() { bad=$((bad + 1)); echo "FAILED: $*"; [ -s "$T/err" ] && tail -n 3 "$T/err" | sed 's/^/    /'; }

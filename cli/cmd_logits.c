@@ -140,7 +140,7 @@ static int write_logits(struct cli_args *a, const struct logits_args *own, struc
         return rc;
     }
     cli_interrupt_target(e);
-    w.keep = tessera_memory(e).budget / 128;
+    w.keep = osfile_keep(tessera_memory(e).budget);
     if (tessera_model(e).sees_both && own->decode) {
         fprintf(stderr, "tessera: --decode: a model of %s sees a text as a whole\n",
                 tessera_model(e).arch);

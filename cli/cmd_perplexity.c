@@ -54,7 +54,7 @@ static enum status prepare(struct ppl *p, const struct cli_args *a,
                        c->n_ctx, c->n_ctx);
     if (own->base && !own->kl)
         s = kl_create(&p->save, own->base, c->n_vocab, c->n_ctx, c->n_chunk, c->ids, err);
-    p->save.w.keep = tessera_memory(c->e).budget / 128;
+    p->save.w.keep = osfile_keep(tessera_memory(c->e).budget);
     return s ? s : chunks_begin(c, err);
 }
 

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "offload/fetch.h"
+
 uint64_t place_level_bytes(const struct place_sizes *s, int n)
 {
     const uint64_t page = 4096;
@@ -19,7 +21,8 @@ static uint64_t sum(const struct place_sizes *s, const struct placement *p)
 
 struct placement place_all(const struct place_sizes *s)
 {
-    struct placement p = {.dense_home = true, .tables_home = true, .n_units = s->n_units};
+    struct placement p = {.dense_home = true, .tables_home = true, .n_units = s->n_units,
+                          .depth = FETCH_DEPTH};
     for (int c = 0; c < s->n_classes; c++) p.n_slots[c] = s->n_groups[c];
     p.bytes = sum(s, &p);
     return p;

@@ -41,8 +41,7 @@ struct placement {
     int n_slots[PLACE_CLASSES];
     int n_units;                          /* levels */
     uint64_t bytes;                       /* of all these */
-    int depth;                            /* reads that each loader has under way (fetch.h); 0 = as many
-                                             as there can be */
+    int depth;                            /* reads that each loader has under way (fetch.h) */
 };
 
 /* Everything in RAM; the least that works. */

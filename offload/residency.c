@@ -530,7 +530,6 @@ void resid_prepare(struct resid *r, const struct resid_start *how)
 
 static enum status start_fetching(struct resid *r, int depth, struct err *e)
 {
-    if (!depth) depth = FETCH_DEPTH;
     if (r->fetching && r->how.depth == depth) return OK;
     r->how.depth = depth;
     if (r->fetching) {

@@ -902,8 +902,7 @@ static void test_shrunk_before(void **state)
         assert_int_equal(gone ? unlink(path) : truncate(path, 5000), 0);
         ledger_init(&ledger, UINT64_MAX);
         resid_prepare(&resid, &(struct resid_start){.ledger = &ledger, .n_threads = 3});
-        struct placement all = place_all(&resid.sizes);
-        all.depth = FETCH_DEPTH;
+        const struct placement all = place_all(&resid.sizes);
         assert_int_equal(resid_apply(&resid, &all, NULL, NULL, &e), ERR_IO);
         assert_non_null(strstr(e.msg, "bad.gguf"));
         resid_close(&resid);

@@ -1487,56 +1487,27 @@ static int remove_dir(void **state)
 
 /* Tokens of a test: past the end of a page where sessions are cut and saved; few on an emulated GPU and
  * where every call fails once. */
-static int feed_some(void **state)
+static int set_n(void **state)
 {
-    (void)state;
-    n_fed = 24;
+    n_fed = *(const int *)*state;
     return 0;
 }
 
-static int feed_most(void **state)
-{
-    (void)state;
-    n_fed = 60;
-    return 0;
-}
-
-static int feed_all(void **state)
-{
-    (void)state;
-    n_fed = 72;
-    return 0;
-}
-
-static int feed_long(void **state)
-{
-    (void)state;
-    n_fed = N;
-    return 0;
-}
-
-#define FEED(test, how) cmocka_unit_test_setup(test, how)
+#define FEED(test, n) cmocka_unit_test_prestate_setup_teardown(test, set_n, NULL, &(int){n})
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        FEED(test_split, feed_some),       FEED(test_sim_addresses, feed_some),
-        FEED(test_same_bits, feed_most),   FEED(test_beside, feed_most),
-        FEED(test_sessions, feed_all),     FEED(test_sim_reference, feed_some),
-        FEED(test_resident, feed_all),     FEED(test_growth, feed_long),
-        FEED(test_growth_lost, feed_long), FEED(test_cuda_growth, feed_all),
-        FEED(test_cuda_layers, feed_some),
-        FEED(test_outgrown, feed_long),    FEED(test_layers, feed_some),
-        FEED(test_places, feed_long),
-        FEED(test_worth, feed_some),
-          FEED(test_router_reference, feed_some),
-        FEED(test_bad_devices, feed_some), FEED(test_observed, feed_some),
-        FEED(test_late, feed_most),        FEED(test_unfit, feed_some),
-        FEED(test_sim_clock, feed_most),   FEED(test_no_plugin, feed_some),
-        FEED(test_cuda_order, feed_some),  FEED(test_cuda_late, feed_some),
-        FEED(test_cuda_same_bits, feed_some), FEED(test_cuda_types, feed_some),
-        FEED(test_cuda_reference, feed_some), FEED(test_cuda_misbehaves, feed_some),
-        FEED(test_cuda_graphs, feed_some),
+        FEED(test_split, 24), FEED(test_sim_addresses, 24), FEED(test_same_bits, 60),
+        FEED(test_beside, 60), FEED(test_sessions, 72), FEED(test_sim_reference, 24),
+        FEED(test_resident, 72), FEED(test_growth, N), FEED(test_growth_lost, N),
+        FEED(test_cuda_growth, 72), FEED(test_cuda_layers, 24), FEED(test_outgrown, N),
+        FEED(test_layers, 24), FEED(test_places, N), FEED(test_worth, 24),
+        FEED(test_router_reference, 24), FEED(test_bad_devices, 24), FEED(test_observed, 24),
+        FEED(test_late, 60), FEED(test_unfit, 24), FEED(test_sim_clock, 60),
+        FEED(test_no_plugin, 24), FEED(test_cuda_order, 24), FEED(test_cuda_late, 24),
+        FEED(test_cuda_same_bits, 24), FEED(test_cuda_types, 24), FEED(test_cuda_reference, 24),
+        FEED(test_cuda_misbehaves, 24), FEED(test_cuda_graphs, 24),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -70,6 +70,13 @@ enum status osfile_writer_open(struct osfile_writer *w, const char *path, struct
 enum status osfile_writer_commit(struct osfile_writer *w, struct err *e);
 void osfile_writer_abort(struct osfile_writer *w);
 
+/* What may wait so in a process of that budget; bytes. */
+static inline uint64_t osfile_keep(uint64_t budget)
+{
+    const uint64_t n = budget / 128;
+    return n < 64 << 10 ? 64 << 10 : n > 64 << 20 ? 64 << 20 : n;
+}
+
 /* A budget is charged for what has been written and is not on the disk yet: when that is more than
  * w->keep bytes it is put there, and its pages are given back.  Errors are the commit's to tell. */
 void osfile_writer_settle(struct osfile_writer *w);

@@ -583,7 +583,8 @@ struct tessera_traffic tessera_traffic(const tessera_engine *e)
     promise((struct tessera_engine *)(uintptr_t)e, &e->placement, &t); /* it remembers answers */
     return (struct tessera_traffic){
         .device_ran = d->count.ran, .device_sent = d->count.sent, .device_filled = d->count.uploads,
-        .device_displaced = d->count.displaced, .device_bytes = d->count.bytes, .device_seconds = devtier_on(d) ? d->api->clock(d->dev) : 0,
+        .device_displaced = d->count.displaced, .device_bytes = d->count.bytes,
+        .device_seconds = devtier_on(d) ? d->api->clock(d->dev) : 0,
         .device_modelled = e->device_modelled,
         .steps = e->n_steps, .hits = c->hits, .misses = c->misses, .bytes_read = c->bytes_read,
         .shrunk = e->pressure.shrunk, .grown = e->pressure.grown, .spilled = e->pressure.spilled,

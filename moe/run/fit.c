@@ -271,7 +271,6 @@ static int less_context(int n_ctx, int least)
 static bool fit_all(struct tessera_engine *e, int want, int least, struct placement *p)
 {
     *p = place_all(&e->resid.sizes);
-    p->depth = FETCH_DEPTH;
     e->n_snapshots = most_snapshots(e);
     while (e->n_snapshots > 1 && need(e, p, want) > e->opt.mem_budget) e->n_snapshots--;
     while (want > least && need(e, p, want) > e->opt.mem_budget) want = less_context(want, least);

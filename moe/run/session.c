@@ -84,12 +84,8 @@ static enum status open_lines(struct tessera_session *s, struct err *err)
 
 /* ---- a KV cache on disk ---- */
 
-/* The budget is charged for the file's pages in the page cache, too: no more of them than this, in bytes. */
-static uint64_t in_cache(const struct tessera_engine *e)
-{
-    const uint64_t n = e->opt.mem_budget / 128;
-    return n < 64 << 10 ? 64 << 10 : n > 64 << 20 ? 64 << 20 : n;
-}
+/* The budget is charged for the file's pages in the page cache, too: no more bytes of them than this. */
+static uint64_t in_cache(const struct tessera_engine *e) { return osfile_keep(e->opt.mem_budget); }
 
 static void forget_spilled(struct tessera_session *s)
 {
