@@ -306,9 +306,9 @@ enum status fit_budget(struct tessera_engine *e, struct placement *p, struct err
             e->n_snapshots = 0;
         } else {
             const struct placement least_there = place_least(&e->resid.sizes);
-            return err_set(err, ERR_BUDGET, "the model does not fit %llu MiB: with a context of %d "
+            return err_set(err, ERR_BUDGET, "the model does not fit %.10g MiB: with a context of %d "
                            "tokens and all weights but the largest step's on disk it needs --mem "
-                           "%.10gM or more", (unsigned long long)(budget >> 20), want,
+                           "%.10gM or more", (double)((budget * 10 + (1u << 19)) >> 20) / 10, want,
                            fit_mib(need(e, &least_there, want)));
         }
     }
